@@ -1,0 +1,1 @@
+"""From masks on tiles to footprints: seams, polygons, attributes, evaluation. shapely and numpy."""

@@ -1,0 +1,1 @@
+"""The only folder that imports mmdet, mmengine and mmcv: detector, training, checkpoints."""

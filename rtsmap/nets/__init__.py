@@ -1,0 +1,1 @@
+"""Networks in plain torch; constructors take numbers. Never imports mmdet, mmengine or mmcv."""

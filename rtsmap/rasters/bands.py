@@ -1,0 +1,149 @@
+"""What a network wants to see: bands, grouped into modalities, at one ground resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rtsmap.errors import BandError
+
+BAND_UNITS: dict[str, str] = {
+    "red": "DN",
+    "green": "DN",
+    "blue": "DN",
+    "nir": "DN",
+    "ndvi": "1",
+    "ndwi": "1",
+    "relative_elevation": "m",
+    "slope": "degree",
+    "shaded_relief": "DN",
+}
+"""Every band name that rtsmap knows, with its unit. DN is the 8-bit scale 0-255."""
+
+TERRAIN_BANDS = frozenset({"relative_elevation", "slope", "shaded_relief"})
+"""Bands derived from an elevation model; all others are read from imagery."""
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """One band as the network sees it.
+
+    `mean` and `sd` normalise it; values outside `low`..`high` are clipped (all in the band's unit).
+    Raises BandError for unknown names and impossible numbers.
+    """
+
+    name: str
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if self.name not in BAND_UNITS:
+            known = ", ".join(sorted(BAND_UNITS))
+            raise BandError(f"unknown band '{self.name}'; rtsmap knows: {known}")
+        if not self.sd > 0 or not self.low < self.high:
+            raise BandError(
+                f"band '{self.name}': wanted sd > 0 and low < high, "
+                f"got sd={self.sd}, low={self.low}, high={self.high}"
+            )
+
+    @property
+    def unit(self) -> str:
+        """Unit of the band's values."""
+        return BAND_UNITS[self.name]
+
+
+@dataclass(frozen=True, slots=True)
+class Modality:
+    """A named group of bands that shares one branch of the network and one validity mask."""
+
+    name: str
+    bands: tuple[Band, ...]
+
+    def __post_init__(self) -> None:
+        names = self.band_names
+        if not names:
+            raise BandError(f"modality '{self.name}' has no bands")
+        if len(set(names)) != len(names):
+            raise BandError(f"modality '{self.name}' names a band twice: {', '.join(names)}")
+        if 0 < len(TERRAIN_BANDS.intersection(names)) < len(names):
+            raise BandError(
+                f"modality '{self.name}' mixes terrain with imagery ({', '.join(names)}): "
+                "they come from different files and need validity masks of their own"
+            )
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Names of the bands in channel order."""
+        return tuple(band.name for band in self.bands)
+
+    @property
+    def is_terrain(self) -> bool:
+        """True when the bands come from an elevation model."""
+        return self.bands[0].name in TERRAIN_BANDS
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """Ground resolution in metres per pixel, and the modalities of a network (first one leads)."""
+
+    resolution_m: float
+    modalities: tuple[Modality, ...]
+
+    def __post_init__(self) -> None:
+        if not 0.05 <= self.resolution_m <= 1000:
+            raise BandError(f"resolution_m must be within 0.05..1000, got {self.resolution_m}")
+        if not self.modalities:
+            raise BandError("an input spec needs at least one modality")
+        if len(set(self.names)) != len(self.names):
+            raise BandError(f"a modality is named twice: {', '.join(self.names)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the modalities in order."""
+        return tuple(modality.name for modality in self.modalities)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as it stands in card.toml and plan.json."""
+        return {
+            "resolution_m": self.resolution_m,
+            "modalities": [
+                {"name": m.name, "bands": [asdict(b) for b in m.bands]} for m in self.modalities
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> InputSpec:
+        """Rebuild from `to_dict`; raises BandError on missing or unknown keys."""
+        try:
+            if set(data) != {"resolution_m", "modalities"}:
+                raise BandError(f"input spec has keys {sorted(data)}, wanted resolution_m, modalities")
+            modalities = tuple(
+                Modality(m["name"], tuple(Band(**b) for b in m["bands"])) for m in data["modalities"]
+            )
+            return cls(float(data["resolution_m"]), modalities)
+        except (KeyError, TypeError) as exc:
+            raise BandError(f"input spec is incomplete or has unknown keys: {exc}") from exc
+
+
+OPTICAL_RGB = Modality(
+    "optical",
+    (
+        Band("red", 92.0, 28.0, 0.0, 255.0),
+        Band("green", 96.0, 26.0, 0.0, 255.0),
+        Band("blue", 78.0, 25.0, 0.0, 255.0),
+    ),
+)
+"""8-bit RGB, normalised with figures near those of the published slump chips."""
+
+TERRAIN = Modality(
+    "terrain",
+    (
+        Band("relative_elevation", 0.0, 3.0, -50.0, 50.0),
+        Band("slope", 5.0, 6.0, 0.0, 90.0),
+        Band("shaded_relief", 180.0, 25.0, 0.0, 255.0),
+    ),
+)
+"""Relief from an elevation model: height against the mean within 100 m, slope, shading."""

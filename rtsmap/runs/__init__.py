@@ -1,0 +1,1 @@
+"""Runs: plan, shards, executors and the pipelines that tie the rooms together."""

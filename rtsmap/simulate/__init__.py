@@ -1,0 +1,1 @@
+"""Physically plausible tundra scenes with slumps, look-alikes, an elevation model and the truth."""

@@ -1,0 +1,1 @@
+"""Vector files: the only folder that imports geopandas and pyogrio."""

@@ -1,0 +1,289 @@
+"""Polygons from files and back: labels, truth and areas of interest, as shapely geometries with a CRS."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import numpy.typing as npt
+import pyogrio
+import pyproj
+import shapely
+from odc.geo.crs import CRS
+from shapely.geometry.base import BaseGeometry
+
+from rtsmap.errors import InputError, LabelError
+from rtsmap.vectors.atomic import whole_file
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+FOOTPRINT_LAYER = "rts_footprints"
+
+DRIVERS = {
+    ".shp": "ESRI Shapefile",
+    ".gpkg": "GPKG",
+    ".geojson": "GeoJSON",
+    ".json": "GeoJSON",
+    ".fgb": "FlatGeobuf",
+    ".parquet": "Parquet",
+    ".geoparquet": "Parquet",
+}
+"""Formats that are written, by file suffix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Polygons:
+    """Valid, non-empty 2-D polygons or multipolygons in `crs`.
+
+    `columns` holds the attributes, one value a polygon; `notes` says what reading had to change.
+    Raises LabelError when lengths disagree or a geometry is not such a polygon.
+    """
+
+    geometries: tuple[BaseGeometry, ...]
+    crs: CRS
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, values in self.columns.items():
+            if len(values) != len(self.geometries):
+                raise LabelError(
+                    f"column '{name}' has {len(values)} values for {len(self.geometries)} polygons"
+                )
+        geometries = _array(self.geometries)
+        usable = _is_polygonal(geometries) & shapely.is_valid(geometries) & ~shapely.is_empty(geometries)
+        if not usable.all():
+            at = int(np.flatnonzero(~usable)[0])
+            raise LabelError(
+                f"polygon {at} is empty, invalid or not a polygon: {str(self.geometries[at])[:80]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.geometries)
+
+    def to_crs(self, crs: CRS) -> Polygons:
+        """The same polygons in another CRS, vertices transformed, repaired where that broke them."""
+        frame = geopandas.GeoSeries(_array(self.geometries), crs=self.crs.proj).to_crs(crs.proj)
+        geometries, keep, notes = _usable_polygons(np.asarray(frame.array))
+        columns = {name: _take(values, keep) for name, values in self.columns.items()}
+        return Polygons(tuple(geometries), crs, columns, self.notes + notes)
+
+
+def read_polygons(path: Path | str, layer: str | None = None) -> Polygons:
+    """Read polygons from a Shapefile (also zipped), GeoPackage, GeoJSON, KML, FlatGeobuf or GeoParquet.
+
+    Z is dropped, invalid polygons are repaired, other geometries are left out; `notes` counts each.
+    Without `layer` the file must have one polygon layer (a map of rtsmap gives its footprints).
+    Raises LabelError for a missing or unreadable file, a Git LFS pointer, a file without CRS, or
+    one without any polygon.
+    """
+    path = Path(path)
+    _check_content_is_here(path)
+    shapes, crs, columns, notes = _read_parquet(path) if _is_parquet(path) else _read_ogr(path, layer)
+    if not crs:
+        raise LabelError(
+            f"{path}: no coordinate reference system; polygons without one cannot be placed on a scene. "
+            "Add it (a .prj file for a shapefile, or with ogr2ogr -a_srs)"
+        )
+    if not len(shapes):
+        raise LabelError(f"{path}: the file holds no feature at all")
+    geometries, keep, repairs = _usable_polygons(shapes)
+    if not len(geometries):
+        kinds = ", ".join(sorted({str(g.geom_type) for g in shapes if g is not None}))
+        raise LabelError(
+            f"{path}: no polygon among {len(shapes)} features (found: {kinds or 'no geometry'}); "
+            "outlines of slumps are wanted"
+        )
+    return Polygons(
+        tuple(geometries),
+        _parse_crs(path, crs),
+        {name: _take(values, keep) for name, values in columns.items()},
+        notes + repairs,
+    )
+
+
+def write_polygons(
+    path: Path | str, polygons: Polygons, layer: str | None = None, *, overwrite: bool = False
+) -> None:
+    """Write polygons in the format that the suffix names (see `DRIVERS`); whole or not at all.
+
+    GeoJSON is written in longitude and latitude, as RFC 7946 wants it. Raises InputError when the
+    suffix is unknown or the file exists.
+    """
+    frame = geopandas.GeoDataFrame(
+        dict(polygons.columns), geometry=_array(polygons.geometries), crs=polygons.crs.proj
+    )
+    write_frame(Path(path), frame, layer=layer, overwrite=overwrite)
+
+
+def write_frame(
+    path: Path, frame: geopandas.GeoDataFrame, layer: str | None = None, *, overwrite: bool = False
+) -> None:
+    """Write a frame of polygons by suffix; whole or not at all."""
+    driver = driver_of(path)
+    with whole_file(path, overwrite=overwrite) as temporary:
+        if driver == "Parquet":
+            frame.to_parquet(temporary, index=False)
+            return
+        multi = bool((frame.geom_type == "MultiPolygon").any())
+        try:
+            pyogrio.write_dataframe(
+                frame,
+                temporary,
+                driver=driver,
+                layer=layer or path.stem,
+                geometry_type="MultiPolygon" if multi and driver != "ESRI Shapefile" else "Polygon",
+                promote_to_multi=multi and driver != "ESRI Shapefile",
+                encoding="UTF-8",
+                layer_options=_layer_options(driver),
+            )
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as exc:
+            raise InputError(f"{path}: cannot be written as {driver}: {exc}") from exc
+
+
+def driver_of(path: Path) -> str:
+    """Name of the format that a file's suffix asks for; raises InputError for others."""
+    driver = DRIVERS.get(path.suffix.lower())
+    if driver is None:
+        raise InputError(f"{path}: cannot tell the format from '{path.suffix}'; use {', '.join(DRIVERS)}")
+    return driver
+
+
+def _layer_options(driver: str) -> dict[str, str]:
+    # Nine decimals are 0.1 mm: the seven of RFC 7946's default would move vertices by a centimetre.
+    return {"RFC7946": "YES", "COORDINATE_PRECISION": "9"} if driver == "GeoJSON" else {}
+
+
+def _check_content_is_here(path: Path) -> None:
+    if not path.exists():
+        raise LabelError(f"{path}: no such file")
+    parts = [path]
+    if path.suffix.lower() == ".shp":
+        parts += [path.with_suffix(suffix) for suffix in (".shx", ".dbf", ".prj")]
+    for part in parts:
+        if _starts_with(part, LFS_POINTER):
+            raise LabelError(
+                f"{part}: this is a Git LFS pointer, not the file itself; "
+                "fetch the content with 'git lfs pull'"
+            )
+    if path.is_file() and path.stat().st_size == 0:
+        raise LabelError(f"{path}: the file is empty (0 bytes)")
+
+
+def _starts_with(path: Path, beginning: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(beginning)) == beginning
+
+
+def _is_parquet(path: Path) -> bool:
+    return DRIVERS.get(path.suffix.lower()) == "Parquet"
+
+
+_Raw = tuple[npt.NDArray[Any], Any, dict[str, list[Any]], tuple[str, ...]]
+
+
+def _read_parquet(path: Path) -> _Raw:
+    try:
+        frame = geopandas.read_parquet(path)
+    except (OSError, ValueError) as exc:
+        raise LabelError(f"{path}: cannot be read as GeoParquet: {exc}") from exc
+    names = [name for name in frame.columns if name != frame.geometry.name]
+    columns = {str(name): frame[name].tolist() for name in names}
+    return np.asarray(frame.geometry.array), frame.crs, columns, ()
+
+
+def _read_ogr(path: Path, layer: str | None) -> _Raw:
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            name = _choose_layer(path, layer)
+            meta, _, wkb, values = pyogrio.raw.read(path, layer=name, datetime_as_string=True)
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as exc:
+        raise LabelError(f"{path}: cannot be read as a vector file: {exc}") from exc
+    columns = {str(field): column.tolist() for field, column in zip(meta["fields"], values, strict=True)}
+    geometries = np.array([], dtype=object) if wkb is None else shapely.from_wkb(wkb, on_invalid="fix")
+    notes = tuple(dict.fromkeys(f"GDAL: {warning.message}" for warning in caught))
+    return geometries, meta["crs"], columns, notes
+
+
+def _choose_layer(path: Path, layer: str | None) -> str:
+    layers = {str(name): geometry_type for name, geometry_type in pyogrio.list_layers(path)}
+    if layer is not None:
+        if layer not in layers:
+            raise LabelError(f"{path}: no layer '{layer}'; the file has: {', '.join(layers) or 'none'}")
+        return layer
+    spatial = [name for name, geometry_type in layers.items() if geometry_type]
+    polygonal = [name for name in spatial if "Polygon" in layers[name] or layers[name] == "Unknown"]
+    if FOOTPRINT_LAYER in polygonal:
+        return FOOTPRINT_LAYER
+    candidates = polygonal or spatial
+    if len(candidates) != 1:
+        found = ", ".join(candidates) or "none with geometry"
+        raise LabelError(f"{path}: one layer of polygons wanted, found {len(candidates)}: {found}; name one")
+    return candidates[0]
+
+
+def _usable_polygons(
+    geometries: npt.NDArray[Any],
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp], tuple[str, ...]]:
+    """2-D valid polygons among the geometries, their positions, and what was changed or left out."""
+    missing = shapely.is_missing(geometries) | shapely.is_empty(geometries)
+    with_z = shapely.has_z(geometries)
+    shapes = shapely.force_2d(geometries)
+    invalid = ~missing & ~shapely.is_valid(shapes)
+    shapes[invalid] = shapely.make_valid(shapes[invalid])
+    collections = ~missing & (shapely.get_type_id(shapes) == shapely.GeometryType.GEOMETRYCOLLECTION)
+    shapes[collections] = [_polygonal_part(shape) for shape in shapes[collections]]
+    single = (shapely.get_type_id(shapes) == shapely.GeometryType.MULTIPOLYGON) & (
+        shapely.get_num_geometries(shapes) == 1
+    )
+    shapes[single] = shapely.get_geometry(shapes[single], 0)
+    usable = ~missing & _is_polygonal(shapes) & ~shapely.is_empty(shapes)
+    notes = [
+        (int(missing.sum()), "without geometry left out"),
+        (int((~missing & ~usable).sum()), "not polygons and left out"),
+        (int((invalid & usable).sum()), "invalid and repaired"),
+        (int((with_z & usable).sum()), "with Z, which was dropped"),
+    ]
+    return (
+        shapes[usable],
+        np.flatnonzero(usable),
+        tuple(f"{count} of {len(shapes)} features {what}" for count, what in notes if count),
+    )
+
+
+def _polygonal_part(collection: BaseGeometry) -> BaseGeometry:
+    parts = shapely.get_parts(collection)
+    return shapely.union_all(parts[_is_polygonal(parts)])
+
+
+def _is_polygonal(geometries: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    kinds = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
+    result: npt.NDArray[np.bool_] = np.isin(shapely.get_type_id(geometries), kinds)
+    return result
+
+
+def _parse_crs(path: Path, crs: Any) -> CRS:
+    try:
+        parsed = pyproj.CRS.from_user_input(crs)
+        authority = parsed.to_authority(min_confidence=100)
+        return CRS(":".join(authority) if authority else parsed.to_wkt())
+    except pyproj.exceptions.CRSError as exc:
+        raise LabelError(f"{path}: the coordinate reference system cannot be understood: {exc}") from exc
+
+
+def _array(geometries: Iterable[BaseGeometry]) -> npt.NDArray[Any]:
+    listed = list(geometries)
+    array = np.empty(len(listed), dtype=object)
+    array[:] = listed
+    return array
+
+
+def _take(values: Sequence[Any], keep: npt.NDArray[np.intp]) -> list[Any]:
+    return [values[i] for i in keep]

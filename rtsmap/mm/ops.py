@@ -1,0 +1,149 @@
+"""The door to mmdet: serves the operators it needs from torchvision where mmcv has none compiled.
+
+mmcv as installed from the package index comes without its compiled extension `mmcv._ext`. Cascade
+Mask R-CNN needs two of its operators, nms and RoIAlign, and torchvision has both. `install_ops` puts a
+stand-in module into the place of the extension; any other operator raises EngineError when called.
+Nothing else in rtsmap imports mmdet, mmcv or mmengine before `load_mmdet` has run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from rtsmap.errors import EngineError
+
+EXTENSION = "mmcv._ext"
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
+    """Indexes of the boxes (n, 4: x1, y1, x2, y2) that survive, best score first.
+
+    With `offset` 1 a box's width is x2 - x1 + 1, the convention of whole-pixel boxes.
+    """
+    boxes = boxes.float()
+    if offset:
+        boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
+    return torchvision.ops.nms(boxes, scores.float(), iou_threshold)
+
+
+def roi_align_forward(
+    pixels: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    *,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Average RoIAlign of `rois` (n, 5: image, x1, y1, x2, y2) into `output`, as mmcv's extension does."""
+    _want_average_pooling(pool_mode)
+    size = (aligned_height, aligned_width)
+    output.copy_(torchvision.ops.roi_align(pixels, rois, size, spatial_scale, sampling_ratio, aligned))
+
+
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    *,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Gradient of `roi_align_forward` with respect to its pixels, written into `grad_input`."""
+    _want_average_pooling(pool_mode)
+    gradient = torch.ops.torchvision._roi_align_backward(  # noqa: SLF001
+        grad_output,
+        rois,
+        spatial_scale,
+        aligned_height,
+        aligned_width,
+        *grad_input.shape,
+        sampling_ratio,
+        aligned,
+    )
+    grad_input.copy_(gradient)
+
+
+def _want_average_pooling(pool_mode: int) -> None:
+    if pool_mode != 1:
+        raise EngineError("RoIAlign with max pooling needs mmcv's compiled extension; use average pooling")
+
+
+SERVED: dict[str, Callable[..., Any]] = {
+    "nms": nms,
+    "roi_align_forward": roi_align_forward,
+    "roi_align_backward": roi_align_backward,
+}
+
+
+class StandIn(types.ModuleType):
+    """A module in the place of `mmcv._ext`: torchvision's operators, and an error for each other one."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return SERVED[name] if name in SERVED else _refuse(name)
+
+
+def _refuse(name: str) -> Callable[..., Any]:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise EngineError(
+            f"mmcv's operator '{name}' is not available: the installed mmcv has no compiled extension and "
+            f"torchvision serves only {', '.join(SERVED)}. Install a compiled onedl-mmcv to use it."
+        )
+
+    return refuse
+
+
+def install_ops() -> bool:
+    """Make `mmcv.ops` importable; True when the stand-in serves, False for a compiled extension.
+
+    Must run before the first import of `mmcv.ops`.
+    """
+    if EXTENSION not in sys.modules:
+        try:
+            importlib.import_module(EXTENSION)
+        except ImportError:
+            stand_in = StandIn(EXTENSION, "torchvision's operators under mmcv's names")
+            stand_in.__spec__ = ModuleSpec(EXTENSION, loader=None)
+            sys.modules[EXTENSION] = stand_in
+    return isinstance(sys.modules[EXTENSION], StandIn)
+
+
+@cache
+def load_mmdet() -> None:
+    """Import mmdet's models with working operators; raises EngineError when a package is missing."""
+    try:
+        with warnings.catch_warnings():
+            # mmcv warns about its own moved modules, mmengine about torch's deprecations.
+            warnings.simplefilter("ignore")
+            importlib.import_module("mmcv")
+            install_ops()
+            importlib.import_module("mmdet.models")
+    except ImportError as exc:
+        raise EngineError(
+            f"mmdet cannot be imported ({exc}); wanted onedl-mmdetection, onedl-mmengine and onedl-mmcv: "
+            "pip install rtsmap installs them, 'rtsmap doctor' shows what is there"
+        ) from exc

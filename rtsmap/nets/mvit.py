@@ -1,0 +1,334 @@
+"""MViTv2 for detection: a vision transformer that halves its resolution and doubles its width in stages.
+
+Paper: Li et al. 2022, "MViTv2: Improved Multiscale Vision Transformers for Classification and
+Detection" (arXiv 2112.01526). Checked against timm's `mvitv2_*`; the detection layout (windows, global
+last blocks, wider key strides there) follows detectron2's `modeling/backbone/mvit.py`. Parameters carry
+the official names (`blocks.3.attn.pool_q.weight`), so that official checkpoints fit as they are.
+Feature maps are kept as (B, H, W, C); outputs are (B, C, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Layout = Literal["detection", "classification"]
+
+LN_EPS = 1e-6
+STAGES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MViTSize:
+    """What distinguishes one MViTv2 from another. Width and heads double from stage to stage."""
+
+    embed_dim: int
+    num_heads: int
+    stage_blocks: tuple[int, int, int, int]
+    drop_path: float
+
+
+PRESETS: dict[str, MViTSize] = {
+    "tiny": MViTSize(96, 1, (1, 2, 5, 2), 0.2),
+    "small": MViTSize(96, 1, (1, 2, 11, 2), 0.2),
+    "base": MViTSize(96, 1, (2, 3, 16, 3), 0.4),
+    "large": MViTSize(144, 2, (2, 6, 36, 4), 0.5),
+}
+"""The published sizes; drop path as used for detection."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPlan:
+    """Numbers of one block. `window` is in tokens of the block's input, 0 means global attention."""
+
+    dim: int
+    dim_out: int
+    heads: int
+    stride_q: int
+    stride_kv: int
+    window: int
+    table_size: int
+    drop_path: float
+    stage: int
+
+
+def plan_blocks(
+    size: MViTSize, *, layout: Layout, window: int, kv_stride: int, table_size: int
+) -> tuple[BlockPlan, ...]:
+    """Numbers of every block, first to last.
+
+    `table_size` is the side of the first stage's token map that the relative position tables are made
+    for (56 for 224 px chips at stride 4).
+    """
+    total = sum(size.stage_blocks)
+    plans: list[BlockPlan] = []
+    dim = size.embed_dim
+    for stage, count in enumerate(size.stage_blocks):
+        for i in range(count):
+            entering, last = i == 0 and stage > 0, i == count - 1
+            stride_kv = max(kv_stride >> stage, 1)
+            # Detection looks globally once a stage, with twice the key stride to bear the cost.
+            global_block = layout == "classification" or (last and stage > 0)
+            doubled = layout == "detection" and last and 0 < stage < STAGES - 1
+            side = table_size >> (stage - entering)
+            stride_kv = stride_kv * 2 if doubled else stride_kv
+            plans.append(
+                BlockPlan(
+                    dim=dim,
+                    dim_out=size.embed_dim << stage,
+                    heads=size.num_heads << stage,
+                    stride_q=2 if entering else 1,
+                    stride_kv=stride_kv,
+                    window=0 if global_block else max(window >> (stage - entering), 1),
+                    table_size=2 * max(side // (2 if entering else 1), side // stride_kv) - 1,
+                    drop_path=size.drop_path * len(plans) / max(total - 1, 1),
+                    stage=stage,
+                )
+            )
+            dim = size.embed_dim << stage
+    return tuple(plans)
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patches: (B, C, H, W) to (B, H/stride, W/stride, dim), rounded up."""
+
+    def __init__(self, in_chans: int, dim: int, kernel: int = 7, stride: int = 4) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, kernel, stride, padding=kernel // 2)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tokens: Tensor = self.proj(pixels)
+        return tokens.permute(0, 2, 3, 1)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
+        return out
+
+
+class PooledAttention(nn.Module):
+    """Attention whose q, k and v are pooled by depth-wise convolutions, with relative positions."""
+
+    def __init__(self, plan: BlockPlan) -> None:
+        super().__init__()
+        head_dim = plan.dim_out // plan.heads
+        self.heads, self.head_dim = plan.heads, head_dim
+        self.window, self.stride_q, self.stride_kv = plan.window, plan.stride_q, plan.stride_kv
+        self.qkv = nn.Linear(plan.dim, plan.dim_out * 3)
+        self.proj = nn.Linear(plan.dim_out, plan.dim_out)
+        for name, stride in (("q", plan.stride_q), ("k", plan.stride_kv), ("v", plan.stride_kv)):
+            pool = nn.Conv2d(head_dim, head_dim, 3, stride, 1, groups=head_dim, bias=False)
+            self.add_module(f"pool_{name}", pool)
+            self.add_module(f"norm_{name}", nn.LayerNorm(head_dim, eps=LN_EPS))
+        self.rel_pos_h = nn.Parameter(torch.zeros(plan.table_size, head_dim))
+        self.rel_pos_w = nn.Parameter(torch.zeros(plan.table_size, head_dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, height, width, _ = tokens.shape
+        # (B, H, W, 3 * dim) -> 3 x (B * heads, H, W, head_dim)
+        qkv = self.qkv(tokens).reshape(batch, height, width, 3, self.heads, self.head_dim)
+        q, k, v = qkv.permute(3, 0, 4, 1, 2, 5).reshape(3, batch * self.heads, height, width, -1)
+        q = _pool(q, self.pool_q, self.norm_q)
+        k = _pool(k, self.pool_k, self.norm_k)
+        v = _pool(v, self.pool_v, self.norm_v)
+        out = q + (self._windowed(q, k, v) if self.window else self._attend(q, k, v, None))
+        # residual pooling above; (B * heads, H', W', head_dim) -> (B, H', W', dim)
+        out = out.reshape(batch, self.heads, *out.shape[1:]).permute(0, 2, 3, 1, 4)
+        projected: Tensor = self.proj(out.flatten(3))
+        return projected
+
+    def _windowed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention within windows of equal size that share the map evenly."""
+        unit = max(self.stride_kv, self.stride_q)
+        side_h = even_window(q.shape[1] * self.stride_q, self.window, unit)
+        side_w = even_window(q.shape[2] * self.stride_q, self.window, unit)
+        q_size = (side_h // self.stride_q, side_w // self.stride_q)
+        kv_size = (side_h // self.stride_kv, side_w // self.stride_kv)
+        blind = _blind_keys(k, kv_size)
+        out = self._attend(
+            partition(q, q_size), partition(k, kv_size), partition(v, kv_size), blind, windowed=True
+        )
+        return unpartition(out, q.shape)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, blind: Tensor | None, *, windowed: bool = False
+    ) -> Tensor:
+        """softmax(q k / sqrt(d) + q R_h + q R_w) v for maps (B, h, w, d); `blind` keys (B, n) see none."""
+        rel_h = relative_positions(self.rel_pos_h, q.shape[1], k.shape[1], exact=windowed)
+        rel_w = relative_positions(self.rel_pos_w, q.shape[2], k.shape[2], exact=windowed)
+        bias_h = torch.einsum("bhwc,hkc->bhwk", q, rel_h)
+        bias_w = torch.einsum("bhwc,wkc->bhwk", q, rel_w)
+        bias = (bias_h[..., :, None] + bias_w[..., None, :]).flatten(3).flatten(1, 2)  # (B, n_q, n_k)
+        if blind is not None:
+            bias = bias.masked_fill(blind[:, None], float("-inf"))
+        out = F.scaled_dot_product_attention(
+            q.flatten(1, 2)[:, None], k.flatten(1, 2)[:, None], v.flatten(1, 2)[:, None], bias[:, None]
+        )
+        return out[:, 0].reshape(q.shape)
+
+
+def _pool(heads: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+    """Depth-wise convolution and LayerNorm of a map (B, H, W, C)."""
+    pooled: Tensor = norm(conv(heads.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+    return pooled
+
+
+def even_window(length: int, window: int, unit: int) -> int:
+    """Side of equal windows, at most about `window` and a multiple of `unit`, that share `length` tokens."""
+    count = -(-length // window)
+    return -(-length // (count * unit)) * unit
+
+
+def partition(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut (B, H, W, C) into windows (B * n, h, w, C), padded with zeros at the lower right."""
+    batch, height, width, channels = tokens.shape
+    (h, w), rows, cols = size, -(-height // size[0]), -(-width // size[1])
+    if rows == cols == 1 and (h, w) == (height, width):
+        return tokens
+    tokens = F.pad(tokens, (0, 0, 0, cols * w - width, 0, rows * h - height))
+    tokens = tokens.reshape(batch, rows, h, cols, w, channels).transpose(2, 3)
+    return tokens.reshape(batch * rows * cols, h, w, channels)
+
+
+def unpartition(windows: Tensor, shape: Sequence[int]) -> Tensor:
+    """Put windows together again and cut the padding off; `shape` is the map's (B, H, W, C)."""
+    batch, height, width, _ = shape
+    _, h, w, channels = windows.shape
+    rows, cols = -(-height // h), -(-width // w)
+    tokens = windows.reshape(batch, rows, cols, h, w, channels).transpose(2, 3)
+    return tokens.reshape(batch, rows * h, cols * w, channels)[:, :height, :width]
+
+
+def _blind_keys(keys: Tensor, size: tuple[int, int]) -> Tensor | None:
+    """True for padded keys of each window, (B * n, h * w); None where nothing is padded."""
+    batch, height, width, _ = keys.shape
+    if height % size[0] == 0 and width % size[1] == 0:
+        return None
+    real = partition(keys.new_ones(1, height, width, 1), size).flatten(1) > 0
+    return ~real.repeat(batch, 1)
+
+
+def relative_positions(table: Tensor, q_size: int, k_size: int, *, exact: bool) -> Tensor:
+    """Rows of a relative position table for each query and key of one axis: (q, k, C).
+
+    A table of another length is interpolated, as published; `exact` takes its middle instead where it
+    is long enough, so that a distance of n tokens means the same in windows of every size.
+    """
+    length = 2 * max(q_size, k_size) - 1
+    if exact and len(table) > length:
+        start = (len(table) - length) // 2
+        table = table[start : start + length]
+    elif len(table) != length:
+        table = F.interpolate(table.T[None], size=length, mode="linear", align_corners=False)[0].T
+    q_step, k_step = max(k_size / q_size, 1.0), max(q_size / k_size, 1.0)
+    q_at = torch.arange(q_size, device=table.device)[:, None] * q_step
+    k_at = torch.arange(k_size, device=table.device)[None, :] * k_step
+    return table[(q_at - k_at + (k_size - 1) * k_step).long()]
+
+
+class Block(nn.Module):
+    """LayerNorm, pooled attention, LayerNorm, MLP; the first block of a stage widens and halves."""
+
+    def __init__(self, plan: BlockPlan, mlp_ratio: float) -> None:
+        super().__init__()
+        self.stride_q, self.drop_path = plan.stride_q, plan.drop_path
+        self.norm1 = nn.LayerNorm(plan.dim, eps=LN_EPS)
+        self.attn = PooledAttention(plan)
+        self.norm2 = nn.LayerNorm(plan.dim_out, eps=LN_EPS)
+        self.mlp = Mlp(plan.dim_out, int(plan.dim_out * mlp_ratio))
+        self.proj = nn.Linear(plan.dim, plan.dim_out) if plan.dim != plan.dim_out else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        normed = self.norm1(tokens)
+        skip = tokens if self.proj is None else self.proj(normed)
+        if self.stride_q > 1:
+            skip = F.max_pool2d(skip.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)
+        tokens = skip + self._dropped(self.attn(normed))
+        return tokens + self._dropped(self.mlp(self.norm2(tokens)))
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        """Drop the branch of some samples in training (stochastic depth), keeping its expectation."""
+        if not self.training or self.drop_path == 0:
+            return branch
+        keep = 1 - self.drop_path
+        kept = branch.new_empty(len(branch), 1, 1, 1).bernoulli_(keep)
+        return branch * (kept / keep)
+
+
+class MViT(nn.Module):
+    """(B, in_chans, H, W) of any H, W to four maps (B, C, h, w) at strides 4, 8, 16 and 32.
+
+    `window` is in tokens of the first stage. `layout="classification"` has no windows and no doubled
+    key strides: the published ImageNet network, whose feature maps timm gives too. Then, with `norms`
+    off, the maps are the raw outputs of the stages.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        num_heads: int = 1,
+        stage_blocks: tuple[int, int, int, int] = (1, 2, 5, 2),
+        drop_path: float = 0.0,
+        window: int = 56,
+        kv_stride: int = 4,
+        patch_stride: int = 4,
+        mlp_ratio: float = 4.0,
+        table_px: int = 224,
+        layout: Layout = "detection",
+        norms: bool = True,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads or min(stage_blocks) < 1:
+            raise ValueError(
+                f"MViT: embed_dim {embed_dim} must be a multiple of num_heads {num_heads}, "
+                f"and every stage needs a block, got {stage_blocks}"
+            )
+        size = MViTSize(embed_dim, num_heads, stage_blocks, drop_path)
+        plans = plan_blocks(
+            size,
+            layout=layout,
+            window=window,
+            kv_stride=kv_stride,
+            table_size=max(table_px // patch_stride, 8),
+        )
+        self.in_chans = in_chans
+        self.channels = tuple(embed_dim << stage for stage in range(STAGES))
+        self.strides = tuple(patch_stride << stage for stage in range(STAGES))
+        self.patch_embed = PatchEmbed(in_chans, embed_dim, 2 * patch_stride - 1, patch_stride)
+        self.blocks = nn.ModuleList(Block(plan, mlp_ratio) for plan in plans)
+        self.ends = tuple(sum(stage_blocks[: stage + 1]) - 1 for stage in range(STAGES))
+        for stage, channels in enumerate(self.channels if norms else ()):
+            self.add_module(f"scale{stage + 2}_norm", nn.LayerNorm(channels, eps=LN_EPS))
+        self.norms = norms
+        self.apply(_initialise)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        tokens = self.patch_embed(pixels)
+        maps: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if index in self.ends:
+                out = getattr(self, f"scale{len(maps) + 2}_norm")(tokens) if self.norms else tokens
+                maps.append(out.permute(0, 3, 1, 2))
+        return maps
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

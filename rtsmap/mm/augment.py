@@ -1,0 +1,144 @@
+"""Augmentation that stays physical: what turns the picture turns the gradients, and the sun stays put."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from rtsmap.mm.packs import Terrain, TrainingImage
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentOptions:
+    """Strengths: standard deviations of log-gains, DN offsets and metres; shares are probabilities."""
+
+    gain_sd: float = 0.15
+    channel_sd: float = 0.05
+    offset_sd_dn: float = 8.0
+    gamma_sd: float = 0.15
+    haze_share: float = 0.15
+    blur_share: float = 0.15
+    noise_dn: float = 3.0
+    grey_share: float = 0.03
+    dem_noise_m: float = 0.15
+    dem_missing_share: float = 0.15
+    dem_smooth_share: float = 0.15
+
+
+def turn(image: TrainingImage, quarter_turns: int, mirror: bool) -> TrainingImage:  # noqa: FBT001
+    """Mirror left to right (if asked), then turn counter-clockwise; gradients follow as vectors."""
+
+    def pixels(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        flipped = array[..., ::-1] if mirror else array
+        return np.ascontiguousarray(np.rot90(flipped, quarter_turns, axes=(-2, -1)))
+
+    terrain = image.terrain
+    if terrain is not None:
+        right, up = pixels(terrain.gradient).astype(np.float32)
+        if mirror:
+            right = -right
+        for _ in range(quarter_turns % 4):
+            right, up = -up, right
+        terrain = Terrain(
+            np.stack([right, up]),
+            pixels(terrain.relative_elevation).astype(np.float32),
+            pixels(terrain.valid).astype(bool),
+        )
+    return replace(
+        image,
+        optical=pixels(image.optical).astype(np.uint8),
+        optical_valid=pixels(image.optical_valid).astype(bool),
+        labels=pixels(image.labels).astype(np.int16),
+        terrain=terrain,
+    )
+
+
+def disturb_colour(
+    optical: npt.NDArray[np.uint8], options: AugmentOptions, rng: np.random.Generator
+) -> FloatArray:
+    """Another illumination, haze, focus and sensor: (3, H, W) DN, float32 within 0..255."""
+    out = optical.astype(np.float32)
+    if rng.random() < options.grey_share:
+        out = np.repeat(out.mean(axis=0, keepdims=True), 3, axis=0)
+    gain = np.exp(rng.normal(0, options.gain_sd) + rng.normal(0, options.channel_sd, (3, 1, 1)))
+    offset = rng.normal(0, options.offset_sd_dn) + rng.normal(0, options.offset_sd_dn / 3, (3, 1, 1))
+    gamma = float(np.exp(rng.normal(0, options.gamma_sd)))
+    out = 255.0 * (np.clip(out * gain + offset, 0, 255) / 255.0) ** gamma
+    if rng.random() < options.haze_share:
+        veil = rng.uniform(0.1, 0.45)
+        out = (1 - veil) * out + veil * rng.uniform(140, 220)
+    if rng.random() < options.blur_share:
+        out = ndimage.gaussian_filter(out, (0, *[rng.uniform(0.4, 1.2)] * 2))
+    out += rng.normal(0, rng.uniform(0, options.noise_dn), out.shape)
+    return np.clip(out, 0, 255).astype(np.float32)
+
+
+def disturb_terrain(
+    terrain: Terrain, options: AugmentOptions, resolution_m: float, rng: np.random.Generator
+) -> Terrain:
+    """A noisier, smoother or missing elevation model."""
+    if rng.random() < options.dem_missing_share:
+        return replace(terrain, valid=np.zeros_like(terrain.valid))
+    gradient, relative = terrain.gradient, terrain.relative_elevation
+    if rng.random() < options.dem_smooth_share:
+        sigma = float(rng.uniform(0.5, 2.0))
+        gradient = ndimage.gaussian_filter(gradient, (0, sigma, sigma))
+        relative = ndimage.gaussian_filter(relative, sigma)
+    height, width = relative.shape
+    bumps = rng.normal(0, 1, (height + 2, width + 2)).astype(np.float32)
+    bumps = ndimage.gaussian_filter(bumps, 1.0) * (3.5 * options.dem_noise_m * rng.random())
+    right = (bumps[1:-1, 2:] - bumps[1:-1, :-2]) / (2 * resolution_m)
+    up = (bumps[:-2, 1:-1] - bumps[2:, 1:-1]) / (2 * resolution_m)
+    return replace(
+        terrain,
+        gradient=(gradient + np.stack([right, up])).astype(np.float32),
+        relative_elevation=(relative + bumps[1:-1, 1:-1]).astype(np.float32),
+    )
+
+
+def zoom(image: TrainingImage, shape: tuple[int, int]) -> TrainingImage:
+    """Resample to (rows, columns): bilinear for pixels, nearest for labels and validity.
+
+    Slopes are left as they are: the zoom stands for slumps of other sizes, not for another scale of
+    the map.
+    """
+    if image.labels.shape == shape:
+        return image
+    rows = _sample_points(image.labels.shape[0], shape[0])
+    cols = _sample_points(image.labels.shape[1], shape[1])
+
+    def nearest(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        return array[np.rint(rows).astype(int)][:, np.rint(cols).astype(int)]
+
+    terrain = image.terrain
+    if terrain is not None:
+        gradient = np.stack([_bilinear(band, rows, cols) for band in terrain.gradient])
+        relative = _bilinear(terrain.relative_elevation, rows, cols)
+        terrain = Terrain(gradient, relative, nearest(terrain.valid).astype(bool))
+    optical = np.stack([_bilinear(band.astype(np.float32), rows, cols) for band in image.optical])
+    return replace(
+        image,
+        optical=np.rint(optical).astype(np.uint8),
+        optical_valid=nearest(image.optical_valid).astype(bool),
+        labels=nearest(image.labels).astype(np.int16),
+        terrain=terrain,
+    )
+
+
+def _sample_points(size: int, wanted: int) -> npt.NDArray[np.float64]:
+    centres = (np.arange(wanted) + 0.5) * size / wanted - 0.5
+    return np.clip(centres, 0, size - 1)
+
+
+def _bilinear(band: FloatArray, rows: npt.NDArray[np.float64], cols: npt.NDArray[np.float64]) -> FloatArray:
+    top, left = np.floor(rows).astype(int), np.floor(cols).astype(int)
+    bottom, right = np.minimum(top + 1, band.shape[0] - 1), np.minimum(left + 1, band.shape[1] - 1)
+    down, across = (rows - top)[:, None].astype(np.float32), (cols - left)[None].astype(np.float32)
+    upper = band[top][:, left] * (1 - across) + band[top][:, right] * across
+    lower = band[bottom][:, left] * (1 - across) + band[bottom][:, right] * across
+    return (upper * (1 - down) + lower * down).astype(np.float32)

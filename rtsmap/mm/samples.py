@@ -1,0 +1,163 @@
+"""Training samples: random, augmented chips cut from packs, reproducible from (seed, number)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from rtsmap.errors import InputError, OptionsError
+from rtsmap.mm.augment import AugmentOptions, disturb_colour, disturb_terrain, turn, zoom
+from rtsmap.mm.packs import PackedImage, Terrain, TrainingImage
+from rtsmap.rasters.bands import InputSpec
+from rtsmap.rasters.chips import Layer
+from rtsmap.rasters.terrain import shaded_relief, slope_degrees
+from rtsmap.rasters.tiling import Window
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOptions:
+    """How chips are drawn.
+
+    `slump_share` of them are centred near a slump, the rest lie anywhere. What a chip's border leaves
+    of a slump counts when it has `min_px` pixels or more; less is ignored.
+    """
+
+    chip_px: int = 256
+    slump_share: float = 0.6
+    zoom_sd: float = 0.2
+    min_px: int = 24
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+
+    def __post_init__(self) -> None:
+        if self.chip_px < 32 or not 0 <= self.slump_share <= 1:
+            raise OptionsError(f"chip_px={self.chip_px} (>= 32), slump_share={self.slump_share} (0..1)")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One chip with its slumps.
+
+    `layers` as in a Chip; `boxes` (n, 4) float32 x0, y0, x1, y1 in pixels; `masks` (n, H, W) bool,
+    True = slump; `ignored` (H, W) bool, True = ground on which the network is not judged.
+    """
+
+    name: str
+    layers: dict[str, Layer]
+    boxes: npt.NDArray[np.float32]
+    masks: npt.NDArray[np.bool_]
+    ignored: npt.NDArray[np.bool_]
+
+
+class SampleSource:
+    """Draws samples from groups of images; each group has a share of the draws.
+
+    Raises InputError when a group is empty.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[float, Sequence[PackedImage]]],
+        spec: InputSpec,
+        options: SampleOptions,
+        seed: int,
+    ) -> None:
+        if not groups or any(not images for _, images in groups):
+            raise InputError("every group of training images needs at least one image")
+        self.spec, self.options, self.seed = spec, options, seed
+        shares = np.array([share for share, _ in groups], dtype=float)
+        self._shares = shares / shares.sum()
+        self._groups = [images for _, images in groups]
+        self._weights = [_image_weights(images) for images in self._groups]
+
+    def draw(self, number: int) -> Sample:
+        """The sample of this number: always the same for the same seed."""
+        rng = np.random.default_rng([self.seed, number])
+        group = int(rng.choice(len(self._groups), p=self._shares))
+        image = self._groups[group][int(rng.choice(len(self._groups[group]), p=self._weights[group]))]
+        factor = float(np.clip(np.exp(rng.normal(0, self.options.zoom_sd)), 0.5, 2.0))
+        window = self._place(image, round(self.options.chip_px / factor), rng)
+        part = image.read(window)
+        rows, cols = (min(self.options.chip_px, round(n * factor)) for n in window.shape)
+        part = turn(zoom(part, (rows, cols)), int(rng.integers(4)), bool(rng.integers(2)))
+        return make_sample(part, self.spec, self.options, rng)
+
+    def _place(self, image: PackedImage, side: int, rng: np.random.Generator) -> Window:
+        height, width = image.shape
+        if image.slumps and rng.random() < self.options.slump_share:
+            slump = image.slumps[int(rng.integers(len(image.slumps)))][1]
+            row = int(rng.integers(slump.row0, slump.row1) - rng.uniform(0.15, 0.85) * side)
+            col = int(rng.integers(slump.col0, slump.col1) - rng.uniform(0.15, 0.85) * side)
+        else:
+            row, col = (
+                int(rng.integers(0, max(1, height - side + 1))),
+                int(rng.integers(0, max(1, width - side + 1))),
+            )
+        row0 = int(np.clip(row, 0, max(0, height - side)))
+        col0 = int(np.clip(col, 0, max(0, width - side)))
+        return Window(row0, col0, min(height, row0 + side), min(width, col0 + side))
+
+
+def _image_weights(images: Sequence[PackedImage]) -> npt.NDArray[np.float64]:
+    weights = np.sqrt([1.0 + len(image.slumps) for image in images])
+    return np.asarray(weights / weights.sum())
+
+
+def make_sample(
+    image: TrainingImage, spec: InputSpec, options: SampleOptions, rng: np.random.Generator | None
+) -> Sample:
+    """Turn pixels and labels into layers and targets; `rng` None leaves out all augmentation."""
+    optical = disturb_colour(image.optical, options.augment, rng) if rng else image.optical.astype(np.float32)
+    terrain = image.terrain
+    if terrain is not None and rng:
+        terrain = disturb_terrain(terrain, options.augment, spec.resolution_m, rng)
+    layers = {}
+    for modality in spec.modalities:
+        if modality.is_terrain:
+            layers[modality.name] = _terrain_layer(terrain, modality.band_names, image.labels.shape)
+        else:
+            layers[modality.name] = _optical_layer(optical, image.optical_valid, modality.band_names)
+    boxes, masks, ignored = _targets(image.labels, options)
+    return Sample(image.name, layers, boxes, masks, ignored)
+
+
+def _optical_layer(
+    optical: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], names: Sequence[str]
+) -> Layer:
+    order = [("red", "green", "blue").index(name) for name in names]
+    return Layer((optical[order] * valid).astype(np.float32), valid)
+
+
+def _terrain_layer(terrain: Terrain | None, names: Sequence[str], shape: tuple[int, ...]) -> Layer:
+    if terrain is None:
+        return Layer(np.zeros((len(names), *shape), np.float32), np.zeros(shape, np.bool_))
+    right, up = terrain.gradient
+    bands = {
+        "relative_elevation": terrain.relative_elevation,
+        "slope": slope_degrees(right, up),
+        "shaded_relief": shaded_relief(right, up),
+    }
+    pixels = np.stack([bands[name] for name in names]) * terrain.valid
+    return Layer(pixels.astype(np.float32), terrain.valid)
+
+
+def _targets(
+    labels: npt.NDArray[np.int16], options: SampleOptions
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    ignored = labels < 0
+    masks, boxes = [], []
+    for number in np.unique(labels[labels > 0]):
+        mask = labels == number
+        rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if mask.sum() < options.min_px or min(len(rows), len(cols)) < 3:
+            ignored |= mask
+            continue
+        masks.append(mask)
+        boxes.append([cols[0], rows[0], cols[-1] + 1, rows[-1] + 1])
+    return (
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(masks, np.bool_).reshape(-1, *labels.shape),
+        ignored,
+    )

@@ -1,0 +1,336 @@
+"""The training loop, read top to bottom: draw, forward, check the loss is finite, step, log, keep.
+
+Every sample is a function of (seed, number), so a run that is killed and resumed from its last
+checkpoint draws the same chips as one that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rtsmap.errors import OptionsError, RunError
+from rtsmap.mm.inputs import Target, collate
+from rtsmap.mm.samples import Sample, SampleSource
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """Numbers of one training.
+
+    `lr` is reached after `warmup_steps` and falls to a twentieth along a cosine; `backbone_lr_factor`
+    scales it for the branches. `ema_decay` averages weights over about 1 / (1 - decay) steps.
+    `dense_loss` weighs a per-pixel slump loss on the finest pyramid level, which teaches a network
+    without pre-training much faster than boxes alone. `precision` is 'fp32' or 'bf16'.
+    """
+
+    steps: int = 4000
+    batch_size: int = 4
+    lr: float = 4e-4
+    backbone_lr_factor: float = 1.0
+    weight_decay: float = 0.05
+    warmup_steps: int = 200
+    clip_norm: float = 5.0
+    ema_decay: float = 0.998
+    dense_loss: float = 0.5
+    precision: str = "fp32"
+    log_every: int = 20
+    keep_every: int = 250
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in {"fp32", "bf16"}:
+            raise OptionsError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}")
+        if min(self.steps, self.batch_size, self.log_every, self.keep_every) < 1 or self.lr <= 0:
+            raise OptionsError("steps, batch_size, log_every, keep_every and lr must be positive")
+
+
+def train(
+    network: nn.Module,
+    source: SampleSource,
+    options: TrainOptions,
+    directory: Path,
+    *,
+    device: str = "cpu",
+    validate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+    on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> nn.Module:
+    """Train `network` in place, keep checkpoints and a CSV log in `directory`, return the EMA weights' copy.
+
+    Resumes from `directory/last.pt` when it is there. Raises RunError when the loss is not finite,
+    with the numbers of the samples that gave it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    dense = DenseLoss(network, source.spec.names).to(device) if options.dense_loss else None
+    network.to(device).train()
+    average = Average(network, options.ema_decay)
+    optimizer = torch.optim.AdamW(_parameter_groups(network, dense, options), lr=options.lr)
+    state = TrainState(network, dense, average, optimizer)
+    first = state.load(directory / "last.pt", device)
+    log = StepLog(directory / "log.csv", first)
+    for step, samples in _batches(source, options, first):
+        torch.manual_seed(options.seed * 1_000_003 + step)
+        _set_lr(optimizer, options, step)
+        inputs, targets = collate(samples, source.spec, device)
+        with _autocast(options, device):
+            losses = network.loss(inputs, targets)
+            if dense is not None:
+                losses["loss_dense"] = options.dense_loss * dense(targets)
+        total = torch.stack([value.float() for value in losses.values()]).sum()
+        if not torch.isfinite(total):
+            parts = {name: float(value) for name, value in losses.items()}
+            names = ", ".join(sample.name for sample in samples)
+            raise RunError(f"step {step}: the loss is not finite ({parts}); the batch was {names}")
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
+        optimizer.step()
+        average.update(network)
+        done = step + 1
+        log.add({"loss": float(total), "norm": float(norm), **{k: float(v) for k, v in losses.items()}})
+        if done % options.log_every == 0 or done == options.steps:
+            row = log.write(done, optimizer.param_groups[0]["lr"])
+            if on_step:
+                on_step(done, row)
+        if done % options.keep_every == 0 or done == options.steps:
+            state.save(directory / "last.pt", done)
+            if validate:
+                scores = validate(average.network, done)
+                with (directory / "validation.jsonl").open("a") as file:
+                    file.write(json.dumps({"step": done, **scores}) + "\n")
+    if dense is not None:
+        dense.detach()
+    return average.network
+
+
+class DenseLoss(nn.Module):
+    """Per-pixel slump probability on the finest pyramid level, for training only.
+
+    It listens to the neck's output, so neither the network nor its saved weights know of it.
+    """
+
+    def __init__(self, network: nn.Module, modalities: Sequence[str]) -> None:
+        super().__init__()
+        self.modalities = tuple(modalities)
+        channels = int(network.neck.out_channels)
+        self.predict = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1), nn.GELU(), nn.Conv2d(channels, 1, 1)
+        )
+        self._finest: Tensor | None = None
+        self._handle = network.neck.register_forward_hook(self._listen)
+
+    def _listen(self, _module: nn.Module, _inputs: object, outputs: Sequence[Tensor]) -> None:
+        self._finest = outputs[0]
+
+    def detach(self) -> None:
+        """Stop listening."""
+        self._handle.remove()
+
+    def forward(self, targets: Sequence[Target]) -> Tensor:
+        """Mean of cross-entropy and Dice over the pixels that are not ignored."""
+        assert self._finest is not None
+        logits = self.predict(self._finest)[:, 0].float()
+        size = tuple(logits.shape[-2:])
+        truth = torch.stack([_occupancy(target, size) for target in targets])
+        judged = torch.stack([_judged(target, size) for target in targets])
+        entropy = nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        probability = logits.sigmoid()
+        overlap = (probability * truth * judged).sum()
+        dice = 1 - (2 * overlap + 1) / (((probability + truth) * judged).sum() + 1)
+        return (entropy * judged).sum() / judged.sum().clamp(min=1) * 2 + dice
+
+
+def _occupancy(target: Target, size: tuple[int, ...]) -> Tensor:
+    full = target.masks.any(dim=0) if len(target.masks) else torch.zeros_like(target.ignored)
+    return nn.functional.adaptive_avg_pool2d(full[None, None].float(), size)[0, 0]
+
+
+def _judged(target: Target, size: tuple[int, ...]) -> Tensor:
+    return 1 - nn.functional.adaptive_max_pool2d(target.ignored[None, None].float(), size)[0, 0]
+
+
+class Average:
+    """Exponential moving average of a network's weights (Polyak), warmed up over the first steps."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        import copy
+
+        self.network = copy.deepcopy(network).eval()
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(requires_grad=False)
+        self.decay, self.updates = decay, 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the average towards the network."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        mine, theirs = self.network.state_dict(), network.state_dict()
+        for name, value in mine.items():
+            if value.dtype.is_floating_point:
+                value.lerp_(theirs[name].to(value.dtype), 1 - decay)
+            else:
+                value.copy_(theirs[name])
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """All that a resumed run needs."""
+
+    network: nn.Module
+    dense: DenseLoss | None
+    average: Average
+    optimizer: torch.optim.Optimizer
+
+    def save(self, path: Path, step: int) -> None:
+        """Write under a temporary name, then rename."""
+        state = {
+            "step": step,
+            "network": self.network.state_dict(),
+            "dense": self.dense.state_dict() if self.dense else {},
+            "average": self.average.network.state_dict(),
+            "updates": self.average.updates,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        temporary = path.with_name(path.name + ".part")
+        torch.save(state, temporary)
+        temporary.replace(path)
+
+    def load(self, path: Path, device: str) -> int:
+        """Restore from `path` when it exists; the number of steps already done."""
+        if not path.exists():
+            return 0
+        state = torch.load(path, map_location=device, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        if self.dense:
+            self.dense.load_state_dict(state["dense"])
+        self.average.network.load_state_dict(state["average"])
+        self.average.updates = state["updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
+
+
+class StepLog:
+    """Means of the losses between two rows of a CSV file."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        self.path, self._sums, self._count = path, dict[str, float](), 0
+        self._started, self._last = time.monotonic(), first_step
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Add one step's values."""
+        self._count += 1
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def write(self, step: int, lr: float) -> dict[str, float]:
+        """Append a row and start the means anew."""
+        now = time.monotonic()
+        speed = (now - self._started) / max(1, step - self._last)
+        means = {name: value / self._count for name, value in self._sums.items()}
+        row = {"step": step, "lr": lr, "seconds_per_step": speed, **means}
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        self._sums, self._count, self._started, self._last = {}, 0, now, step
+        return row
+
+
+def _batches(source: SampleSource, options: TrainOptions, first: int) -> Iterator[tuple[int, list[Sample]]]:
+    """Batches drawn one ahead in a thread, in order."""
+    ready: queue.Queue[tuple[int, list[Sample]] | BaseException] = queue.Queue(maxsize=3)
+    stop = threading.Event()
+
+    def offer(item: tuple[int, list[Sample]] | BaseException) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.5)
+            except queue.Full:
+                continue
+        return None
+
+    def draw() -> None:
+        try:
+            for step in range(first, options.steps):
+                if stop.is_set():
+                    return
+                numbers = range(step * options.batch_size, (step + 1) * options.batch_size)
+                offer((step, [source.draw(number) for number in numbers]))
+        except BaseException as error:  # noqa: BLE001 - handed to the loop, which raises it
+            offer(error)
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        for _ in range(first, options.steps):
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _parameter_groups(
+    network: nn.Module, dense: nn.Module | None, options: TrainOptions
+) -> list[dict[str, object]]:
+    """Norms, biases and position tables do not decay (domain: MViTv2's own recipe)."""
+    named = [(f"network.{name}", p) for name, p in network.named_parameters() if p.requires_grad]
+    named += [(f"dense.{name}", p) for name, p in dense.named_parameters()] if dense else []
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        decays = parameter.ndim > 1 and "rel_pos" not in name
+        groups.setdefault((".backbone." in name, decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": options.weight_decay if decays else 0.0,
+            "lr_factor": options.backbone_lr_factor if backbone else 1.0,
+        }
+        for (backbone, decays), parameters in groups.items()
+    ]
+
+
+def learning_rate(options: TrainOptions, step: int) -> float:
+    """Linear warm-up, then a cosine down to a twentieth of `lr`."""
+    warm = min(1.0, (step + 1) / max(1, options.warmup_steps))
+    share = step / max(1, options.steps)
+    return options.lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, options: TrainOptions, step: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(options, step) * group["lr_factor"]
+
+
+def _autocast(options: TrainOptions, device: str) -> AbstractContextManager[object]:
+    if options.precision == "bf16":
+        return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def options_record(options: TrainOptions) -> dict[str, object]:
+    """Plain data for the run's record."""
+    return asdict(options)
+
+
+def seed_everything(seed: int) -> None:
+    """Fix torch's and numpy's global generators (weight initialisation, RoI sampling)."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - mmdet's samplers draw from the global generator

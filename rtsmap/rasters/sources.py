@@ -1,0 +1,671 @@
+"""Opening, reading and writing rasters: the only place that reads with rasterio.
+
+Reading goes in three steps. A `Level` is chosen: an overview, and whole pixels of it to average. The
+part of the level under the target is read with its validity. Then GDAL warps pixels and validity alike,
+and the quotient of the two is the average of valid pixels only: nothing leaks in from nodata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.warp import reproject
+from rasterio.windows import Window as RasterioWindow
+from scipy.ndimage import binary_dilation
+
+from rtsmap.errors import BandError, GridMismatchError, InputError
+from rtsmap.rasters import grids
+from rtsmap.rasters.grids import RunGrid
+from rtsmap.rasters.tiling import Window
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+_STRIP_PX = 16_000_000
+_WARP_PX = 8_000_000
+_TOLERANCE_PX = 1e-4
+_LEAST_VALID_SHARE = 0.5
+_SAMPLE_BYTES = 65_536
+_SAMPLES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RasterInfo:
+    """What a raster file says about itself. Shapes are (rows, columns), bands count from 1.
+
+    `band_names` holds each band's description, or else its colour, or "". `overviews` are shrink factors,
+    `overview_shapes` their shapes. `fill_is_zero`: pixels with 0 in every band are fill. `notes` are
+    sentences about what rtsmap had to decide.
+    """
+
+    path: str
+    crs: CRS
+    geobox: GeoBox
+    count: int
+    dtype: str
+    nodata: float | None
+    band_names: tuple[str, ...]
+    colors: tuple[str, ...]
+    overviews: tuple[int, ...]
+    overview_shapes: tuple[tuple[int, int], ...]
+    ground_sample_distance_m: float
+    block_shape: tuple[int, int]
+    has_alpha: bool
+    has_mask: bool
+    fill_is_zero: bool
+    compression: str | None
+    scale: float
+    offset: float
+    unit: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A version of a raster: overview `overview` (None: full resolution), `boxcar` pixels averaged to one.
+
+    The means are taken over valid pixels, from the raster's upper left corner on.
+    """
+
+    overview: int | None = None
+    boxcar: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Pixels (C, H, W) float32 on `geobox`; `valid` (H, W) True = data; `fill` True = undeclared fill."""
+
+    pixels: Floats
+    valid: Bools
+    fill: Bools | None
+    geobox: GeoBox
+
+
+# --- what a file is ------------------------------------------------------------------------------------
+
+
+def probe(path: Path | str) -> RasterInfo:
+    """Look at a raster without reading pixels; InputError says in a sentence why one cannot be used."""
+    name = str(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            src = rasterio.open(name)
+        except RasterioError as exc:
+            missing = not name.startswith("/vsi") and not Path(name).exists()
+            reason = "there is no such file" if missing else f"GDAL cannot open it as a raster ({exc})"
+            raise InputError(f"{name}: {reason}") from exc
+        with src:
+            _refuse_unusable(src, name)
+            return _describe(src, name)
+
+
+def _refuse_unusable(src: Any, name: str) -> None:
+    if src.count == 0:
+        inside = ", ".join(src.subdatasets[:4])
+        hint = f"; it is a container, name one of: {inside}" if inside else ""
+        raise InputError(f"{name}: the file has no raster bands{hint}")
+    if src.width == 0 or src.height == 0:
+        raise InputError(f"{name}: the raster is empty ({src.height} x {src.width} pixels)")
+    if np.dtype(src.dtypes[0]).kind == "c":
+        raise InputError(f"{name}: the pixels are complex numbers ({src.dtypes[0]}); wanted real ones")
+    affine = src.transform
+    if affine.is_identity and (src.gcps[0] or src.rpcs):
+        how = "ground control points" if src.gcps[0] else "rational polynomials (RPC)"
+        raise InputError(f"{name}: is located by {how} only; rectify it first: gdalwarp IN OUT.tif")
+    if src.crs is None:
+        raise InputError(f"{name}: has no CRS; assign the right one: gdal_edit.py -a_srs EPSG:CODE FILE")
+    if not (src.crs.is_projected or src.crs.is_geographic):
+        raise InputError(f"{name}: its CRS has no known place on Earth; warp or assign another one first")
+    if affine.b or affine.d:
+        raise InputError(f"{name}: the grid is rotated; turn it north up first: gdalwarp IN OUT.tif")
+    if affine.a <= 0 or affine.e >= 0:
+        raise InputError(
+            f"{name}: the grid is mirrored (pixel size {affine.a}, {affine.e}); wanted rows from top to "
+            "bottom and columns from left to right: gdalwarp IN OUT.tif"
+        )
+
+
+def _describe(src: Any, name: str) -> RasterInfo:
+    geobox = GeoBox((src.height, src.width), src.transform, _horizontal_crs(src.crs))
+    height_m, width_m = grids.ground_pixel_m(geobox)
+    gsd = float(np.sqrt(height_m * width_m))
+    if not np.isfinite(gsd):
+        raise InputError(f"{name}: its centre lies outside the domain of its CRS; check the georeferencing")
+    flags = src.mask_flag_enums[0]
+    has_alpha = MaskFlags.alpha in flags
+    overviews = tuple(src.overviews(1))
+    fill_is_zero = src.count >= 3 and np.dtype(src.dtypes[0]).kind in "iu"
+    colors = tuple(color.name for color in src.colorinterp)
+    return RasterInfo(
+        path=name,
+        crs=geobox.crs,
+        geobox=geobox,
+        count=src.count,
+        dtype=src.dtypes[0],
+        nodata=src.nodata,
+        band_names=tuple(_band_name(d, c) for d, c in zip(src.descriptions, colors, strict=True)),
+        colors=colors,
+        overviews=overviews,
+        overview_shapes=_overview_shapes(name, len(overviews)),
+        ground_sample_distance_m=gsd,
+        block_shape=src.block_shapes[0],
+        has_alpha=has_alpha,
+        has_mask=MaskFlags.per_dataset in flags and not has_alpha,
+        fill_is_zero=fill_is_zero,
+        compression=src.compression.name if src.compression else None,
+        scale=src.scales[0],
+        offset=src.offsets[0],
+        unit=(src.units[0] or "").lower(),
+        notes=_nodata_notes(src, has_alpha=has_alpha, fill_is_zero=fill_is_zero),
+    )
+
+
+def _horizontal_crs(crs: Any) -> CRS:
+    found = CRS(crs.to_wkt())
+    parts = found.proj.sub_crs_list
+    return CRS(parts[0].to_wkt()) if found.proj.is_compound and parts else found
+
+
+def _band_name(description: str | None, color: str) -> str:
+    if description:
+        return description.strip().lower()
+    return color if color in {"red", "green", "blue", "alpha", "palette", "nir"} else ""
+
+
+def _overview_shapes(name: str, count: int) -> tuple[tuple[int, int], ...]:
+    shapes = []
+    for index in range(count):
+        with rasterio.open(name, overview_level=index) as overview:
+            shapes.append((overview.height, overview.width))
+    return tuple(shapes)
+
+
+def _nodata_notes(src: Any, *, has_alpha: bool, fill_is_zero: bool) -> tuple[str, ...]:
+    flags = src.mask_flag_enums[0]
+    if has_alpha:
+        declared = "pixels whose alpha is below one half are not data"
+    elif MaskFlags.per_dataset in flags:
+        declared = "the file's mask says which pixels are data"
+    elif MaskFlags.nodata in flags:
+        where = " in every band" if src.count > 1 else ""
+        declared = f"pixels with the declared nodata value {src.nodata:g}{where} are not data"
+    else:
+        declared = "no nodata is declared"
+    zeros = fill_is_zero and not (MaskFlags.nodata in flags and src.nodata == 0)
+    fill = "; pixels where every band is 0 are taken as fill" if zeros else ""
+    return (declared + fill,)
+
+
+def fingerprint(path: Path | str) -> dict[str, Any]:
+    """What identifies a raster's content: header fields, sizes, a hash of sampled bytes.
+
+    Neither name, place nor time of the file count, so copies agree. Sources of a VRT, external overviews
+    and masks belong to it; statistics that viewers leave beside a file do not.
+    """
+    info = probe(path)
+    with rasterio.open(info.path) as src:
+        files = [Path(name) for name in src.files if not name.endswith(".aux.xml")]
+    digest = hashlib.sha256()
+    sizes = []
+    for file in files:
+        if file.is_file():
+            sizes.append(file.stat().st_size if file.suffix.lower() != ".vrt" else 0)
+            digest.update(_sampled_bytes(file))
+    return {
+        "shape": list(info.geobox.shape),
+        "transform": [float(v) for v in tuple(info.geobox.affine)[:6]],
+        "crs": info.crs.to_wkt(),
+        "count": info.count,
+        "dtype": info.dtype,
+        "nodata": None if info.nodata is None else repr(info.nodata),
+        "band_names": list(info.band_names),
+        "overviews": list(info.overviews),
+        "sizes_bytes": sorted(sizes),
+        "sha256_of_samples": digest.hexdigest(),
+    }
+
+
+def _sampled_bytes(path: Path) -> bytes:
+    """Head, tail and evenly spread pieces of a file; of a VRT its text without the folders in it."""
+    if path.suffix.lower() == ".vrt":
+        text = re.sub(r"(<SourceFilename[^>]*>)(?:[^<]*[/\\])?", "<SourceFilename>", path.read_text())
+        return text.encode()
+    size = path.stat().st_size
+    last = max(0, size - _SAMPLE_BYTES)
+    pieces = []
+    with path.open("rb") as stream:
+        for i in range(_SAMPLES):
+            stream.seek(last * i // (_SAMPLES - 1))
+            pieces.append(stream.read(_SAMPLE_BYTES))
+    return b"".join(pieces)
+
+
+# --- which bands ---------------------------------------------------------------------------------------
+
+
+def optical_bands(
+    info: RasterInfo, wanted: Iterable[str], given: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """1-based index of each wanted band, by `given`, its description or its colour.
+
+    Three bands without any names, or three and alpha, are taken as red, green, blue (`optical_note` says
+    so). Everything else that is not certain raises BandError with what to do.
+    """
+    names = tuple(wanted)
+    if info.dtype != "uint8":
+        raise BandError(
+            f"{info.path}: {info.dtype} imagery needs radiometric scaling, which this version does not "
+            "have; convert it to 8 bit first: gdal_translate -ot Byte -scale LOW HIGH 0 255 IN OUT.tif"
+        )
+    if given is not None:
+        return _given_bands(info, names, given)
+    known = {name: i for i, name in reversed(list(enumerate(info.band_names, 1))) if name}
+    if _is_nameless_rgb(info):
+        known = {"red": 1, "green": 2, "blue": 3}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise BandError(f"{info.path}: {_missing_bands_sentence(info, missing)}")
+    return {name: known[name] for name in names}
+
+
+def optical_note(info: RasterInfo) -> str | None:
+    """The assumption behind `optical_bands`, where there is one."""
+    if _is_nameless_rgb(info):
+        return f"{info.path}: the bands carry no names; the first three are taken as red, green, blue"
+    return None
+
+
+def _given_bands(info: RasterInfo, names: Sequence[str], given: Mapping[str, int]) -> dict[str, int]:
+    for name in names:
+        if not 1 <= given.get(name, 0) <= info.count:
+            raise BandError(
+                f"{info.path}: band '{name}' was given as {given.get(name)}; "
+                f"wanted a number within 1..{info.count}"
+            )
+    return {name: given[name] for name in names}
+
+
+def _is_nameless_rgb(info: RasterInfo) -> bool:
+    colors = set(info.band_names[:3])
+    alone = info.count == 3 or (info.count == 4 and info.has_alpha)
+    return alone and colors == {""}
+
+
+def _missing_bands_sentence(info: RasterInfo, missing: Sequence[str]) -> str:
+    has = ", ".join(name or "unnamed" for name in info.band_names)
+    sentence = f"no band is named {' or '.join(missing)} (the {info.count} bands are: {has})"
+    if "palette" in info.colors:
+        return f"{sentence}; expand its colour table first: gdal_translate -expand rgb IN OUT.tif"
+    if info.count < 3:
+        return f"{sentence}; wanted colour imagery with red, green and blue"
+    return f"{sentence}; name them first: gdal_edit.py -colorinterp_1 red -colorinterp_2 green ... FILE"
+
+
+# --- reading -------------------------------------------------------------------------------------------
+
+
+def run_grid(info: RasterInfo, resolution_m: float) -> RunGrid:
+    """The grid to map a raster on, see `grids.run_grid`."""
+    try:
+        return grids.run_grid(info.geobox, resolution_m)
+    except InputError as exc:
+        raise InputError(f"{info.path}: {exc}") from exc
+
+
+def choose_level(info: RasterInfo, ratio: float) -> Level:
+    """The version of the raster to warp from when `ratio` of its pixels make one target pixel.
+
+    The coarsest overview still as fine as the target, 2 % slack for odd sizes, and of it as many whole
+    pixels averaged as leave the warper at least two a side.
+    """
+    factor, overview = _coarsest_overview(info, ratio)
+    return Level(overview, max(1, int(ratio / factor / 2 + 1e-6)))
+
+
+def level_for(info: RasterInfo, geobox: GeoBox) -> Level:
+    """`choose_level` for reading onto a grid; where whole pixels make one of the grid's, all at once.
+
+    All blocks of one grid must be read with one level.
+    """
+    ratio = grids.shrink_ratio(geobox, info.geobox)
+    factor, overview = _coarsest_overview(info, ratio)
+    whole = Level(overview, max(1, round(ratio / factor)))
+    if _whole_offset(level_geobox(info, whole), geobox) is not None:
+        return whole
+    return choose_level(info, ratio)
+
+
+def _coarsest_overview(info: RasterInfo, ratio: float) -> tuple[int, int | None]:
+    fitting = [(factor, i) for i, factor in enumerate(info.overviews) if factor <= ratio * 1.02]
+    return max(fitting, default=(1, None))
+
+
+def level_geobox(info: RasterInfo, level: Level) -> GeoBox:
+    """Grid of a level; its last row and column may reach beyond the raster."""
+    height, width = info.geobox.shape
+    rows, cols = info.overview_shapes[level.overview] if level.overview is not None else (height, width)
+    native = info.geobox.affine
+    x_size, y_size = native.a * width / cols * level.boxcar, native.e * height / rows * level.boxcar
+    affine = type(native)(x_size, 0.0, native.c, 0.0, y_size, native.f)
+    return GeoBox((-(-rows // level.boxcar), -(-cols // level.boxcar)), affine, info.crs)
+
+
+def read_level(info: RasterInfo, bands: Sequence[int], level: Level, window: Window) -> Patch:
+    """Read `window`, in pixels of the level, with the raster's own validity; in bounded memory."""
+    geobox = grids.window_geobox(level_geobox(info, level), window)
+    options = {} if level.overview is None else {"overview_level": level.overview}
+    with rasterio.open(info.path, **options) as src:
+        if level.boxcar == 1:
+            return Patch(*_read_pixels(src, info, bands, window), geobox)
+        return Patch(*_read_boxcar(src, info, bands, window, level.boxcar), geobox)
+
+
+def read_native(info: RasterInfo, bands: Sequence[int], window: Window | None = None) -> Patch:
+    """Read pixels as they are; `window` None means all."""
+    return read_level(info, bands, Level(), window or Window(0, 0, *info.geobox.shape))
+
+
+def read_onto(
+    path: Path | str | RasterInfo,
+    bands: Sequence[int],
+    geobox: GeoBox,
+    *,
+    resampling: str | None = None,
+    level: Level | None = None,
+) -> tuple[Floats, Bools]:
+    """Read bands onto a grid: (pixels (C, H, W) float32, valid (H, W) bool); invalid pixels hold 0.
+
+    `resampling` is "average", "bilinear" or "nearest"; None averages downwards and interpolates upwards.
+    A target pixel is the weighted mean of the valid pixels under it, and valid when these have at least
+    half of the weight. Where fill is not declared and an overview is read, pixels beside fill are invalid
+    too, for the overview has mixed fill into them.
+    """
+    info = path if isinstance(path, RasterInfo) else probe(path)
+    if any(not 1 <= band <= info.count for band in bands) or not bands:
+        raise BandError(f"{info.path}: cannot read bands {tuple(bands)}; the file has 1..{info.count}")
+    level = level or level_for(info, geobox)
+    if resampling is None:
+        resampling = "average" if grids.shrink_ratio(geobox, info.geobox) > 0.999 else "bilinear"
+    if not (info.fill_is_zero and level.overview is not None):
+        return _read_in_strips(info, bands, geobox, resampling, level)[:2]
+    pixels, valid, fill = _read_in_strips(info, bands, geobox.pad(1), resampling, level)
+    if fill is not None:
+        valid &= ~binary_dilation(fill, np.ones((3, 3), bool))
+    valid = valid[1:-1, 1:-1]
+    return np.where(valid, pixels[:, 1:-1, 1:-1], np.float32(0)), valid
+
+
+def _read_in_strips(
+    info: RasterInfo, bands: Sequence[int], geobox: GeoBox, resampling: str, level: Level
+) -> tuple[Floats, Bools, Bools | None]:
+    """Read and warp, halving the target by rows until the pixels to warp are few enough for memory."""
+    source = level_geobox(info, level)
+    margin_px = 3 + int(np.ceil(1.5 * max(1.0, grids.shrink_ratio(geobox, source))))
+    window = grids.covering_window(geobox, source, margin_px)
+    height = geobox.shape[0]
+    if window.height * window.width > _WARP_PX and height > 16:
+        halves = (Window(0, 0, height // 2, geobox.shape[1]), Window(height // 2, 0, *geobox.shape))
+        parts = [
+            _read_in_strips(info, bands, grids.window_geobox(geobox, half), resampling, level)
+            for half in halves
+        ]
+        fills = [np.zeros(valid.shape, np.bool_) if fill is None else fill for _, valid, fill in parts]
+        return (
+            np.concatenate([pixels for pixels, _, _ in parts], axis=1),
+            np.concatenate([valid for _, valid, _ in parts]),
+            np.concatenate(fills),
+        )
+    if window.empty:
+        shape = tuple(geobox.shape)
+        return np.zeros((len(bands), *shape), np.float32), np.zeros(shape, np.bool_), None
+    return warp(read_level(info, bands, level, window), geobox, resampling)
+
+
+def warp(patch: Patch, geobox: GeoBox, resampling: str) -> tuple[Floats, Bools, Bools | None]:
+    """Warp pixels by the weight of their valid part; third, where undeclared fill has any weight."""
+    offset = _whole_offset(patch.geobox, geobox)
+    if offset is not None:
+        return _copy(patch, geobox, offset)
+    planes = [patch.pixels * patch.valid, patch.valid[None].astype(np.float32)]
+    if patch.fill is not None:
+        planes.append(patch.fill[None].astype(np.float32))
+    count = len(patch.pixels)
+    warped = np.zeros((sum(len(p) for p in planes), *geobox.shape), np.float32)
+    reproject(
+        np.concatenate(planes),
+        warped,
+        src_transform=patch.geobox.affine,
+        src_crs=patch.geobox.crs.to_wkt(),
+        dst_transform=geobox.affine,
+        dst_crs=geobox.crs.to_wkt(),
+        resampling=Resampling[resampling],
+        tolerance=_TOLERANCE_PX,
+        # Without these GDAL sizes its kernel by the window at hand, and blocks would differ.
+        XSCALE=1,
+        YSCALE=1,
+    )
+    share = warped[count]
+    valid = share >= _LEAST_VALID_SHARE - 1e-4
+    pixels = np.where(valid, warped[:count] / np.where(valid, share, 1), np.float32(0))
+    return pixels, valid, None if patch.fill is None else warped[count + 1] > 0.01
+
+
+def _whole_offset(source: GeoBox, target: GeoBox) -> tuple[int, int] | None:
+    """(row, col) of the target's corner in a source of the same pixels; None where pixels differ."""
+    if source.crs != target.crs:
+        return None
+    height, width = target.shape
+    rows, cols = grids.to_pixels(target, source, [0, height], [0, width])
+    row, col = round(rows[0]), round(cols[0])
+    drifts = (rows[0] - row, cols[0] - col, rows[1] - row - height, cols[1] - col - width)
+    return (row, col) if max(abs(drift) for drift in drifts) < 1e-4 else None
+
+
+def _copy(patch: Patch, geobox: GeoBox, offset: tuple[int, int]) -> tuple[Floats, Bools, Bools | None]:
+    target = Window(0, 0, *geobox.shape)
+    source = Window(0, 0, *patch.valid.shape).shifted(-offset[0], -offset[1])
+    shared = target.intersection(source)
+    to, start = shared.slices(), shared.slices(source)
+    pixels = np.zeros((len(patch.pixels), *target.shape), np.float32)
+    valid = np.zeros(target.shape, np.bool_)
+    for plane, given in zip(pixels, patch.pixels, strict=True):
+        plane[to] = given[start] * patch.valid[start]
+    valid[to] = patch.valid[start]
+    if patch.fill is None:
+        return pixels, valid, None
+    fill = np.zeros(target.shape, np.bool_)
+    fill[to] = patch.fill[start]
+    return pixels, valid, fill
+
+
+def _read_pixels(
+    src: Any, info: RasterInfo, bands: Sequence[int], window: Window
+) -> tuple[Floats, Bools, Bools | None]:
+    """Pixels with 0 where they are not data, validity, and undeclared fill (None: there is none)."""
+    where = RasterioWindow(window.col0, window.row0, window.width, window.height)
+    data = src.read(list(bands), window=where)
+    valid = np.ones(window.shape, np.bool_)
+    if info.has_alpha or info.has_mask:
+        valid &= src.read_masks(1, window=where) >= 128
+    elif info.nodata is not None:
+        valid &= ~_equals_nodata(data, info.nodata).all(axis=0)
+    if data.dtype.kind == "f":
+        valid &= np.isfinite(data).all(axis=0)
+    fill = None
+    if info.fill_is_zero and info.nodata != 0 and len(bands) >= 3:
+        zeros = valid & ~data.any(axis=0)
+        if zeros.any():
+            fill = zeros
+            valid &= ~zeros
+    if not valid.all():
+        data[:, ~valid] = 0
+    return data.astype(np.float32), valid, fill
+
+
+def _equals_nodata(data: npt.NDArray[Any], nodata: float) -> Bools:
+    if data.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            value = data.dtype.type(nodata)
+        return np.asarray(np.isclose(data, value, rtol=1e-6, atol=0) | (data == value), np.bool_)
+    return np.asarray(data == nodata, np.bool_)
+
+
+def _read_boxcar(
+    src: Any, info: RasterInfo, bands: Sequence[int], window: Window, boxcar: int
+) -> tuple[Floats, Bools, Bools | None]:
+    """Means of `boxcar` x `boxcar` pixels, read in strips of whole blocks so that each block comes once."""
+    size = Window(0, 0, src.height, src.width)
+    wide = Window(window.row0 * boxcar, window.col0 * boxcar, window.row1 * boxcar, window.col1 * boxcar)
+    wide = wide.intersection(size)
+    pixels = np.zeros((len(bands), *window.shape), np.float32)
+    share = np.zeros(window.shape, np.float32)
+    filled = np.zeros(window.shape, np.bool_)
+    rows = max(1, _STRIP_PX // max(1, wide.width * len(bands)) // boxcar)
+    for row in range(0, window.height, rows):
+        end = min(row + rows, window.height)
+        top, bottom = (window.row0 + row) * boxcar, (window.row0 + end) * boxcar
+        strip = Window(top, wide.col0, min(bottom, size.row1), wide.col1)
+        values, valid, fill = _read_pixels(src, info, bands, strip)
+        count = _block_sums(valid[None].astype(np.float32), boxcar)[0]
+        pixels[:, row:end] = _block_sums(values, boxcar) / np.maximum(count, 1)
+        share[row:end] = count / _block_sums(np.ones((1, *strip.shape), np.float32), boxcar)[0]
+        if fill is not None:
+            filled[row:end] = _block_sums(fill[None].astype(np.float32), boxcar)[0] > 0
+    valid = share >= _LEAST_VALID_SHARE
+    pixels[:, ~valid] = 0
+    return pixels, valid, filled if filled.any() else None
+
+
+def _block_sums(values: Floats, size: int) -> Floats:
+    """Sums over size x size blocks of (C, H, W); blocks at the far edges may be cut."""
+    count, height, width = values.shape
+    down, right = -height % size, -width % size
+    if down or right:
+        values = np.pad(values, ((0, 0), (0, down), (0, right)))
+    rows = values.reshape(count, -1, size, width + right).sum(axis=2)
+    return np.asarray(rows.reshape(count, rows.shape[1], -1, size).sum(axis=3))
+
+
+# --- writing -------------------------------------------------------------------------------------------
+
+
+def write_geotiff(
+    path: Path | str,
+    array: npt.NDArray[Any],
+    geobox: GeoBox,
+    *,
+    nodata: float | None = None,
+    valid: Bools | None = None,
+    band_names: Sequence[str] = (),
+    overviews: bool = False,
+    block_px: int = 256,
+) -> None:
+    """Write (C, H, W) or (H, W) as a tiled, compressed GeoTIFF: complete under its name, or not there.
+
+    `valid` becomes the file's mask. Bands named red, green, blue are marked as colours.
+    """
+    bands = array[None] if array.ndim == 2 else array
+    if bands.shape[1:] != tuple(geobox.shape):
+        raise GridMismatchError(f"{path}: array of {bands.shape[1:]} on a grid of {tuple(geobox.shape)}")
+    write_geotiff_blocks(
+        path,
+        [(Window(0, 0, *bands.shape[1:]), bands)],
+        geobox,
+        count=len(bands),
+        dtype=str(bands.dtype),
+        nodata=nodata,
+        valid=valid,
+        band_names=band_names,
+        overviews=overviews,
+        block_px=block_px,
+    )
+
+
+def write_geotiff_blocks(
+    path: Path | str,
+    blocks: Iterable[tuple[Window, npt.NDArray[Any]]],
+    geobox: GeoBox,
+    *,
+    count: int,
+    dtype: str,
+    nodata: float | None = None,
+    valid: Bools | None = None,
+    band_names: Sequence[str] = (),
+    overviews: bool = False,
+    block_px: int = 256,
+) -> None:
+    """`write_geotiff` for scenes larger than memory: (window, pixels (C, h, w)) one after the other."""
+    final = Path(path)
+    temporary = final.with_name(f".{final.stem}.{os.getpid()}.partial.tif")
+    rgb = tuple(band_names[:3]) == ("red", "green", "blue")
+    profile = _profile(geobox, count=count, dtype=dtype, nodata=nodata, rgb=rgb, block_px=block_px)
+    try:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+            with rasterio.open(temporary, "w", **profile) as dst:
+                _name_bands(dst, band_names)
+                for window, pixels in blocks:
+                    where = RasterioWindow(window.col0, window.row0, window.width, window.height)
+                    dst.write(pixels, window=where)
+                if valid is not None:
+                    dst.write_mask(valid)
+            if overviews:
+                _build_overviews(temporary, tuple(geobox.shape), block_px)
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _profile(
+    geobox: GeoBox, *, count: int, dtype: str, nodata: float | None, rgb: bool, block_px: int
+) -> dict[str, Any]:
+    block = max(16, block_px // 16 * 16)
+    return {
+        "driver": "GTiff",
+        "height": geobox.shape[0],
+        "width": geobox.shape[1],
+        "count": count,
+        "dtype": dtype,
+        "crs": geobox.crs.to_wkt(),
+        "transform": geobox.affine,
+        "nodata": nodata,
+        "tiled": True,
+        "blockxsize": block,
+        "blockysize": block,
+        "compress": "deflate",
+        "predictor": 3 if np.dtype(dtype).kind == "f" else 2,
+        "interleave": "pixel" if count > 1 else "band",
+        "photometric": "RGB" if rgb else "MINISBLACK",
+        "bigtiff": "IF_SAFER",
+    }
+
+
+def _name_bands(dst: Any, band_names: Sequence[str]) -> None:
+    for index, name in enumerate(band_names, 1):
+        dst.set_band_description(index, name)
+    if tuple(band_names[:3]) == ("red", "green", "blue"):
+        rest = [ColorInterp.undefined] * (dst.count - 3)
+        dst.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, *rest]
+
+
+def _build_overviews(path: Path, shape: tuple[int, int], block_px: int) -> None:
+    factors: list[int] = []
+    while max(shape) / 2 ** len(factors) > block_px:
+        factors.append(2 ** (len(factors) + 1))
+    if factors:
+        with rasterio.open(path, "r+") as dst:
+            dst.build_overviews(factors, Resampling.average)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
 from rtsmap.errors import GridMismatchError
-from rtsmap.rasters.tiling import Tile
+from rtsmap.rasters import grids, sources
+from rtsmap.rasters.bands import TERRAIN_BANDS, InputSpec, Modality
+from rtsmap.rasters.elevation import ElevationReader
+from rtsmap.rasters.tiling import Tile, Window
+
+_Planes = dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +62,85 @@ class Chip:
                 f"chip of tile {self.tile.index}: wanted {wanted}, "
                 f"got layers {shapes} on a geobox of {tuple(self.geobox.shape)}"
             )
+
+
+class ChipReader:
+    """Reads every modality of a spec for windows of the run's grid, from a scene and perhaps a DEM.
+
+    Files are opened for each call, so one reader serves several threads, and a window's pixels do not
+    depend on which block they were read with. `bands` gives 1-based indexes of the scene's bands by
+    name where the file itself does not tell.
+    """
+
+    def __init__(
+        self,
+        scene: Path | str,
+        dem: Path | str | None,
+        spec: InputSpec,
+        geobox: GeoBox,
+        bands: Mapping[str, int] | None = None,
+    ) -> None:
+        self._spec = spec
+        self._grid = geobox
+        self._scene = sources.probe(scene)
+        optical = [band for m in spec.modalities if not m.is_terrain for band in m.band_names]
+        self._bands = sources.optical_bands(self._scene, dict.fromkeys(optical), bands) if optical else {}
+        self._assumed_bands = bool(optical) and bands is None
+        self._level = sources.level_for(self._scene, geobox)
+        shrinks = grids.shrink_ratio(geobox, self._scene.geobox) > 0.999
+        self._resampling = "average" if shrinks else "bilinear"
+        self._elevation = None if dem is None else ElevationReader(dem, geobox)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed about the inputs, or found in what was read so far, in sentences."""
+        notes = [f"{self._scene.path}: {note}" for note in self._scene.notes]
+        band_note = sources.optical_note(self._scene)
+        if self._assumed_bands and band_note:
+            notes.append(band_note)
+        return (*notes, *(self._elevation.notes if self._elevation else ()))
+
+    def read_block(self, window: Window) -> dict[str, Layer]:
+        """One layer a modality; terrain is computed once, however many chips are cut from the block."""
+        optical = self._read_optical(window) if self._bands else {}
+        relief = self._read_relief(window) if any(m.is_terrain for m in self._spec.modalities) else {}
+        return {m.name: _layer(m, relief if m.is_terrain else optical) for m in self._spec.modalities}
+
+    def elevation(self, window: Window) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Elevation in metres (H, W) and its validity; nothing is valid without a DEM."""
+        if self._elevation is None:
+            return np.zeros(window.shape, np.float32), np.zeros(window.shape, np.bool_)
+        return self._elevation.elevation(window)
+
+    def _read_optical(self, window: Window) -> _Planes:
+        pixels, valid = sources.read_onto(
+            self._scene,
+            tuple(self._bands.values()),
+            grids.window_geobox(self._grid, window),
+            resampling=self._resampling,
+            level=self._level,
+        )
+        return {name: (plane, valid) for name, plane in zip(self._bands, pixels, strict=True)}
+
+    def _read_relief(self, window: Window) -> _Planes:
+        if self._elevation is None:
+            nothing = np.zeros(window.shape, np.float32), np.zeros(window.shape, np.bool_)
+            return dict.fromkeys(TERRAIN_BANDS, nothing)
+        relief = self._elevation.relief(window)
+        return {name: (band, relief.valid) for name, band in relief.bands.items()}
+
+
+def cut_chip(layers: Mapping[str, Layer], block: Window, tile: Tile, geobox: GeoBox) -> Chip:
+    """The chip of a tile from the layers of `block`; `geobox` is the whole run's grid."""
+    if not block.contains(tile.read):
+        raise GridMismatchError(f"tile {tile.index} reads {tile.read}, beyond the block {block}")
+    rows, cols = tile.read.slices(block)
+    cut = {
+        name: Layer(layer.pixels[:, rows, cols], layer.valid[rows, cols]) for name, layer in layers.items()
+    }
+    return Chip(cut, grids.window_geobox(geobox, tile.read), tile)
+
+
+def _layer(modality: Modality, planes: _Planes) -> Layer:
+    parts = [planes[name] for name in modality.band_names]
+    return Layer(np.stack([pixels for pixels, _ in parts]), parts[0][1])

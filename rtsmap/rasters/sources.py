@@ -327,14 +327,14 @@ def run_grid(info: RasterInfo, resolution_m: float) -> RunGrid:
         raise InputError(f"{info.path}: {exc}") from exc
 
 
-def choose_level(info: RasterInfo, ratio: float) -> Level:
+def choose_level(info: RasterInfo, ratio: float, leave: float = 2.0) -> Level:
     """The version of the raster to warp from when `ratio` of its pixels make one target pixel.
 
     The coarsest overview still as fine as the target, 2 % slack for odd sizes, and of it as many whole
-    pixels averaged as leave the warper at least two a side.
+    pixels averaged as leave the warper at least `leave` a side.
     """
     factor, overview = _coarsest_overview(info, ratio)
-    return Level(overview, max(1, int(ratio / factor / 2 + 1e-6)))
+    return Level(overview, max(1, int(ratio / factor / leave + 1e-6)))
 
 
 def level_for(info: RasterInfo, geobox: GeoBox) -> Level:

@@ -1,0 +1,237 @@
+"""From pixels to shards: blocks are read ahead, the network works, shards are written behind it.
+
+Reading, detecting and writing run at the same time in threads, with few blocks in between. A tile that
+fails is tried once more by itself, then recorded as failed; any other error stops the run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+from odc.geo.geobox import GeoBox
+
+from rtsmap.errors import EngineError, InputError, ModelError
+from rtsmap.instances.coverage import FAILED, MAPPED, NO_DATA, TileCoverage, core_cells
+from rtsmap.instances.detections import Detection, Detector
+from rtsmap.rasters.chips import Chip, ChipReader, Layer, cut_chip
+from rtsmap.rasters.tiling import Tile
+from rtsmap.runs.engine import Engine
+from rtsmap.runs.executors import ahead
+from rtsmap.runs.plan import Run, ShardPlan
+from rtsmap.runs.shards import Shard, TileResult, write_shard
+
+logger = logging.getLogger(__name__)
+
+COVERAGE_STRIDE_PX = 4
+"""Coverage is kept in cells of this many grid pixels."""
+
+_TILE_ERRORS = (InputError, OSError, RuntimeError, MemoryError)
+"""What may go wrong with one tile only; anything else is the user's model or a bug of ours."""
+
+_WRITES_BEHIND = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A group of shards to compute, with all that this takes; cheap to pickle."""
+
+    run: Run
+    shards: tuple[ShardPlan, ...]
+    reader: ChipReader
+    engine: Engine
+    batch_size: int
+    min_valid_share: float
+    read_threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of a shard's tiles, without masks; `seen` are the tiles that were mapped."""
+
+    shard: int
+    detections: int
+    seen: tuple[Tile, ...]
+    failed: tuple[tuple[Tile, str], ...]
+    no_data: int
+
+
+@dataclass(slots=True)
+class _Block:
+    """A shard on its way: chips that the network has still to see, and what is known already."""
+
+    shard: ShardPlan
+    chips: list[Chip] = field(default_factory=list)
+    pending: dict[int, TileResult] = field(default_factory=dict)
+    results: list[TileResult] = field(default_factory=list)
+    detections: list[Detection] = field(default_factory=list)
+
+
+def map_shards(task: Task, on_shard: Callable[[Receipt], None] | None = None) -> list[Receipt]:
+    """Compute and write a group of shards; `on_shard` is told about each one that is on disk."""
+    receipts: list[Receipt] = []
+
+    def finish(written: Future[Receipt]) -> None:
+        receipts.append(written.result())
+        if on_shard:
+            on_shard(receipts[-1])
+
+    with _threads(task.read_threads, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
+        blocks = ahead(readers, partial(_read_shard, task), task.shards, depth=task.read_threads + 1)
+        detector = task.engine.load()
+        written: deque[Future[Receipt]] = deque()
+        for block in blocks:
+            _detect(detector, block, task.batch_size)
+            written.append(writer.submit(_write, task.run, block))
+            while len(written) > _WRITES_BEHIND:
+                finish(written.popleft())
+        while written:
+            finish(written.popleft())
+    return receipts
+
+
+@contextmanager
+def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """A pool that starts nothing more once the block is left."""
+    pool = ThreadPoolExecutor(count, name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def receipt_of(shard: Shard, plan: ShardPlan) -> Receipt:
+    """The receipt of a shard."""
+    tiles = {tile.index: tile for tile in plan.tiles}
+    return Receipt(
+        shard=shard.index,
+        detections=len(shard.detections),
+        seen=tuple(tiles[r.tile] for r in shard.tiles if r.coverage.status == MAPPED),
+        failed=tuple((tiles[r.tile], r.coverage.reason) for r in shard.failed),
+        no_data=sum(r.coverage.status == NO_DATA for r in shard.tiles),
+    )
+
+
+# Reading
+
+
+def _read_shard(task: Task, shard: ShardPlan) -> _Block:
+    block = _Block(shard)
+    for tile, chip in _read_chips(task.reader, shard, task.run.plan.geobox):
+        if isinstance(chip, str):
+            block.results.append(TileResult(tile.index, TileCoverage(FAILED, chip), 0.0))
+            continue
+        valid = chip.layers[task.engine.spec.names[0]].valid
+        share = float(valid.mean())
+        if share == 0 or share < task.min_valid_share:
+            block.results.append(_result(tile, NO_DATA, _too_little(task, share), valid, share))
+        else:
+            block.pending[tile.index] = _result(tile, MAPPED, "", valid, share)
+            block.chips.append(chip)
+    return block
+
+
+def _too_little(task: Task, share: float) -> str:
+    return "" if share == 0 else f"less than {task.min_valid_share:.1%} of the tile has data"
+
+
+def _result(tile: Tile, status: str, reason: str, valid: npt.NDArray[np.bool_], share: float) -> TileResult:
+    cells = core_cells(valid, tile, COVERAGE_STRIDE_PX)
+    return TileResult(tile.index, TileCoverage(status, reason, cells, COVERAGE_STRIDE_PX), share)
+
+
+def _read_chips(reader: ChipReader, shard: ShardPlan, grid: GeoBox) -> Iterator[tuple[Tile, Chip | str]]:
+    """Every tile with its chip, or with the reason why it cannot be read."""
+    try:
+        layers = reader.read_block(shard.window)
+    except _TILE_ERRORS as exc:
+        logger.warning("block %d cannot be read (%s); trying its tiles one by one", shard.index, exc)
+        for tile in shard.tiles:
+            yield tile, _read_alone(reader, tile, grid)
+        return
+    for tile in shard.tiles:
+        yield tile, cut_chip(layers, shard.window, tile, grid)
+
+
+def _read_alone(reader: ChipReader, tile: Tile, grid: GeoBox) -> Chip | str:
+    try:
+        layers: Mapping[str, Layer] = reader.read_block(tile.read)
+    except _TILE_ERRORS as exc:
+        logger.warning("tile %d failed: %s", tile.index, exc)
+        return _reason("reading", exc)
+    return cut_chip(layers, tile.read, tile, grid)
+
+
+# Detecting
+
+
+def _detect(detector: Detector, block: _Block, batch_size: int) -> None:
+    """Run the network over the block's chips, in batches of the same make-up in every run."""
+    rest = iter(block.chips)
+    while batch := list(islice(rest, batch_size)):
+        if (reason := _try(detector, block, batch)) is not None:
+            logger.warning("a batch failed (%s); trying its %d tiles one by one", reason, len(batch))
+            for chip in batch:
+                _detect_alone(detector, block, chip)
+    block.chips.clear()
+
+
+def _detect_alone(detector: Detector, block: _Block, chip: Chip) -> None:
+    if (reason := _try(detector, block, [chip])) is not None:
+        logger.warning("tile %d failed: %s", chip.tile.index, reason)
+        known = block.pending.pop(chip.tile.index)
+        before = known.coverage
+        coverage = TileCoverage(FAILED, reason, before.valid, before.stride)
+        block.results.append(TileResult(known.tile, coverage, known.valid_share))
+
+
+def _try(detector: Detector, block: _Block, chips: Sequence[Chip]) -> str | None:
+    """Detect on a batch; the reason if that failed. A model that cannot be used stops the run."""
+    try:
+        found = _ask(detector, chips)
+    except ModelError:
+        raise
+    except _TILE_ERRORS as exc:
+        return _reason("detecting", exc)
+    for chip, detections in zip(chips, found, strict=True):
+        block.results.append(block.pending.pop(chip.tile.index))
+        block.detections.extend(detections)
+    return None
+
+
+def _ask(detector: Detector, chips: Sequence[Chip]) -> list[list[Detection]]:
+    found = detector.detect(chips)
+    if len(found) != len(chips):
+        raise EngineError(f"the detector gave {len(found)} answers for {len(chips)} chips")
+    for chip, detections in zip(chips, found, strict=True):
+        for detection in detections:
+            if detection.tile != chip.tile.index or not chip.tile.read.contains(detection.window):
+                raise EngineError(
+                    f"the detector answered for tile {detection.tile} at {detection.window}, "
+                    f"but was asked about tile {chip.tile.index} at {chip.tile.read}"
+                )
+    return found
+
+
+def _reason(doing: str, exc: BaseException) -> str:
+    """One line for the coverage layer."""
+    first = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+    return f"{doing} failed: {first[:200]}"
+
+
+# Writing
+
+
+def _write(run: Run, block: _Block) -> Receipt:
+    results = tuple(sorted(block.results, key=lambda result: result.tile))
+    shard = Shard(block.shard.index, results, tuple(block.detections))
+    write_shard(run.shard_path(shard.index), shard, run.plan.fingerprint)
+    return receipt_of(shard, block.shard)

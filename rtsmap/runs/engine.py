@@ -1,0 +1,53 @@
+"""What finds slumps in a run: a detector, and what it wants to see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rtsmap.instances.detections import Detector
+from rtsmap.models import ModelCard, load_bundle
+from rtsmap.rasters.bands import InputSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A detector that is loaded when it is first needed, with its input and its thresholds.
+
+    `identity` is plain data that tells apart all that could change the detector's answers; it goes into
+    the plan of a run. `load` makes the detector; it must pickle if the run is distributed. `min_score`
+    and `mask_threshold` are those to use where the user gives none.
+    """
+
+    spec: InputSpec
+    chip_px: int
+    overlap_px: int
+    identity: Mapping[str, Any]
+    load: Callable[[], Detector]
+    min_score: float = 0.5
+    mask_threshold: int = 128
+
+
+def engine_of(
+    model: Engine | ModelCard | str | Path | None, device: str = "auto", precision: str = "auto"
+) -> Engine:
+    """The engine of a model bundle: shipped (by name), elsewhere (by path), or the default one."""
+    if isinstance(model, Engine):
+        return model
+    card = model if isinstance(model, ModelCard) else load_bundle(model)
+    # torch takes seconds to import, so it waits until here
+    from rtsmap.mm.detector import load_detector, resolve_device
+
+    where = resolve_device(device)
+    return Engine(
+        spec=card.spec,
+        chip_px=card.chip_px,
+        overlap_px=card.overlap_px,
+        identity={**card.identity, "device": where.split(":")[0], "precision": precision},
+        load=partial(load_detector, card, where, precision),
+        min_score=card.score_threshold,
+        mask_threshold=card.mask_threshold,
+    )

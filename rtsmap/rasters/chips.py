@@ -87,8 +87,7 @@ class ChipReader:
         self._bands = sources.optical_bands(self._scene, dict.fromkeys(optical), bands) if optical else {}
         self._assumed_bands = bool(optical) and bands is None
         self._level = sources.level_for(self._scene, geobox)
-        shrinks = grids.shrink_ratio(geobox, self._scene.geobox) > 0.999
-        self._resampling = "average" if shrinks else "bilinear"
+        self._resampling = sources.natural_resampling(self._scene, geobox)
         self._elevation = None if dem is None else ElevationReader(dem, geobox)
 
     @property
@@ -113,10 +112,11 @@ class ChipReader:
         return self._elevation.elevation(window)
 
     def _read_optical(self, window: Window) -> _Planes:
-        pixels, valid = sources.read_onto(
+        pixels, valid = sources.read_window(
             self._scene,
             tuple(self._bands.values()),
-            grids.window_geobox(self._grid, window),
+            self._grid,
+            window,
             resampling=self._resampling,
             level=self._level,
         )

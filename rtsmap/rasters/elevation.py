@@ -80,24 +80,22 @@ class ElevationReader:
 
     def elevation(self, window: Window) -> tuple[Floats, Bools]:
         """Elevation in metres on the run's grid: (elevation (H, W), valid (H, W))."""
-        target = grids.window_geobox(self._grid, window)
-        source = grids.covering_window(target, self._level_grid, 3)
+        source = self._source_window(window, grids.kernel_margin_px(self._grid, self._level_grid))
         if source.empty:
             return np.zeros(window.shape, np.float32), np.zeros(window.shape, np.bool_)
-        pixels, valid, _ = sources.warp(self._read(source), target, "bilinear")
+        pixels, valid, _ = sources.warp(self._read(source), self._grid, window, "bilinear")
         return pixels[0], valid
 
     def relief(self, window: Window) -> Relief:
         """Relative elevation, slope and shaded relief on the run's grid."""
-        target = grids.window_geobox(self._grid, window)
-        margin_px = ceil(terrain.BUFFER_M / min(self._pixel_m)) + 3
-        source = grids.covering_window(target, self._level_grid, margin_px)
+        margin_px = ceil(terrain.BUFFER_M / min(self._pixel_m)) + 5
+        source = self._source_window(window, margin_px)
         if source.empty:
             nothing: dict[str, Floats] = {name: np.zeros(window.shape, np.float32) for name in _BANDS}
             return Relief(nothing, np.zeros(window.shape, np.bool_))
         if source.height * source.width > _PIECE_PX and max(window.shape) > 64:
             return self._relief_in_halves(window)
-        planes, valid, _ = sources.warp(self._native_relief(source), target, "bilinear")
+        planes, valid, _ = sources.warp(self._native_relief(source), self._grid, window, "bilinear")
         dz_dx, dz_dy = self._on_the_ground(planes[1], planes[2], window)
         bands = {
             "relative_elevation": planes[0],
@@ -106,6 +104,10 @@ class ElevationReader:
         }
         zero = np.float32(0)
         return Relief({name: np.where(valid, band, zero) for name, band in bands.items()}, valid)
+
+    def _source_window(self, window: Window, margin_px: int) -> Window:
+        hull = grids.warp_hull(self._grid, window, self._level_grid)
+        return grids.covering_window(grids.window_geobox(self._grid, hull), self._level_grid, margin_px)
 
     def _relief_in_halves(self, window: Window) -> Relief:
         if window.height >= window.width:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any
@@ -21,6 +22,9 @@ _GEOD = Geod(ellps="WGS84")
 _SCALE_TOLERANCE = 0.05
 _UTM_HALF_WIDTH_M = 300_000
 _WIDEST_SCENE_M = 3_000_000
+
+CELL_PX = 256
+"""Side of the cells in which grids of different CRS are warped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,47 @@ def _bend_px(rows: Floats, cols: Floats, count: int) -> int:
     ]
     largest = np.nanmax(np.concatenate(bends), initial=0.0)
     return ceil(min(float(largest), 1e6) / 4)
+
+
+def kernel_margin_px(target: GeoBox, source: GeoBox) -> int:
+    """Pixels of `source` around a window of `target` that its outermost pixels may need."""
+    return 3 + ceil(1.5 * max(1.0, shrink_ratio(target, source)))
+
+
+def padded_window(window: Window, margin_px: int, grid: GeoBox) -> Window:
+    """`window` widened on all sides, as far as the grid reaches."""
+    wide = Window(
+        max(window.row0 - margin_px, 0),
+        max(window.col0 - margin_px, 0),
+        window.row1 + margin_px,
+        window.col1 + margin_px,
+    )
+    return wide.intersection(Window(0, 0, *grid.shape))
+
+
+def cells(grid: GeoBox, window: Window) -> Iterator[Window]:
+    """The cells of a fixed division of `grid` that `window` touches."""
+    hull = _cell_hull(grid, window)
+    for row in range(hull.row0, hull.row1, CELL_PX):
+        for col in range(hull.col0, hull.col1, CELL_PX):
+            yield Window(row, col, row + CELL_PX, col + CELL_PX).intersection(hull)
+
+
+def warp_hull(grid: GeoBox, window: Window, source: GeoBox) -> Window:
+    """What must be read to warp a window: the window, or between two CRS all `cells` that it touches."""
+    return window if grid.crs == source.crs else _cell_hull(grid, window)
+
+
+def _cell_hull(grid: GeoBox, window: Window) -> Window:
+    if window.empty:
+        return window
+    wide = Window(
+        window.row0 // CELL_PX * CELL_PX,
+        window.col0 // CELL_PX * CELL_PX,
+        -(-window.row1 // CELL_PX) * CELL_PX,
+        -(-window.col1 // CELL_PX) * CELL_PX,
+    )
+    return wide.intersection(Window(0, 0, *grid.shape))
 
 
 def _place(geobox: GeoBox, rows: Any, cols: Any) -> tuple[Floats, Floats]:

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ from rtsmap.rasters.tiling import Window
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
+Warped = tuple[Floats, Bools, Bools | None]
 
 _STRIP_PX = 16_000_000
 _WARP_PX = 8_000_000
-_TOLERANCE_PX = 1e-4
+_WARP_MEMORY_MB = 512
 _LEAST_VALID_SHARE = 0.5
 _SAMPLE_BYTES = 65_536
 _SAMPLES = 16
@@ -396,65 +398,129 @@ def read_onto(
     too, for the overview has mixed fill into them.
     """
     info = path if isinstance(path, RasterInfo) else probe(path)
+    height, width = geobox.shape
+    window = Window(1, 1, height + 1, width + 1)
+    return read_window(
+        info,
+        bands,
+        geobox.pad(1),
+        window,
+        resampling=resampling or natural_resampling(info, geobox),
+        level=level or level_for(info, geobox),
+    )
+
+
+def natural_resampling(info: RasterInfo, geobox: GeoBox) -> str:
+    """Average onto a grid that is coarser than the raster or equal, bilinear onto a finer one."""
+    return "average" if grids.shrink_ratio(geobox, info.geobox) > 0.999 else "bilinear"
+
+
+def read_window(
+    info: RasterInfo, bands: Sequence[int], grid: GeoBox, window: Window, *, resampling: str, level: Level
+) -> tuple[Floats, Bools]:
+    """`read_onto` for a window of a larger grid: the same pixels whatever the window they are read with."""
     if any(not 1 <= band <= info.count for band in bands) or not bands:
         raise BandError(f"{info.path}: cannot read bands {tuple(bands)}; the file has 1..{info.count}")
-    level = level or level_for(info, geobox)
-    if resampling is None:
-        resampling = "average" if grids.shrink_ratio(geobox, info.geobox) > 0.999 else "bilinear"
     if not (info.fill_is_zero and level.overview is not None):
-        return _read_in_strips(info, bands, geobox, resampling, level)[:2]
-    pixels, valid, fill = _read_in_strips(info, bands, geobox.pad(1), resampling, level)
+        return _read_in_strips(info, bands, grid, window, resampling=resampling, level=level)[:2]
+    wide = grids.padded_window(window, 1, grid)
+    pixels, valid, fill = _read_in_strips(info, bands, grid, wide, resampling=resampling, level=level)
     if fill is not None:
         valid &= ~binary_dilation(fill, np.ones((3, 3), bool))
-    valid = valid[1:-1, 1:-1]
-    return np.where(valid, pixels[:, 1:-1, 1:-1], np.float32(0)), valid
+    rows, cols = window.slices(wide)
+    valid = valid[rows, cols]
+    return np.where(valid, pixels[:, rows, cols], np.float32(0)), valid
 
 
 def _read_in_strips(
-    info: RasterInfo, bands: Sequence[int], geobox: GeoBox, resampling: str, level: Level
-) -> tuple[Floats, Bools, Bools | None]:
-    """Read and warp, halving the target by rows until the pixels to warp are few enough for memory."""
-    source = level_geobox(info, level)
-    margin_px = 3 + int(np.ceil(1.5 * max(1.0, grids.shrink_ratio(geobox, source))))
-    window = grids.covering_window(geobox, source, margin_px)
-    height = geobox.shape[0]
-    if window.height * window.width > _WARP_PX and height > 16:
-        halves = (Window(0, 0, height // 2, geobox.shape[1]), Window(height // 2, 0, *geobox.shape))
-        parts = [
-            _read_in_strips(info, bands, grids.window_geobox(geobox, half), resampling, level)
-            for half in halves
-        ]
-        fills = [np.zeros(valid.shape, np.bool_) if fill is None else fill for _, valid, fill in parts]
-        return (
-            np.concatenate([pixels for pixels, _, _ in parts], axis=1),
-            np.concatenate([valid for _, valid, _ in parts]),
-            np.concatenate(fills),
-        )
-    if window.empty:
-        shape = tuple(geobox.shape)
-        return np.zeros((len(bands), *shape), np.float32), np.zeros(shape, np.bool_), None
-    return warp(read_level(info, bands, level, window), geobox, resampling)
+    info: RasterInfo, bands: Sequence[int], grid: GeoBox, window: Window, *, resampling: str, level: Level
+) -> Warped:
+    """Read and warp some rows at a time, few enough to bound the memory."""
+    source_grid = level_geobox(info, level)
+    hull = grids.warp_hull(grid, window, source_grid)
+    margin_px = grids.kernel_margin_px(grid, source_grid)
+    whole = grids.covering_window(grids.window_geobox(grid, hull), source_grid, margin_px)
+    strips = max(1, -(-whole.height * whole.width // _WARP_PX))
+    rows = max(1, -(-window.height // strips))
+    if grid.crs != source_grid.crs:
+        rows = -(-rows // grids.CELL_PX) * grids.CELL_PX
+    parts = []
+    for row in range(window.row0, window.row1, rows):
+        strip = Window(row, window.col0, min(row + rows, window.row1), window.col1)
+        hull = grids.warp_hull(grid, strip, source_grid)
+        source = grids.covering_window(grids.window_geobox(grid, hull), source_grid, margin_px)
+        if source.empty:
+            parts.append(_nothing(len(bands), strip.shape))
+        else:
+            parts.append(warp(read_level(info, bands, level, source), grid, strip, resampling))
+    if len(parts) == 1:
+        return parts[0]
+    fills = [np.zeros(valid.shape, np.bool_) if fill is None else fill for _, valid, fill in parts]
+    return (
+        np.concatenate([pixels for pixels, _, _ in parts], axis=1),
+        np.concatenate([valid for _, valid, _ in parts]),
+        np.concatenate(fills),
+    )
 
 
-def warp(patch: Patch, geobox: GeoBox, resampling: str) -> tuple[Floats, Bools, Bools | None]:
-    """Warp pixels by the weight of their valid part; third, where undeclared fill has any weight."""
-    offset = _whole_offset(patch.geobox, geobox)
-    if offset is not None:
-        return _copy(patch, geobox, offset)
-    planes = [patch.pixels * patch.valid, patch.valid[None].astype(np.float32)]
-    if patch.fill is not None:
-        planes.append(patch.fill[None].astype(np.float32))
+def _nothing(count: int, shape: tuple[int, int]) -> Warped:
+    return np.zeros((count, *shape), np.float32), np.zeros(shape, np.bool_), None
+
+
+def warp(patch: Patch, grid: GeoBox, window: Window, resampling: str) -> Warped:
+    """Warp onto a window of a grid, by the weight of the valid part: (pixels, valid, fill's weight > 0).
+
+    Between two CRS this goes by fixed cells of the grid, and the patch must cover `grids.warp_hull`: GDAL
+    approximates the way from one CRS to the other by the extent it is given, so that pixels would depend
+    on the window.
+    """
+    if patch.geobox.crs == grid.crs:
+        target = grids.window_geobox(grid, window)
+        offset = _whole_offset(patch.geobox, target)
+        return _warp(patch, target, resampling) if offset is None else _copy(patch, target, offset)
+    pixels, valid, _ = _nothing(len(patch.pixels), window.shape)
+    fill = None if patch.fill is None else np.zeros(window.shape, np.bool_)
+    margin_px = grids.kernel_margin_px(grid, patch.geobox)
+    for cell in grids.cells(grid, window):
+        target = grids.window_geobox(grid, cell)
+        source = grids.covering_window(target, patch.geobox, margin_px)
+        if source.empty:
+            continue
+        cell_pixels, cell_valid, cell_fill = _warp(_crop(patch, source), target, resampling)
+        shared = cell.intersection(window)
+        to, start = shared.slices(window), shared.slices(cell)
+        valid[to] = cell_valid[start]
+        for plane, cell_plane in zip(pixels, cell_pixels, strict=True):
+            plane[to] = cell_plane[start]
+        if fill is not None and cell_fill is not None:
+            fill[to] = cell_fill[start]
+    return pixels, valid, fill
+
+
+def _crop(patch: Patch, window: Window) -> Patch:
+    rows, cols = window.slices()
+    fill = None if patch.fill is None else patch.fill[rows, cols]
+    geobox = grids.window_geobox(patch.geobox, window)
+    return Patch(patch.pixels[:, rows, cols], patch.valid[rows, cols], fill, geobox)
+
+
+def _warp(patch: Patch, geobox: GeoBox, resampling: str) -> Warped:
     count = len(patch.pixels)
-    warped = np.zeros((sum(len(p) for p in planes), *geobox.shape), np.float32)
+    planes = np.zeros((count + 1 + (patch.fill is not None), *patch.valid.shape), np.float32)
+    np.multiply(patch.pixels, patch.valid, out=planes[:count])
+    planes[count] = patch.valid
+    if patch.fill is not None:
+        planes[count + 1] = patch.fill
+    warped = np.zeros((len(planes), *geobox.shape), np.float32)
     reproject(
-        np.concatenate(planes),
+        planes,
         warped,
         src_transform=patch.geobox.affine,
-        src_crs=patch.geobox.crs.to_wkt(),
+        src_crs=_rasterio_crs(patch.geobox.crs),
         dst_transform=geobox.affine,
-        dst_crs=geobox.crs.to_wkt(),
+        dst_crs=_rasterio_crs(geobox.crs),
         resampling=Resampling[resampling],
-        tolerance=_TOLERANCE_PX,
+        warp_mem_limit=_WARP_MEMORY_MB,
         # Without these GDAL sizes its kernel by the window at hand, and blocks would differ.
         XSCALE=1,
         YSCALE=1,
@@ -463,6 +529,11 @@ def warp(patch: Patch, geobox: GeoBox, resampling: str) -> tuple[Floats, Bools, 
     valid = share >= _LEAST_VALID_SHARE - 1e-4
     pixels = np.where(valid, warped[:count] / np.where(valid, share, 1), np.float32(0))
     return pixels, valid, None if patch.fill is None else warped[count + 1] > 0.01
+
+
+@lru_cache(maxsize=64)
+def _rasterio_crs(crs: CRS) -> Any:
+    return rasterio.CRS.from_wkt(crs.to_wkt())
 
 
 def _whole_offset(source: GeoBox, target: GeoBox) -> tuple[int, int] | None:
@@ -476,7 +547,7 @@ def _whole_offset(source: GeoBox, target: GeoBox) -> tuple[int, int] | None:
     return (row, col) if max(abs(drift) for drift in drifts) < 1e-4 else None
 
 
-def _copy(patch: Patch, geobox: GeoBox, offset: tuple[int, int]) -> tuple[Floats, Bools, Bools | None]:
+def _copy(patch: Patch, geobox: GeoBox, offset: tuple[int, int]) -> Warped:
     target = Window(0, 0, *geobox.shape)
     source = Window(0, 0, *patch.valid.shape).shifted(-offset[0], -offset[1])
     shared = target.intersection(source)

@@ -23,6 +23,7 @@ from rtsmap.errors import CardError
 from rtsmap.mm.ops import load_mmdet
 from rtsmap.nets.fusion import FUSIONS, Inputs
 from rtsmap.nets.mvit import MViT
+from rtsmap.nets.roi_align import RoIAlign
 from rtsmap.rasters.bands import InputSpec
 
 BRANCH_KEYS = ("embed_dim", "num_heads", "stage_blocks", "window", "drop_path", "mlp_ratio")
@@ -402,12 +403,7 @@ def _roi_plan(config: NetworkConfig) -> dict[str, Any]:
 def _extractor_plan(config: NetworkConfig, size: int) -> dict[str, Any]:
     return {
         "type": "SingleRoIExtractor",
-        "roi_layer": {
-            "type": "RoIAlign",
-            "output_size": size,
-            "sampling_ratio": 2,
-            "use_torchvision": True,
-        },
+        "roi_layer": {"type": RoIAlign, "output_size": size, "sampling_ratio": 2},
         "out_channels": config.fpn_channels,
         "featmap_strides": _strides(config, 4),
         "finest_scale": config.finest_roi_px,

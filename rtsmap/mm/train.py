@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from rtsmap.errors import OptionsError, RunError
-from rtsmap.mm.inputs import Target, collate
+from rtsmap.mm.batches import collate
+from rtsmap.mm.register import Target
 from rtsmap.mm.samples import Sample, SampleSource
 
 
@@ -124,12 +125,12 @@ class DenseLoss(nn.Module):
     def __init__(self, network: nn.Module, modalities: Sequence[str]) -> None:
         super().__init__()
         self.modalities = tuple(modalities)
-        channels = int(network.neck.out_channels)
+        channels = int(network.detector.neck.out_channels)
         self.predict = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1), nn.GELU(), nn.Conv2d(channels, 1, 1)
         )
         self._finest: Tensor | None = None
-        self._handle = network.neck.register_forward_hook(self._listen)
+        self._handle = network.detector.neck.register_forward_hook(self._listen)
 
     def _listen(self, _module: nn.Module, _inputs: object, outputs: Sequence[Tensor]) -> None:
         self._finest = outputs[0]
@@ -139,26 +140,20 @@ class DenseLoss(nn.Module):
         self._handle.remove()
 
     def forward(self, targets: Sequence[Target]) -> Tensor:
-        """Mean of cross-entropy and Dice over the pixels that are not ignored."""
+        """Twice the cross-entropy plus Dice."""
         assert self._finest is not None
         logits = self.predict(self._finest)[:, 0].float()
         size = tuple(logits.shape[-2:])
         truth = torch.stack([_occupancy(target, size) for target in targets])
-        judged = torch.stack([_judged(target, size) for target in targets])
-        entropy = nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        entropy = nn.functional.binary_cross_entropy_with_logits(logits, truth)
         probability = logits.sigmoid()
-        overlap = (probability * truth * judged).sum()
-        dice = 1 - (2 * overlap + 1) / (((probability + truth) * judged).sum() + 1)
-        return (entropy * judged).sum() / judged.sum().clamp(min=1) * 2 + dice
+        dice = 1 - (2 * (probability * truth).sum() + 1) / ((probability + truth).sum() + 1)
+        return 2 * entropy + dice
 
 
 def _occupancy(target: Target, size: tuple[int, ...]) -> Tensor:
-    full = target.masks.any(dim=0) if len(target.masks) else torch.zeros_like(target.ignored)
-    return nn.functional.adaptive_avg_pool2d(full[None, None].float(), size)[0, 0]
-
-
-def _judged(target: Target, size: tuple[int, ...]) -> Tensor:
-    return 1 - nn.functional.adaptive_max_pool2d(target.ignored[None, None].float(), size)[0, 0]
+    """Share of slump in each cell of the finest level."""
+    return nn.functional.adaptive_avg_pool2d(target.masks.any(dim=0)[None, None].float(), size)[0, 0]
 
 
 class Average:

@@ -52,7 +52,7 @@ def run_grid(native: GeoBox, resolution_m: float) -> RunGrid:
         left, bottom, right, top = _bounds_in(native, crs)
         left = floor(left / resolution_m) * resolution_m
         top = ceil(top / resolution_m) * resolution_m
-        note = f"the scene's CRS {_crs_name(native.crs)} {reason}; mapping in {_crs_name(crs)}"
+        note = f"the scene's CRS {crs_name(native.crs)} {reason}; mapping in {crs_name(crs)}"
     height = max(1, ceil((top - bottom) / resolution_m - 1e-6))
     width = max(1, ceil((right - left) / resolution_m - 1e-6))
     affine = type(native.affine)(resolution_m, 0.0, left, 0.0, -resolution_m, top)
@@ -122,6 +122,12 @@ def window_geobox(geobox: GeoBox, window: Window) -> GeoBox:
     return geobox[window.slices()]
 
 
+def crs_name(crs: CRS) -> str:
+    """EPSG code, or else the name in quotes."""
+    epsg = crs.epsg
+    return f"EPSG:{epsg}" if epsg else f"'{crs.proj.name}'"
+
+
 def _perimeter(geobox: GeoBox, count: int) -> tuple[Floats, Floats]:
     """(rows, cols) of `count` points along each of the four edges, edge by edge."""
     height, width = geobox.shape
@@ -135,7 +141,7 @@ def _bounds_in(geobox: GeoBox, crs: CRS) -> tuple[float, float, float, float]:
     """(left, bottom, right, top) of a raster in another CRS."""
     xs, ys = geobox.crs.transformer_to_crs(crs)(*_place(geobox, *_perimeter(geobox, 129)))
     if not (np.isfinite(xs).all() and np.isfinite(ys).all()):
-        raise InputError(f"a part of the raster lies outside the domain of {_crs_name(crs)}")
+        raise InputError(f"a part of the raster lies outside the domain of {crs_name(crs)}")
     return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
 
 
@@ -232,7 +238,7 @@ def _local_crs(native: GeoBox) -> CRS:
     height, width = native.shape
     lon, lat = (float(v) for v in _lonlat(native, height / 2, width / 2))
     if not (np.isfinite(lon) and np.isfinite(lat)):
-        raise InputError(f"the raster's centre lies outside the domain of its CRS {_crs_name(native.crs)}")
+        raise InputError(f"the raster's centre lies outside the domain of its CRS {crs_name(native.crs)}")
     half_m = _half_extent_m(native, lon, lat)
     if half_m > _WIDEST_SCENE_M:
         raise InputError(
@@ -254,8 +260,3 @@ def _half_extent_m(native: GeoBox, lon: float, lat: float) -> float:
     lons, lats = _lonlat(native, rows, cols)
     distances = _GEOD.inv(np.full(8, lon), np.full(8, lat), lons, lats)[2]
     return float(np.nanmax(np.where(np.isfinite(distances), distances, np.nan)))
-
-
-def _crs_name(crs: CRS) -> str:
-    epsg = crs.epsg
-    return f"EPSG:{epsg}" if epsg else f"'{crs.proj.name}'"

@@ -1,0 +1,47 @@
+"""`rtsmap info`: what rtsmap sees in a scene and an elevation model, before anything is read or run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT.")],
+    dem: Annotated[Path | None, typer.Option(help="Elevation model, in any CRS and resolution.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to look through: a shipped name or a folder.")
+    ] = None,
+) -> None:
+    """Show how a scene and an elevation model would be read, and what stands in the way.
+
+    Nothing is written, and no pixels are read. Exit code 1 if the scene cannot be mapped as it is.
+
+    Examples: rtsmap info scene.tif · rtsmap info scene.tif --dem dem.tif --model my-bundle
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from rtsmap.models import find_bundle, read_card
+    from rtsmap.rasters.survey import survey
+    from rtsmap.rasters.tiling import TileOptions
+
+    card = read_card(find_bundle(model))
+    found = survey(scene, dem, card.spec, TileOptions(card.chip_px, card.overlap_px))
+    console = Console(highlight=False, soft_wrap=True)
+    parts = {"Scene": found.scene, f"Grid for {card.name}": found.grid, "Elevation model": found.dem}
+    for title, facts in parts.items():
+        if facts:
+            table = Table("", "", box=None, show_header=False, pad_edge=False)
+            for subject, fact in facts.items():
+                table.add_row(f"  {subject}", fact)
+            console.print(title, style="bold")
+            console.print(table, markup=False)
+    if found.problems:
+        console.print("To know", style="bold")
+    for problem in found.problems:
+        console.print(f"  - {problem}", markup=False)
+    if found.blocked:
+        raise typer.Exit(1)

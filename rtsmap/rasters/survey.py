@@ -1,0 +1,124 @@
+"""What rtsmap makes of a scene and an elevation model before it reads a pixel of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from odc.geo.geobox import GeoBox
+
+from rtsmap.errors import InputError
+from rtsmap.rasters import grids, sources
+from rtsmap.rasters.bands import InputSpec
+from rtsmap.rasters.elevation import ElevationReader
+from rtsmap.rasters.sources import RasterInfo
+from rtsmap.rasters.tiling import TileOptions, plan_tiles
+
+_LARGE_PX = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Facts by subject for the scene, the run's grid and the elevation model; problems in sentences.
+
+    `blocked` is True when the scene cannot be mapped as it is.
+    """
+
+    scene: dict[str, str]
+    grid: dict[str, str]
+    dem: dict[str, str]
+    problems: tuple[str, ...]
+    blocked: bool
+
+
+def survey(scene: Path | str, dem: Path | str | None, spec: InputSpec, tiles: TileOptions) -> Survey:
+    """Look at the inputs as a run with this spec and these tiles would; InputError if one is unreadable."""
+    info = sources.probe(scene)
+    grid = sources.run_grid(info, spec.resolution_m)
+    scene_facts, problems = _about(info), _scene_problems(info, grid.geobox)
+    blocked = False
+    wanted = [band for m in spec.modalities if not m.is_terrain for band in m.band_names]
+    try:
+        chosen = sources.optical_bands(info, wanted)
+        scene_facts["bands"] = ", ".join(f"{name} = {index}" for name, index in chosen.items())
+    except InputError as exc:
+        scene_facts["bands"] = "cannot be used, see below"
+        problems.insert(0, str(exc))
+        blocked = True
+    note = sources.optical_note(info)
+    problems += [note] if note and not blocked else []
+    scene_facts["reading"] = _reading(info, grid.geobox, max(1, len(wanted)))
+    problems += [grid.note] if grid.note else []
+    dem_facts: dict[str, str] = {}
+    if dem is None:
+        problems.append("no elevation model is given: slumps are looked for in the imagery alone")
+    else:
+        reader = ElevationReader(dem, grid.geobox)
+        dem_info = sources.probe(dem)
+        share = _covered_share(info.geobox, dem_info.geobox)
+        dem_facts = _about(dem_info) | {"covers": f"{share:.1%} of the scene"}
+        problems += reader.notes[len(dem_info.notes) :]
+        if 0 < share < 0.995:
+            problems.append(f"{dem}: leaves {1 - share:.1%} of the scene without terrain; that is mapped too")
+    return Survey(scene_facts, _about_grid(grid.geobox, tiles), dem_facts, tuple(problems), blocked)
+
+
+def _about(info: RasterInfo) -> dict[str, str]:
+    height, width = info.geobox.shape
+    rows, cols = info.block_shape
+    facts = {
+        "file": info.path,
+        "CRS": grids.crs_name(info.crs),
+        "size": f"{width} x {height} pixels of {info.ground_sample_distance_m:.3g} m on the ground, "
+        f"{info.count} x {info.dtype}",
+        "stored": f"in blocks of {cols} x {rows} pixels, {info.compression or 'not compressed'}",
+        "overviews": ", ".join(f"1:{factor}" for factor in info.overviews) or "none",
+        "validity": "; ".join(info.notes),
+    }
+    names = ", ".join(name or "unnamed" for name in info.band_names)
+    return facts | ({"holds": names} if any(info.band_names) else {})
+
+
+def _about_grid(geobox: GeoBox, options: TileOptions) -> dict[str, str]:
+    height, width = geobox.shape
+    count = len(plan_tiles((height, width), options))
+    return {
+        "CRS": grids.crs_name(geobox.crs),
+        "size": f"{width} x {height} pixels of {geobox.resolution.x:g} m",
+        "tiles": f"{count} of {options.chip_px} pixels, overlapping by {options.overlap_px}",
+    }
+
+
+def _reading(info: RasterInfo, geobox: GeoBox, bands: int) -> str:
+    level = sources.level_for(info, geobox)
+    shapes = {None: tuple(info.geobox.shape), **dict(enumerate(info.overview_shapes))}
+    rows, cols = shapes[level.overview]
+    size_mb = rows * cols * bands * np.dtype(info.dtype).itemsize / 1e6
+    share = rows * cols / prod(info.geobox.shape)
+    source = "full resolution" if level.overview is None else f"overview 1:{info.overviews[level.overview]}"
+    return f"from {source}: {size_mb:,.1f} MB of pixels, {share:.2%} of the file's"
+
+
+def _scene_problems(info: RasterInfo, geobox: GeoBox) -> list[str]:
+    ratio = grids.shrink_ratio(geobox, info.geobox)
+    if ratio < 0.6:
+        wider = (
+            f"{info.ground_sample_distance_m:.3g} m are {1 / ratio:.1f} times wider than the model looks at"
+        )
+        return [f"{info.path}: its pixels of {wider}; they are interpolated, and small slumps cannot be seen"]
+    if ratio >= 2 and not info.overviews and prod(info.geobox.shape) > _LARGE_PX:
+        cure = "gdaladdo -r average --config COMPRESS_OVERVIEW DEFLATE FILE makes them once"
+        return [f"{info.path}: has no overviews, so each run reads every pixel of it; {cure}"]
+    return []
+
+
+def _covered_share(scene: GeoBox, source: GeoBox) -> float:
+    """Share of a lattice of points of `scene` that lies inside `source`."""
+    height, width = scene.shape
+    steps = (np.arange(101) + 0.5) / 101
+    rows, cols = grids.to_pixels(scene, source, *np.meshgrid(steps * height, steps * width, indexing="ij"))
+    with np.errstate(invalid="ignore"):
+        inside = (rows >= 0) & (rows < source.shape[0]) & (cols >= 0) & (cols < source.shape[1])
+    return float(inside.mean())

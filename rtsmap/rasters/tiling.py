@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rtsmap.errors import OptionsError
 
@@ -117,32 +118,29 @@ def plan_spans(size: int, chip: int, overlap: int, origin: int = 0) -> tuple[Spa
     """Cover one axis of `size` pixels with spans of `chip` pixels that overlap by `overlap` or more.
 
     Chips are spread evenly, so the last one is full and nothing is dropped; an axis shorter than a
-    chip gets one short span. With `origin` > 0 full chips begin there and a shorter one covers the
-    strip before. Cores meet in the middle of each overlap.
+    chip gets one short span. With `origin` > 0 full chips begin there, and the strip before, up to
+    the overlap, is covered in the same way. Cores meet in the middle of each overlap.
     """
-    starts_ends: list[tuple[int, int]] = []
-    if origin and origin < size:
-        starts_ends.append((0, min(origin + overlap, size)))
+    strip_end = origin + overlap
+    if origin and strip_end < size:
+        reads = _spread(0, strip_end, chip, overlap) + _spread(origin, size, chip, overlap)
     else:
-        origin = 0
-    length = size - origin
-    if length <= chip:
-        starts_ends.append((origin, size))
-    else:
-        count = -(-(length - overlap) // (chip - overlap))
-        last = length - chip
-        for i in range(count):
-            start = origin + (i * last) // (count - 1)
-            starts_ends.append((start, start + chip))
-    edges = [0]
-    edges += [(b0 + a1) // 2 for (_, a1), (b0, _) in zip(starts_ends, starts_ends[1:], strict=False)]
-    edges.append(size)
-    cores = zip(edges, edges[1:], strict=False)
+        reads = _spread(0, size, chip, overlap)
+    edges = [0, *((start + end) // 2 for (_, end), (start, _) in pairwise(reads)), size]
     return tuple(
         Span(core0, core1, read0, read1)
-        for (core0, core1), (read0, read1) in zip(cores, starts_ends, strict=True)
-        if core1 > core0
+        for (core0, core1), (read0, read1) in zip(pairwise(edges), reads, strict=True)
     )
+
+
+def _spread(start: int, end: int, chip: int, overlap: int) -> list[tuple[int, int]]:
+    """(first, past last) pixel of as few chips as cover start..end-1 with the overlap, evenly spread."""
+    slack = end - start - chip
+    if slack <= 0:
+        return [(start, end)]
+    gaps = -(-slack // (chip - overlap))
+    firsts = (start + (i * slack) // gaps for i in range(gaps + 1))
+    return [(first, first + chip) for first in firsts]
 
 
 def plan_tiles(shape: tuple[int, int], options: TileOptions) -> tuple[Tile, ...]:

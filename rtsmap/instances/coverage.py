@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import shapely
 from odc.geo.geobox import GeoBox
 from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 
 from rtsmap.errors import GridMismatchError
+from rtsmap.instances.attributes import geodesic_area_m2
+from rtsmap.instances.rectangles import Boxes, dissolve_boxes
 from rtsmap.rasters.tiling import Tile, Window
 
 MAPPED = "mapped"
@@ -23,13 +24,6 @@ STATUSES = (MAPPED, NO_DATA, FAILED)
 
 NO_PIXELS = "no optical data"
 """Reason given for pixels without data inside a tile, whatever became of the tile."""
-
-AREA_SEGMENT_M = 1000.0
-"""Edges are cut to this length before a geodesic area is taken: long straight lines of a projection
-are not geodesics, and a kilometre of one is off by 13 m2 at most."""
-
-Boxes = npt.NDArray[np.int64]
-"""(n, 4) pixel rectangles: row0, col0, row1, col1 of the run's grid, ends excluded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +63,8 @@ def coverage_areas(
 ) -> list[CoverageArea]:
     """Dissolve the tiles' cores by status and reason; together they are the grid, without overlap.
 
-    `statuses` are in the order of `tiles`; both may be streams. Work grows with the number of runs
-    of cells, not with the number of tiles: whole tiles side by side are one rectangle.
+    `statuses` are in the order of `tiles`; both may be streams. Time and memory grow with the number
+    of tiles and of runs of cells in those with gaps.
     """
     boxes: dict[tuple[str, str], list[Boxes]] = defaultdict(list)
     for tile, coverage in zip(tiles, statuses, strict=True):
@@ -131,28 +125,6 @@ def _runs(cells: npt.NDArray[np.bool_], rows: npt.NDArray[np.int64], cols: npt.N
 
 
 def _dissolve(boxes: Boxes, status: str, reason: str, geobox: GeoBox) -> CoverageArea:
-    from rtsmap.instances.attributes import geodesic_area_m2
-
-    boxes = _join_columns(_join_rows(boxes))
-    row0, col0, row1, col1 = boxes.T.astype(float)
     # United in whole pixels, where every corner is exact, and only then put on the ground.
-    union = shapely.union_all(shapely.box(col0, row0, col1, row1))
-    polygon = affine_transform(union, geobox.affine.to_shapely())
-    outline = shapely.segmentize(polygon, AREA_SEGMENT_M)
-    return CoverageArea(polygon, status, reason, geodesic_area_m2(outline, geobox.crs))
-
-
-def _join_rows(boxes: Boxes) -> Boxes:
-    """Boxes of the same rows that meet side by side become one."""
-    boxes = boxes[np.lexsort((boxes[:, 1], boxes[:, 2], boxes[:, 0]))]
-    before, after = boxes[:-1], boxes[1:]
-    apart = (before[:, [0, 2]] != after[:, [0, 2]]).any(axis=1) | (before[:, 3] != after[:, 1])
-    first = np.flatnonzero(np.append(True, apart))
-    last = np.append(first[1:], len(boxes)) - 1
-    return np.column_stack([boxes[first, :3], boxes[last, 3]])
-
-
-def _join_columns(boxes: Boxes) -> Boxes:
-    """Boxes of the same columns that meet above each other become one."""
-    turned = _join_rows(boxes[:, [1, 0, 3, 2]])
-    return turned[:, [1, 0, 3, 2]]
+    polygon = affine_transform(dissolve_boxes(boxes), geobox.affine.to_shapely())
+    return CoverageArea(polygon, status, reason, geodesic_area_m2(polygon, geobox.crs))

@@ -93,8 +93,7 @@ def _about_grid(geobox: GeoBox, options: TileOptions) -> dict[str, str]:
 
 def _reading(info: RasterInfo, geobox: GeoBox, bands: int) -> str:
     level = sources.level_for(info, geobox)
-    shapes = {None: tuple(info.geobox.shape), **dict(enumerate(info.overview_shapes))}
-    rows, cols = shapes[level.overview]
+    rows, cols = info.geobox.shape if level.overview is None else info.overview_shapes[level.overview]
     size_mb = rows * cols * bands * np.dtype(info.dtype).itemsize / 1e6
     share = rows * cols / prod(info.geobox.shape)
     source = "full resolution" if level.overview is None else f"overview 1:{info.overviews[level.overview]}"

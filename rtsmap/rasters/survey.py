@@ -14,7 +14,7 @@ from rtsmap.rasters import grids, sources
 from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.elevation import ElevationReader
 from rtsmap.rasters.sources import RasterInfo
-from rtsmap.rasters.tiling import TileOptions, plan_tiles
+from rtsmap.rasters.tiling import TileOptions, plan_spans
 
 _LARGE_PX = 50_000_000
 
@@ -83,11 +83,14 @@ def _about(info: RasterInfo) -> dict[str, str]:
 
 def _about_grid(geobox: GeoBox, options: TileOptions) -> dict[str, str]:
     height, width = geobox.shape
-    count = len(plan_tiles((height, width), options))
+    rows, cols = (
+        len(plan_spans(size, options.chip_px, options.overlap_px, options.origin_px))
+        for size in (height, width)
+    )
     return {
         "CRS": grids.crs_name(geobox.crs),
         "size": f"{width} x {height} pixels of {geobox.resolution.x:g} m",
-        "tiles": f"{count} of {options.chip_px} pixels, overlapping by {options.overlap_px}",
+        "tiles": f"{rows * cols} of {options.chip_px} pixels, overlapping by {options.overlap_px}",
     }
 
 
@@ -116,7 +119,7 @@ def _scene_problems(info: RasterInfo, geobox: GeoBox) -> list[str]:
 def _covered_share(scene: GeoBox, source: GeoBox) -> float:
     """Share of a lattice of points of `scene` that lies inside `source`."""
     height, width = scene.shape
-    steps = (np.arange(101) + 0.5) / 101
+    steps = (np.arange(100) + 0.5) / 100
     rows, cols = grids.to_pixels(scene, source, *np.meshgrid(steps * height, steps * width, indexing="ij"))
     with np.errstate(invalid="ignore"):
         inside = (rows >= 0) & (rows < source.shape[0]) & (cols >= 0) & (cols < source.shape[1])

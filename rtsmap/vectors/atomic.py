@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from rtsmap.errors import InputError
 
-SHAPEFILE_SIDECARS = (".shx", ".dbf", ".prj", ".cpg", ".sbn", ".sbx", ".qix", ".qmd", ".shp.xml")
-"""Files that belong to a .shp; those a new shapefile does not bring would describe the old one."""
+COMPANIONS: Mapping[str, tuple[str, ...]] = {
+    ".shp": (".shx", ".dbf", ".prj", ".cpg", ".sbn", ".sbx", ".qix", ".qmd", ".shp.xml"),
+    ".gpkg": (".gpkg-wal", ".gpkg-shm", ".gpkg-journal"),
+}
+"""Files that belong to a file with such a suffix; those of a replaced file would spoil the new one."""
 
 
 @contextmanager
@@ -52,12 +55,11 @@ def _move_into_place(folder: Path, path: Path) -> None:
     written = sorted(folder.iterdir())
     for file in written:
         _fsync(file)
-    if path.suffix.lower() == ".shp":
-        # A shapefile is several files: without its .shp nobody opens the rest, so that goes first
-        # and comes last.
+    if len(written) > 1:
+        # Old and new parts must never be seen together: the file that is opened goes first, comes last.
         path.unlink(missing_ok=True)
-        for suffix in SHAPEFILE_SIDECARS:
-            path.with_suffix(suffix).unlink(missing_ok=True)
+    for suffix in COMPANIONS.get(path.suffix.lower(), ()):
+        path.with_suffix(suffix).unlink(missing_ok=True)
     for file in sorted(written, key=lambda file: file.name == path.name):
         file.replace(path.with_name(file.name))
     _fsync(path.parent)

@@ -20,8 +20,8 @@ from shapely.geometry.base import BaseGeometry
 from rtsmap.errors import InputError, LabelError
 from rtsmap.vectors.atomic import whole_file
 
+MAP_LAYER = "rts_footprints"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-FOOTPRINT_LAYER = "rts_footprints"
 
 DRIVERS = {
     ".shp": "ESRI Shapefile",
@@ -220,8 +220,8 @@ def _choose_layer(path: Path, layer: str | None) -> str:
         return layer
     spatial = [name for name, geometry_type in layers.items() if geometry_type]
     polygonal = [name for name in spatial if "Polygon" in layers[name] or layers[name] == "Unknown"]
-    if FOOTPRINT_LAYER in polygonal:
-        return FOOTPRINT_LAYER
+    if MAP_LAYER in polygonal:
+        return MAP_LAYER
     candidates = polygonal or spatial
     if len(candidates) != 1:
         found = ", ".join(candidates) or "none with geometry"

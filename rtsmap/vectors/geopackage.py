@@ -1,0 +1,233 @@
+"""The map itself: a GeoPackage with footprints, coverage, the record of the run, and styles for QGIS."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pandas as pd
+import pyogrio
+from odc.geo.crs import CRS
+
+from rtsmap.errors import InputError, RunError
+from rtsmap.instances.attributes import Footprint
+from rtsmap.instances.coverage import CoverageArea
+from rtsmap.vectors.atomic import whole_file
+from rtsmap.vectors.labels import MAP_LAYER
+from rtsmap.vectors.qgis_style import coverage_qml, footprint_qml, style_rows
+
+FOOTPRINT_LAYER = MAP_LAYER
+COVERAGE_LAYER = "coverage"
+RECORD_TABLE = "run_record"
+STYLE_TABLE = "layer_styles"
+GEOMETRY_COLUMN = "geom"
+
+FOOTPRINT_COLUMNS: Mapping[str, str] = {
+    "id": "object",
+    "score": "float64",
+    "area_m2": "float64",
+    "perimeter_m": "float64",
+    "centroid_lon": "float64",
+    "centroid_lat": "float64",
+    "n_parts": "int64",
+    "seam_unconfirmed": "bool",
+    "modalities": "object",
+    "valid_share": "float64",
+    "elevation_min_m": "float64",
+    "elevation_max_m": "float64",
+    "elevation_range_m": "float64",
+    "slope_deg": "float64",
+    "aspect_deg": "float64",
+    "relief_m": "float64",
+}
+"""Attributes of a footprint in the order of the file; `Footprint` says what they mean.
+
+`modalities` is a list with commas; numbers that need an elevation model are empty without one.
+"""
+
+COVERAGE_COLUMNS: Mapping[str, str] = {"status": "object", "reason": "object", "area_m2": "float64"}
+
+
+@dataclass(frozen=True, slots=True)
+class MapLayers:
+    """Everything in a map, as it stands in the file."""
+
+    footprints: geopandas.GeoDataFrame
+    coverage: geopandas.GeoDataFrame
+    run_record: Mapping[str, Any]
+
+
+def write_map(
+    path: Path | str,
+    footprints: Sequence[Footprint],
+    crs: CRS,
+    coverage: Sequence[CoverageArea],
+    run_record: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a map; whole or not at all, and the same content in the same order for the same input.
+
+    `run_record` must be what JSON can hold; paths and numpy numbers are turned into it. Raises
+    InputError when `path` exists and `overwrite` is false, or cannot be written.
+    """
+    ordered = sorted(footprints, key=_from_top_left)
+    coverage_frame = _frame(
+        [area.polygon for area in coverage],
+        {name: [getattr(area, name) for area in coverage] for name in COVERAGE_COLUMNS},
+        COVERAGE_COLUMNS,
+        crs,
+    )
+    write_layers(
+        path, MapLayers(to_geodataframe(ordered, crs), coverage_frame, run_record), overwrite=overwrite
+    )
+
+
+def write_layers(path: Path | str, layers: MapLayers, *, overwrite: bool = False) -> None:
+    """Write the layers of a map as they are; see `write_map`."""
+    path = Path(path)
+    if path.suffix.lower() != ".gpkg":
+        raise InputError(
+            f"{path}: a map is a GeoPackage; name it with .gpkg and use export for other formats"
+        )
+    with whole_file(path, overwrite=overwrite) as temporary:
+        try:
+            _write_spatial(temporary, FOOTPRINT_LAYER, layers.footprints, "Thaw slumps found by rtsmap")
+            _write_spatial(temporary, COVERAGE_LAYER, layers.coverage, "What was mapped, and what was not")
+            _write_table(temporary, RECORD_TABLE, _record_rows(layers.run_record), "How this map was made")
+            styles = {FOOTPRINT_LAYER: footprint_qml(), COVERAGE_LAYER: coverage_qml()}
+            rows = style_rows(styles, GEOMETRY_COLUMN)
+            _write_table(temporary, STYLE_TABLE, rows, "Styles of QGIS", FID="id")
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError) as exc:
+            raise InputError(f"{path}: cannot be written: {exc}") from exc
+        _check_written(temporary, layers)
+
+
+def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDataFrame:
+    """Read the footprints of a map, or its `coverage`; raises InputError when it is not there."""
+    path = Path(path)
+    _check_is_map(path, layer)
+    return pyogrio.read_dataframe(path, layer=layer)
+
+
+def read_run_record(path: Path | str) -> dict[str, Any]:
+    """Read the record of the run that made a map."""
+    path = Path(path)
+    _check_is_map(path, RECORD_TABLE)
+    rows = pyogrio.read_dataframe(path, layer=RECORD_TABLE)
+    return {key: json.loads(value) for key, value in zip(rows["key"], rows["value"], strict=True)}
+
+
+def read_layers(path: Path | str) -> MapLayers:
+    """Read everything in a map."""
+    return MapLayers(read_map(path), read_map(path, COVERAGE_LAYER), read_run_record(path))
+
+
+def to_geodataframe(footprints: Sequence[Footprint], crs: CRS) -> geopandas.GeoDataFrame:
+    """Footprints as a frame with the columns of `FOOTPRINT_COLUMNS`, in the order given.
+
+    Raises InputError when one is in another CRS than `crs`.
+    """
+    strangers = [footprint.id for footprint in footprints if footprint.crs != crs]
+    if strangers:
+        raise InputError(f"{len(strangers)} footprints are not in {crs}, the first is {strangers[0]}")
+    columns = {name: [getattr(footprint, name) for footprint in footprints] for name in FOOTPRINT_COLUMNS}
+    columns["modalities"] = [",".join(names) for names in columns["modalities"]]
+    return _frame([footprint.polygon for footprint in footprints], columns, FOOTPRINT_COLUMNS, crs)
+
+
+def _frame(
+    polygons: Sequence[Any], columns: Mapping[str, list[Any]], dtypes: Mapping[str, str], crs: CRS
+) -> geopandas.GeoDataFrame:
+    geometries = np.empty(len(polygons), dtype=object)
+    geometries[:] = polygons
+    # Types are given, not guessed, so that an empty map has the columns of a full one.
+    series = {name: pd.Series(columns[name], dtype=dtype) for name, dtype in dtypes.items()}
+    return geopandas.GeoDataFrame(series, geometry=geopandas.GeoSeries(geometries, crs=crs.proj))
+
+
+def _from_top_left(footprint: Footprint) -> tuple[float, float, str]:
+    left, _, _, top = footprint.polygon.bounds
+    return -top, left, footprint.id
+
+
+def _write_spatial(path: Path, layer: str, frame: geopandas.GeoDataFrame, description: str) -> None:
+    pyogrio.write_dataframe(
+        frame,
+        path,
+        layer=layer,
+        driver="GPKG",
+        geometry_type="MultiPolygon",
+        promote_to_multi=True,
+        # 1.2 is read by every GDAL and QGIS in use; nothing of later versions is needed.
+        dataset_options=None if path.exists() else {"VERSION": "1.2"},
+        layer_options={"GEOMETRY_NAME": GEOMETRY_COLUMN, "DESCRIPTION": description},
+    )
+
+
+def _write_table(
+    path: Path, table: str, columns: Mapping[str, list[Any]], description: str, **layer_options: str
+) -> None:
+    options = {"DESCRIPTION": description, **layer_options}
+    frame = pd.DataFrame(dict(columns))
+    pyogrio.write_dataframe(frame, path, layer=table, driver="GPKG", layer_options=options)
+
+
+def _record_rows(record: Mapping[str, Any]) -> dict[str, list[Any]]:
+    values = [
+        json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, sort_keys=True)
+        for value in record.values()
+    ]
+    return {
+        "key": pd.Series([str(key) for key in record], dtype="object"),
+        "value": pd.Series(values, dtype="object"),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold; numbers that are not finite become null, anything unknown its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _check_is_map(path: Path, layer: str) -> None:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        layers = pyogrio.list_layers(path)[:, 0].tolist()
+    except pyogrio.errors.DataSourceError as exc:
+        raise InputError(f"{path}: cannot be read as a GeoPackage: {exc}") from exc
+    if layer not in layers:
+        raise InputError(f"{path}: no layer '{layer}', so this is not a map of rtsmap; it has {layers}")
+
+
+def _check_written(path: Path, layers: MapLayers) -> None:
+    """Read the file back before anybody relies on it."""
+    with closing(sqlite3.connect(path)) as database:
+        (verdict,) = database.execute("PRAGMA quick_check").fetchone()
+        found = {
+            table: database.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0]  # noqa: S608
+            for table in (FOOTPRINT_LAYER, COVERAGE_LAYER, RECORD_TABLE)
+        }
+    wanted = {
+        FOOTPRINT_LAYER: len(layers.footprints),
+        COVERAGE_LAYER: len(layers.coverage),
+        RECORD_TABLE: len(layers.run_record),
+    }
+    if verdict != "ok" or found != wanted:
+        raise RunError(f"{path.name} was not written as asked: {verdict}, rows {found}, wanted {wanted}")

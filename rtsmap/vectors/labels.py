@@ -17,22 +17,11 @@ import shapely
 from odc.geo.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
-from rtsmap.errors import InputError, LabelError
-from rtsmap.vectors.atomic import whole_file
+from rtsmap.errors import LabelError
+from rtsmap.vectors.formats import DRIVERS, write_frame
 
 MAP_LAYER = "rts_footprints"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-
-DRIVERS = {
-    ".shp": "ESRI Shapefile",
-    ".gpkg": "GPKG",
-    ".geojson": "GeoJSON",
-    ".json": "GeoJSON",
-    ".fgb": "FlatGeobuf",
-    ".parquet": "Parquet",
-    ".geoparquet": "Parquet",
-}
-"""Formats that are written, by file suffix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,53 +98,11 @@ def read_polygons(path: Path | str, layer: str | None = None) -> Polygons:
 def write_polygons(
     path: Path | str, polygons: Polygons, layer: str | None = None, *, overwrite: bool = False
 ) -> None:
-    """Write polygons in the format that the suffix names (see `DRIVERS`); whole or not at all.
-
-    GeoJSON is written in longitude and latitude, as RFC 7946 wants it. Raises InputError when the
-    suffix is unknown or the file exists.
-    """
+    """Write polygons in the format that the suffix names; see `write_frame`."""
     frame = geopandas.GeoDataFrame(
         dict(polygons.columns), geometry=_array(polygons.geometries), crs=polygons.crs.proj
     )
     write_frame(Path(path), frame, layer=layer, overwrite=overwrite)
-
-
-def write_frame(
-    path: Path, frame: geopandas.GeoDataFrame, layer: str | None = None, *, overwrite: bool = False
-) -> None:
-    """Write a frame of polygons by suffix; whole or not at all."""
-    driver = driver_of(path)
-    with whole_file(path, overwrite=overwrite) as temporary:
-        if driver == "Parquet":
-            frame.to_parquet(temporary, index=False)
-            return
-        multi = bool((frame.geom_type == "MultiPolygon").any())
-        try:
-            pyogrio.write_dataframe(
-                frame,
-                temporary,
-                driver=driver,
-                layer=layer or path.stem,
-                geometry_type="MultiPolygon" if multi and driver != "ESRI Shapefile" else "Polygon",
-                promote_to_multi=multi and driver != "ESRI Shapefile",
-                encoding="UTF-8",
-                layer_options=_layer_options(driver),
-            )
-        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as exc:
-            raise InputError(f"{path}: cannot be written as {driver}: {exc}") from exc
-
-
-def driver_of(path: Path) -> str:
-    """Name of the format that a file's suffix asks for; raises InputError for others."""
-    driver = DRIVERS.get(path.suffix.lower())
-    if driver is None:
-        raise InputError(f"{path}: cannot tell the format from '{path.suffix}'; use {', '.join(DRIVERS)}")
-    return driver
-
-
-def _layer_options(driver: str) -> dict[str, str]:
-    # Nine decimals are 0.1 mm: the seven of RFC 7946's default would move vertices by a centimetre.
-    return {"RFC7946": "YES", "COORDINATE_PRECISION": "9"} if driver == "GeoJSON" else {}
 
 
 def _check_content_is_here(path: Path) -> None:

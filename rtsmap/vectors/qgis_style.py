@@ -16,7 +16,7 @@ from xml.etree import ElementTree as ET
 from rtsmap.instances.coverage import FAILED, MAPPED, NO_DATA
 
 SCORE_LIMITS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
-SCORE_COLOURS = ("254,240,180", "254,217,118", "253,174,80", "246,114,60", "222,45,38", "140,0,45")
+SCORE_COLOURS = ("250,225,100", "254,200,60", "253,174,80", "246,114,60", "222,45,38", "140,0,45")
 """Pale yellow for weak, dark red for sure: in order without colour vision too, and rare in tundra."""
 
 
@@ -33,7 +33,7 @@ class Fill:
 COVERAGE_FILLS: Mapping[str, Fill] = {
     MAPPED: Fill("0,0,0,0", "90,120,150,255", "no"),
     NO_DATA: Fill("120,120,120,255", "120,120,120,255", "f_diagonal"),
-    FAILED: Fill("215,25,28,255", "215,25,28,255", "diag_x"),
+    FAILED: Fill("215,25,28,255", "215,25,28,255", "diagonal_x"),
 }
 
 

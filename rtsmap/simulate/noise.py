@@ -107,13 +107,6 @@ def hash_grid(seed: int, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64
     return _mix_array(row_words[:, None] + _as_words(cols)[None, :])
 
 
-def hash_points(
-    seed: int, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64]
-) -> npt.NDArray[np.uint64]:
-    """Hash of single (row, column) pairs; equals `hash_grid` at the same place."""
-    return _mix_array(_mix_array(_as_words(rows) + np.uint64(seed & _MASK)) + _as_words(cols))
-
-
 def to_unit(words: npt.NDArray[np.uint64]) -> Floats:
     """Hashes as float32 in 0..1 (1 excluded)."""
     return (words >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
@@ -169,11 +162,18 @@ def noise_at(seed: int, a: Floats | Doubles, b: Floats | Doubles) -> Floats:
     """Value noise (standard deviation near 1) at any points, in units of its cell. For small areas."""
     ia, wa = _taps(np.asarray(a, np.float64))
     ib, wb = _taps(np.asarray(b, np.float64))
-    total = np.zeros(np.broadcast(ia, ib).shape, np.float32)
+    a0, b0 = int(ia.min()), int(ib.min())
+    index_a, index_b = np.arange(a0, int(ia.max()) + 3), np.arange(b0, int(ib.max()) + 3)
+    nodes = (to_unit(hash_grid(seed, index_a, index_b)) * 2 - 1) * _NOISE_SCALE
+    width = len(index_b)
+    flat, first = nodes.ravel(), (ia - a0) * width + (ib - b0)
+    total = np.zeros(first.shape, np.float32)
     for i in range(3):
-        for j in range(3):
-            total += wa[i] * wb[j] * (to_unit(hash_points(seed, ia + i, ib + j)) * 2 - 1)
-    return total * _NOISE_SCALE
+        row = wb[0] * flat[first + i * width]
+        row += wb[1] * flat[first + (i * width + 1)]
+        row += wb[2] * flat[first + (i * width + 2)]
+        total += wa[i] * row
+    return total
 
 
 def cells(seed: int, rows: Doubles, cols: Doubles, cell: float) -> Floats:

@@ -53,9 +53,7 @@ def draw_blob(
     draw: Draws, x: float, y: float, radius_m: float, roughness: float = 0.1, stretch: float = 1.0
 ) -> Blob:
     """A blob with harmonics 2 to 6 of falling strength."""
-    harmonics = tuple(
-        (draw.normal(0, roughness / n**0.7), draw.normal(0, roughness / n**0.7)) for n in range(1, 6)
-    )
+    harmonics = tuple((draw.normal(0, roughness / n), draw.normal(0, roughness / n)) for n in range(1, 6))
     swing = sum(math.hypot(a, b) for a, b in harmonics)
     if swing > 0.75:
         harmonics = tuple((a * 0.75 / swing, b * 0.75 / swing) for a, b in harmonics)
@@ -298,8 +296,8 @@ def draw_crescent(draw: Draws, x: float, y: float, length_m: float) -> Doubles:
     thick = length_m * draw.uniform(0.07, 0.2)
     share = np.linspace(0, 1, 15)
     base = bow * length_m * (1 - (2 * share - 1) ** 2)
-    rough = np.array([draw.normal(0, 0.18) for _ in share])
-    bulk = thick * np.sin(np.pi * share) * (1 + rough)
+    rough = np.array([draw.normal(0, 0.3) for _ in share])
+    bulk = thick * np.sin(np.pi * share) * np.maximum(1 + rough, 0.25)
     u = np.concatenate([(share - 0.5) * length_m, (share[::-1] - 0.5) * length_m])[:-1]
     v = np.concatenate([base + bulk / 2, (base - bulk / 2)[::-1]])[:-1]
     c, s = math.cos(angle), math.sin(angle)

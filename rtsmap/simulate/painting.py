@@ -9,7 +9,7 @@ import numpy as np
 
 from rtsmap.simulate.carving import depth_inside, rough_edge
 from rtsmap.simulate.noise import Doubles, Floats, cells, noise_at, smoothstep, subseed
-from rtsmap.simulate.outlines import Ribbon, Scar, ribbon_field, scar_field
+from rtsmap.simulate.outlines import Ribbon, Scar, ScarField, ribbon_field, scar_field
 from rtsmap.simulate.placement import Feature
 from rtsmap.simulate.regions import Region
 
@@ -50,31 +50,38 @@ def _slump(canvas: Canvas, feature: Feature) -> None:
     scar = feature.shape
     assert isinstance(scar, Scar)
     field = scar_field(scar, canvas.region.sun, canvas.x, canvas.y)
+    u, v = field.t * scar.length_m, field.v * scar.length_m
     neck = np.float32(scar.neck)
-    cover = smoothstep(field.inside_m / (1.2 * canvas.pixel_m) + 0.5)
-    length = scar.length_m
-    wander = noise_at(subseed(feature.seed, "wander"), field.t * length / 60.0, field.v * length / 60.0)
-    flow = noise_at(
-        subseed(feature.seed, "flow"), field.t * length / 90.0, field.v * length / 11.0 + 0.5 * wander
-    )
-    lumps = noise_at(subseed(feature.seed, "lumps"), field.t * length / 14.0, field.v * length / 14.0)
     t = field.t.astype(np.float32)
+    wander = noise_at(subseed(feature.seed, "wander"), u / 60.0, v / 60.0)
+    flow = noise_at(subseed(feature.seed, "flow"), u / 70.0, v / 9.0 + 0.8 * wander)
+    lumps = noise_at(subseed(feature.seed, "lumps"), u / 13.0, v / 13.0)
+    clods = noise_at(subseed(feature.seed, "clods"), u / 6.0, v / 6.0)
+    patches = noise_at(subseed(feature.seed, "patches"), u / 45.0, v / 30.0)
     in_bowl = smoothstep((neck - t) / 0.2 + 0.5)
-    near_wall = smoothstep(1 - field.to_headwall_m / (0.3 * length + 8.0))
-    extra = 3.6 * flow + (1.2 + 3.0 * near_wall) * lumps + 4.5 * (in_bowl - 0.6)
-    _lay(canvas, 0.93 * cover, _tinted(canvas, feature, extra))
-    _headwall(canvas, field.to_headwall_m, field.inside_m, field.facing)
+    near_wall = smoothstep(1 - field.to_headwall_m / (0.22 * scar.length_m + 8.0))
+    rough = 2.2 + 4.6 * near_wall + 1.6 * (1 - in_bowl)
+    extra = 5.5 * flow + rough * (1.1 * lumps + 1.0 * clods) + 5.0 * patches + 5.0 * (in_bowl - 0.6)
+    ragged = field.inside_m + 1.6 * clods + 1.6 * lumps
+    cover = smoothstep(ragged / (1.3 * canvas.pixel_m) + 0.5)
+    # rafts of turf ride on the floor, mostly below the wall and on the tongue
+    rafts = 0.5 * smoothstep(2.0 * lumps + patches - 2.2 + 0.8 * near_wall)
+    _lay(canvas, cover * (0.94 - rafts), _tinted(canvas, feature, extra))
+    _headwall(canvas, field, clods, lumps)
     _margin(canvas, feature, field.inside_m, field.to_headwall_m)
 
 
-def _headwall(canvas: Canvas, to_wall_m: Doubles, inside_m: Doubles, facing: Doubles) -> None:
+def _headwall(canvas: Canvas, field: ScarField, clods: Floats, lumps: Floats) -> None:
     """The dark shadow under a wall that faces away from the sun; a paler face where it is lit."""
-    from_edge = np.where(inside_m > 0, to_wall_m, 1.6 * to_wall_m)
-    line = np.maximum(1 - (np.maximum(from_edge - 2.0, 0) / (1.5 * canvas.pixel_m)), 0).astype(np.float32)
-    away = (0.5 - 0.5 * facing).astype(np.float32)
-    canvas.shade[...] *= 1 - line * (0.2 + 0.42 * away)
-    lit = np.maximum(1 - np.abs(to_wall_m - 7.0) / 6.0, 0) * np.maximum(facing, 0) * (inside_m > 0)
-    canvas.light[...] += (14.0 * lit).astype(np.float32)[..., None]
+    inside, to_wall = field.inside_m, field.to_headwall_m
+    from_edge = np.where(inside > 0, to_wall, 1.7 * to_wall)
+    away = (0.5 - 0.5 * field.facing).astype(np.float32)
+    width = np.float32(canvas.pixel_m) * (0.7 + 0.9 * away + 0.25 * lumps)
+    line = np.clip(1 - (np.maximum(from_edge - 1.5, 0) / np.maximum(width, 1.5)), 0, 1).astype(np.float32)
+    broken = np.clip(0.85 + 0.3 * clods + 0.2 * lumps, 0.25, 1.15)
+    canvas.shade[...] *= 1 - np.clip(line * broken * (0.2 + 0.4 * away), 0, 0.75)
+    lit = np.maximum(1 - np.abs(to_wall - 7.0) / 6.0, 0) * np.maximum(field.facing, 0) * (inside > 0)
+    canvas.light[...] += (12.0 * lit).astype(np.float32)[..., None]
 
 
 def _margin(canvas: Canvas, feature: Feature, inside_m: Doubles, to_wall_m: Doubles) -> None:
@@ -86,8 +93,10 @@ def _margin(canvas: Canvas, feature: Feature, inside_m: Doubles, to_wall_m: Doub
 
 def _bare_patch(canvas: Canvas, feature: Feature) -> None:
     inside = depth_inside(feature, canvas.x, canvas.y) + 6.0 * rough_edge(feature, canvas.x, canvas.y, 22.0)
-    lumps = noise_at(subseed(feature.seed, "lumps"), *_frame(canvas, 16.0))
-    _lay(canvas, 0.9 * smoothstep(inside / feature.wall_m + 0.5), _tinted(canvas, feature, 3.4 * lumps))
+    inside += 2.5 * rough_edge(feature, canvas.x, canvas.y, 7.0)
+    lumps = noise_at(subseed(feature.seed, "lumps"), *_frame(canvas, 13.0))
+    lumps += 0.8 * noise_at(subseed(feature.seed, "clods"), *_frame(canvas, 6.0))
+    _lay(canvas, 0.9 * smoothstep(inside / feature.wall_m + 0.5), _tinted(canvas, feature, 5.5 * lumps))
 
 
 def _frame(canvas: Canvas, cell_m: float) -> tuple[Doubles, Doubles]:
@@ -132,9 +141,10 @@ def _basin(canvas: Canvas, feature: Feature) -> None:
     extra = (
         -7.0 * net - 6.0 * np.clip(wet - 0.5, 0, 1.5) + 2.0 * rough_edge(feature, canvas.x, canvas.y, 12.0)
     )
-    _lay(canvas, 0.85 * cover, _tinted(canvas, feature, extra))
+    extra += 2.2 * noise_at(subseed(feature.seed, "fine"), *_frame(canvas, 7.0))
+    _lay(canvas, 0.7 * cover, _tinted(canvas, feature, extra))
     rim = np.maximum(1 - np.abs(inside + 3.0) / 7.0, 0).astype(np.float32)
-    canvas.light[...] += (9.0 * rim)[..., None]
+    canvas.light[...] += (6.0 * rim)[..., None]
 
 
 def _stable_scar(canvas: Canvas, feature: Feature) -> None:
@@ -144,14 +154,16 @@ def _stable_scar(canvas: Canvas, feature: Feature) -> None:
     cover = smoothstep(field.inside_m / 14.0 + 0.4)
     shrubs = noise_at(subseed(feature.seed, "shrubs"), *_frame(canvas, 11.0))
     patches = noise_at(subseed(feature.seed, "patches"), *_frame(canvas, 50.0))
-    extra = 4.5 * shrubs + 4.0 * patches
-    _lay(canvas, 0.75 * cover, _tinted(canvas, feature, extra))
+    extra = 4.5 * shrubs + 4.0 * patches + 3.0 * noise_at(subseed(feature.seed, "fine"), *_frame(canvas, 6.0))
+    cover = cover * np.clip(0.9 + 0.25 * patches, 0.3, 1.0)
+    _lay(canvas, 0.7 * cover, _tinted(canvas, feature, extra))
     soft = np.maximum(1 - field.to_headwall_m / 14.0, 0) * (0.5 - 0.5 * field.facing)
     canvas.shade[...] *= 1 - 0.16 * soft.astype(np.float32)
 
 
 def _snow(canvas: Canvas, feature: Feature) -> None:
-    cover = smoothstep(depth_inside(feature, canvas.x, canvas.y) / feature.wall_m + 0.5)
+    inside = depth_inside(feature, canvas.x, canvas.y) + 4.0 * rough_edge(feature, canvas.x, canvas.y, 16.0)
+    cover = smoothstep((inside + 1.5) / feature.wall_m + 0.5)
     grain = 5.0 * rough_edge(feature, canvas.x, canvas.y, 20.0)
     white = np.array([216.0, 219.0, 222.0], np.float32) + grain[..., None]
     _lay(canvas, 0.96 * cover, white)

@@ -219,9 +219,9 @@ def _headwall_m(draw: Draws, area_m2: float, scar: Scar, slope_degrees: float) -
 
 def slump_tint(draw: Draws, shift_dn: float) -> tuple[float, float, float]:
     """Floor minus surroundings: brightness by the measured quantiles, less green in 70 %."""
-    light = draw.quantile(BRIGHTNESS_QUANTILES) + 0.5 * shift_dn
-    green = -draw.uniform(2.0, 9.0) if draw.chance(0.7) else draw.uniform(0.0, 5.0)
-    red, blue = -0.4 * green + draw.normal(0, 2.0), -0.6 * green + draw.normal(0, 3.5)
+    light = draw.quantile(BRIGHTNESS_QUANTILES) + 0.5 * shift_dn - 3.0
+    green = -draw.uniform(1.5, 6.0) if draw.chance(0.62) else draw.uniform(0.0, 4.5)
+    red, blue = -0.4 * green + draw.normal(0, 1.2), -0.4 * green + draw.normal(0, 2.6)
     return light + red, light + green, light + blue
 
 
@@ -273,7 +273,7 @@ def _bare_patch(draw: Draws, site: Site) -> Made:
     """Dry bare ground: the colours of slump floors, no headwall, no relief."""
     x, y = _somewhere(draw, site)
     radius = math.sqrt(_like_area(draw, site, 60_000) / math.pi)
-    blob = draw_blob(draw, x, y, radius, 0.17, draw.uniform(1.0, 1.7))
+    blob = draw_blob(draw, x, y, radius, 0.13, draw.uniform(1.0, 1.8))
     return blob, {"tint": slump_tint(draw, site.region.slump_shift_dn), "wall_m": draw.uniform(5.0, 22.0)}
 
 
@@ -316,7 +316,7 @@ def _drained_basin(draw: Draws, site: Site) -> Made:
         return None
     blob = draw_blob(draw, x, y, draw.uniform(60, 170), 0.1, draw.uniform(1.0, 1.3))
     light = draw.normal(0, 6)
-    tint = (light - draw.uniform(4, 14), light + draw.uniform(0, 6), light - draw.uniform(4, 12))
+    tint = (light - draw.uniform(3, 9), light + draw.uniform(0, 3), light - draw.uniform(3, 9))
     return blob, {"tint": tint, "depth_m": draw.uniform(1.0, 3.0), "reach_m": 50.0}
 
 
@@ -330,7 +330,7 @@ def _stable_scar(draw: Draws, site: Site) -> Made:
     scar = draw_scar(draw, centre, down, area, draw.chance(0.6))
     depth = _headwall_m(draw, area, scar, slope) * draw.uniform(0.6, 1.0)
     light = draw.normal(-3, 5)
-    tint = (light - draw.uniform(3, 12), light + draw.uniform(1, 7), light - draw.uniform(4, 11))
+    tint = (light - draw.uniform(3, 8), light + draw.uniform(0, 4), light - draw.uniform(3, 8))
     return scar, {
         "tint": tint,
         "depth_m": depth,
@@ -368,8 +368,8 @@ def _road(draw: Draws, site: Site) -> Made:
 def _cloud_shadow(draw: Draws, site: Site) -> Made:
     """The shadow of a small cloud: dark, soft, in the image only."""
     x, y = _somewhere(draw, site)
-    blob = draw_blob(draw, x, y, draw.uniform(40, 170), 0.14, draw.uniform(1.0, 1.6))
-    return blob, {"depth_m": draw.uniform(0.25, 0.5), "wall_m": draw.uniform(20, 50), "reach_m": 60.0}
+    blob = draw_blob(draw, x, y, draw.uniform(40, 150), 0.1, draw.uniform(1.0, 1.6))
+    return blob, {"depth_m": draw.uniform(0.2, 0.42), "wall_m": draw.uniform(20, 50), "reach_m": 60.0}
 
 
 MAKERS: dict[str, Callable[[Draws, Site], Made]] = {

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from rtsmap.errors import OptionsError
 
 LOOKALIKE_WEIGHTS: tuple[tuple[str, float], ...] = (
-    ("bare_patch", 0.26),
+    ("bare_patch", 0.29),
     ("bank", 0.13),
     ("gully", 0.13),
     ("drained_basin", 0.08),
-    ("stable_scar", 0.15),
-    ("snow", 0.10),
+    ("stable_scar", 0.16),
+    ("snow", 0.08),
     ("road", 0.06),
-    ("cloud_shadow", 0.09),
+    ("cloud_shadow", 0.07),
 )
 """Kinds of places that are no slumps but share a trait with them, and how often each is drawn."""
 

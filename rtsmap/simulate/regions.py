@@ -12,7 +12,7 @@ Colour = tuple[float, float, float]
 
 PALETTES: dict[str, tuple[Colour, Colour, Colour]] = {
     # tundra, dry ground, wet ground; 8-bit red, green, blue
-    "banks": ((148, 134, 108), (170, 153, 124), (110, 106, 80)),
+    "banks": ((142, 132, 106), (164, 151, 122), (110, 106, 80)),
     "nitze": ((112, 110, 88), (138, 130, 106), (84, 94, 66)),
     "yamal": ((78, 85, 64), (98, 94, 74), (60, 75, 50)),
     "gydan": ((86, 84, 66), (112, 102, 84), (62, 74, 54)),
@@ -44,6 +44,7 @@ class Region:
     sun_altitude: float
     shading: float
     mottle_dn: float
+    streak_dn: float
     polygon_dn: float
     polygon_cell_px: float
     slump_shift_dn: float
@@ -66,9 +67,9 @@ def draw_region(preset: Preset, seed: int) -> Region:
     """The region of one seed."""
     draw = Draws(seed, "region")
     colours = PALETTES[preset.palettes[draw.integer(0, len(preset.palettes) - 1)]]
-    shift = [draw.normal(0.0, preset.palette_jitter_dn) * 0.6 for _ in range(3)]
+    shift = [draw.normal(0.0, preset.palette_jitter_dn) * 0.4 for _ in range(3)]
     common = draw.normal(0.0, preset.palette_jitter_dn)
-    contrast = draw.uniform(0.6, 1.2)
+    contrast = draw.uniform(0.7, 1.5)
     tundra = _shifted(colours[0], shift, common)
     return Region(
         tundra=tundra,
@@ -77,9 +78,10 @@ def draw_region(preset: Preset, seed: int) -> Region:
         gain=draw.uniform(0.92, 1.1),
         sun_azimuth=draw.uniform(140.0, 220.0),
         sun_altitude=draw.uniform(28.0, 45.0),
-        shading=draw.uniform(0.55, 0.95),
-        mottle_dn=draw.uniform(5.0, 9.5),
-        polygon_dn=draw.uniform(-16.0, -4.0) if draw.chance(0.75) else draw.uniform(3.0, 8.0),
+        shading=draw.uniform(0.8, 1.2),
+        mottle_dn=draw.uniform(6.0, 13.0),
+        streak_dn=draw.uniform(3.0, 10.0),
+        polygon_dn=draw.uniform(-26.0, -8.0) if draw.chance(0.8) else draw.uniform(4.0, 10.0),
         polygon_cell_px=draw.uniform(5.0, 9.0),
         slump_shift_dn=draw.uniform(-3.0, 4.0),
         aspect_preferred=draw.uniform(0.0, 360.0),

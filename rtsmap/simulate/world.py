@@ -46,11 +46,11 @@ from rtsmap.simulate.terrain import MARGIN_PX, bend_to_lake, make_terrain
 
 DEM_NODATA = -9999.0
 
-_DETAIL = ((24.0, 0.55), (12.0, 0.3), (6.0, 0.15), (3.0, 0.07))
+_DETAIL = ((24.0, 0.9), (12.0, 0.5), (6.0, 0.26), (3.0, 0.11))
 _BUCKET_M = 512.0
 _STREAM_REACH_M = 90.0
 _DEM_NODES = 32  # the DEM's map projection is exact on every 32nd pixel and linear between
-_BLUR = (0.14, 0.72, 0.14)
+_BLUR = (0.12, 0.76, 0.12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,43 +221,88 @@ class World:
     def _ground_colours(self, rows: Doubles, cols: Doubles, relief: Relief) -> tuple[Floats, Floats]:
         """Colours (H, W, 3) of ground and water before shading, with and without fine texture."""
         region, seed = self.region, self.seed
+        streaks, steepness = self._streaks(rows, cols)
         dryness = octaves(subseed(seed, "dry"), rows, cols, ((220.0, 0.6), (90.0, 0.5), (36.0, 0.4)))
         wetness = octaves(subseed(seed, "wet"), rows, cols, ((160.0, 0.5), (60.0, 0.5), (24.0, 0.4)))
+        frayed = octaves(subseed(seed, "frayed"), rows, cols, ((11.0, 0.5), (5.0, 0.4), (2.5, 0.3)))
         valley = 1 - np.clip(relief.to_stream_m / _STREAM_REACH_M, 0, 1)
-        dry = smoothstep(dryness * 0.6 + 0.25 - valley)[..., None]
-        wet = smoothstep(wetness * 0.6 + 0.15 + 0.7 * valley)[..., None]
-        tundra, dry_colour, wet_colour = (
-            np.array(c, np.float32) for c in (region.tundra, region.dry, region.wet)
+        wash = streaks * steepness
+        tundra, dry, wet = (np.array(c, np.float32) for c in (region.tundra, region.dry, region.wet))
+        calm = _mixed(tundra, dry, wet, dryness - valley, wetness + valley, 0.6)
+        light = _mixed(
+            tundra,
+            dry,
+            wet,
+            dryness - valley + 0.4 * frayed,
+            wetness + valley - 0.5 * frayed + 0.5 * wash,
+            1.1,
         )
-        calm = tundra + dry * (dry_colour - tundra)
-        calm += wet * (wet_colour - calm)
-        calm += (3.5 * octave(subseed(seed, "slow"), rows, cols, 130.0))[..., None]
-        light = calm + self._texture(rows, cols)
-        self._paint_water(light, relief)
+        slow = (3.5 * octave(subseed(seed, "slow"), rows, cols, 130.0))[..., None]
+        calm += slow
+        light += slow + (region.streak_dn * wash)[..., None] + self._texture(rows, cols, steepness)
+        self._paint_water(light, relief, frayed)
         return light, calm
 
-    def _texture(self, rows: Doubles, cols: Doubles) -> Floats:
-        """Mottled vegetation and ice-wedge polygon nets, DN (H, W, 3)."""
+    def _streaks(self, rows: Doubles, cols: Doubles) -> tuple[Floats, Floats]:
+        """Noise drawn out downslope (standard deviation near 1), and steepness as 0 (flat) .. 1."""
+        reach, step = 10, 4.0
+        pixel = self.preset.ground_sample_distance_m
+        z = self.terrain.elevation
+        run = np.float32(2 * step * pixel)
+        down_row = (z(rows - step, cols) - z(rows + step, cols)) / run
+        down_col = (z(rows, cols - step) - z(rows, cols + step)) / run
+        length = np.sqrt(down_row * down_row + down_col * down_col) + np.float32(1e-6)
+        wide_rows, wide_cols = (
+            _axis(int(rows[0]) - reach, int(rows[-1]) + reach + 1),
+            _axis(int(cols[0]) - reach, int(cols[-1]) + reach + 1),
+        )
+        grain = octaves(subseed(self.seed, "streaks"), wide_rows, wide_cols, ((5.0, 0.8), (2.4, 0.7)))
+        i, j = np.arange(len(rows))[:, None] + reach, np.arange(len(cols))[None, :] + reach
+        total = np.zeros_like(length)
+        for k in (-9, -6, -3, 0, 3, 6, 9):
+            at_row = i + np.rint(down_row / length * np.float32(k)).astype(np.int64)
+            at_col = j + np.rint(down_col / length * np.float32(k)).astype(np.int64)
+            total += grain[at_row, at_col]
+        return total * np.float32(0.4), smoothstep(length / np.float32(0.12))
+
+    def _texture(self, rows: Doubles, cols: Doubles, steepness: Floats) -> Floats:
+        """Mottled vegetation and ice-wedge polygon nets on gentle ground, DN (H, W, 3)."""
         region, seed = self.region, self.seed
-        parts = ((16.0, 0.45), (8.0, 0.55), (4.0, 0.5), (2.0, 0.4))
-        mottle = region.mottle_dn * octaves(subseed(seed, "mottle"), rows, cols, parts)
-        where = smoothstep(octaves(subseed(seed, "nets"), rows, cols, ((130.0, 0.7), (50.0, 0.4))) - 0.1)
-        warp = 0.16 * octave(subseed(seed, "net warp"), rows, cols, 30.0)
+        parts = ((9.0, 0.4), (4.5, 0.5), (2.2, 0.6), (1.2, 0.4))
+        mottle = octaves(subseed(seed, "mottle"), rows, cols, parts)
+        # quiet lawns beside rough ground, as real tundra has
+        rough = np.float32(0.35) + smoothstep(
+            octaves(subseed(seed, "rough"), rows, cols, ((70.0, 0.5), (25.0, 0.4))) + 0.5
+        )
+        where = smoothstep(
+            1.4 * octaves(subseed(seed, "nets"), rows, cols, ((150.0, 0.7), (50.0, 0.4)))
+            + 0.9
+            - 1.4 * steepness
+        )
+        warp = 0.1 * octave(subseed(seed, "net warp"), rows, cols, 30.0)
         gap = cells(subseed(seed, "net cells"), rows, cols, region.polygon_cell_px)
-        net = np.float32(region.polygon_dn) * where * np.clip(1 - gap / (0.26 + warp), 0, 1)
-        green = 2.2 * octaves(subseed(seed, "green"), rows, cols, ((20.0, 0.7), (7.0, 0.6)))
-        common = mottle + net
+        net = (
+            np.float32(region.polygon_dn)
+            * where
+            * np.clip(1 - gap / (0.27 + np.clip(warp, -0.15, 0.2)), 0, 1)
+        )
+        green = 1.6 * octaves(subseed(seed, "green"), rows, cols, ((20.0, 0.7), (7.0, 0.6)))
+        common = region.mottle_dn * rough * mottle + net
         return np.stack([common - 0.5 * green, common + green, common - 0.8 * green], axis=-1)
 
-    def _paint_water(self, light: Floats, relief: Relief) -> None:
-        """Streams with pale gravel beside them; lakes with a shore line."""
-        stream = np.array((58.0, 62.0, 56.0), np.float32)
-        gravel = 16.0 * np.maximum(1 - np.abs(relief.to_stream_m - 4.0) / 5.0, 0)
-        light += gravel[..., None]
-        light += smoothstep(0.5 - relief.to_stream_m / 4.0)[..., None] * (stream - light) * 0.9
-        shore = np.maximum(1 - np.abs(relief.in_lake_m + 5.0) / 6.0, 0)
-        light += (12.0 * shore)[..., None]
-        light += smoothstep(relief.in_lake_m / 5.0 + 0.5)[..., None] * (relief.lake_colour - light) * 0.97
+    def _paint_water(self, light: Floats, relief: Relief, frayed: Floats) -> None:
+        """Streams with pale gravel here and there; lakes with a shore line and a shallow rim."""
+        stream = np.array((50.0, 56.0, 50.0), np.float32)
+        edge = relief.to_stream_m + 3.0 * frayed
+        gravel = np.maximum(1 - np.abs(edge - 5.0) / 6.0, 0) * np.clip(frayed + 0.3, 0, 1)
+        light += (16.0 * gravel)[..., None]
+        light += (0.85 * smoothstep(0.5 - relief.to_stream_m / 4.0))[..., None] * (stream - light)
+        inside = relief.in_lake_m + 5.0 * frayed
+        shore = np.maximum(1 - np.abs(inside + 5.0) / 6.0, 0)
+        light += (11.0 * shore * np.clip(frayed + 0.6, 0, 1.4))[..., None]
+        shallow = np.maximum(1 - np.maximum(inside, 0) / 30.0, 0)
+        water = relief.lake_colour + (9.0 * shallow + 1.6 * frayed)[..., None]
+        light += (0.97 * smoothstep(inside / 5.0 + 0.5))[..., None] * (water - light)
 
     def _shading(self, elevation: Floats) -> Floats:
         """Factor of the sun on each inner pixel; the border row and column repeat their neighbours."""
@@ -333,14 +378,14 @@ class World:
     def _dem_geobox(self) -> GeoBox:
         preset = self.preset
         step, margin = preset.dem_ground_sample_distance_m, preset.dem_margin_m
-        corners = (
-            self.geobox.extent.buffer(margin).segmented(500.0).to_crs(f"EPSG:{preset.dem_epsg}").boundingbox
-        )
-        left, bottom = (math.floor(v / step) * step for v in (corners.left, corners.bottom))
-        right, top = (math.ceil(v / step) * step for v in (corners.right, corners.top))
-        return GeoBox.from_bbox(
-            (left, bottom, right, top), f"EPSG:{preset.dem_epsg}", resolution=step, tight=True
-        )
+        dem_crs = f"EPSG:{preset.dem_epsg}"
+        box = self.geobox.boundingbox
+        to_dem = Transformer.from_crs(str(self.geobox.crs), dem_crs, always_xy=True)
+        frame = (box.left - margin, box.bottom - margin, box.right + margin, box.top + margin)
+        left, bottom, right, top = to_dem.transform_bounds(*frame, densify_pts=21)
+        left, top = math.floor(left / step) * step, math.ceil(top / step) * step
+        shape = (math.ceil((top - bottom) / step), math.ceil((right - left) / step))
+        return GeoBox(shape, Affine(step, 0.0, left, 0.0, -step, top), dem_crs)
 
     def _dem_positions(self, window: Window) -> tuple[Doubles, Doubles]:
         """Scene pixel coordinates (row, column) of the DEM's pixel centres in a window."""
@@ -367,6 +412,15 @@ class World:
 def resized(preset: Preset, size_px: int | None) -> Preset:
     """The preset with another side; a different scene, since relief and drainage belong to the whole."""
     return preset if size_px is None else replace(preset, size_px=size_px)
+
+
+def _mixed(
+    tundra: Floats, dry: Floats, wet: Floats, dryness: Floats, wetness: Floats, sharpness: float
+) -> Floats:
+    """Colours of the ground from fields of dryness and wetness."""
+    out: Floats = tundra + smoothstep(sharpness * dryness + 0.25)[..., None] * (dry - tundra)
+    out += smoothstep(sharpness * wetness + 0.15)[..., None] * (wet - out)
+    return out
 
 
 def _axis(start: int, stop: int) -> Doubles:

@@ -141,7 +141,7 @@ def read_index(path: Path) -> Iterator[PackedImage]:
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
     if metadata.get("rtsmap_pack") != "1":
-        raise InputError(f"{path} is not a pack of training images of this version")
+        raise InputError(f"{path} is no pack of training images of this version")
     for i, entry in enumerate(json.loads(metadata["index"])):
         slumps = tuple((int(s[0]), Window(*s[1:])) for s in entry["slumps"])
         height, width = entry["shape"]

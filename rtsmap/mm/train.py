@@ -6,9 +6,9 @@ checkpoint draws the same chips as one that was not.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
+import os
 import queue
 import threading
 import time
@@ -34,7 +34,8 @@ class TrainOptions:
     `lr` is reached after `warmup_steps` and falls to a twentieth along a cosine; `backbone_lr_factor`
     scales it for the branches. `ema_decay` averages weights over about 1 / (1 - decay) steps.
     `dense_loss` weighs a per-pixel slump loss on the finest pyramid level, which teaches a network
-    without pre-training much faster than boxes alone. `precision` is 'fp32' or 'bf16'.
+    without pre-training much faster than boxes alone; for the first `dense_only_steps` it is the only loss,
+    and branches and pyramid learn at half the cost. `precision` is 'fp32' or 'bf16'.
     """
 
     steps: int = 4000
@@ -46,6 +47,7 @@ class TrainOptions:
     clip_norm: float = 5.0
     ema_decay: float = 0.998
     dense_loss: float = 0.5
+    dense_only_steps: int = 0
     precision: str = "fp32"
     log_every: int = 20
     keep_every: int = 250
@@ -54,6 +56,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.precision not in {"fp32", "bf16"}:
             raise OptionsError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}")
+        if self.dense_only_steps and not self.dense_loss:
+            raise OptionsError("dense_only_steps needs dense_loss > 0")
         if min(self.steps, self.batch_size, self.log_every, self.keep_every) < 1 or self.lr <= 0:
             raise OptionsError("steps, batch_size, log_every, keep_every and lr must be positive")
 
@@ -65,42 +69,46 @@ def train(
     directory: Path,
     *,
     device: str = "cpu",
+    ranks: Ranks | None = None,
     validate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> nn.Module:
-    """Train `network` in place, keep checkpoints and a CSV log in `directory`, return the EMA weights' copy.
+    """Train `network` in place, keep checkpoints and a log in `directory`, return the averaged copy.
 
-    Resumes from `directory/last.pt` when it is there. Raises RunError when the loss is not finite,
+    Under torchrun each process draws `batch_size` samples of its own and gradients are averaged; the
+    first process writes. Resumes from `directory/last.pt` when it is there. Raises RunError when the loss is not finite,
     with the numbers of the samples that gave it.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    ranks = ranks or Ranks()
     dense = DenseLoss(network, source.spec.names).to(device) if options.dense_loss else None
     network.to(device).train()
     average = Average(network, options.ema_decay)
     optimizer = torch.optim.AdamW(_parameter_groups(network, dense, options), lr=options.lr)
     state = TrainState(network, dense, average, optimizer)
     first = state.load(directory / "last.pt", device)
-    log = StepLog(directory / "log.csv", first)
-    for step, samples in _batches(source, options, first):
-        torch.manual_seed(options.seed * 1_000_003 + step)
+    log = StepLog(directory / "log.jsonl", first)
+    for step, samples in _batches(source, options, first, ranks):
+        seed_everything((options.seed * 1_000_003 + step) * ranks.count + ranks.rank)
         _set_lr(optimizer, options, step)
         inputs, targets = collate(samples, source.spec, device)
         with _autocast(options, device):
-            losses = network.loss(inputs, targets)
-            if dense is not None:
-                losses["loss_dense"] = options.dense_loss * dense(targets)
+            losses = _losses(network, dense, inputs, targets, options, dense_only=step < options.dense_only_steps)
         total = torch.stack([value.float() for value in losses.values()]).sum()
         if not torch.isfinite(total):
-            parts = {name: float(value) for name, value in losses.items()}
+            parts = {name: value.item() for name, value in losses.items()}
             names = ", ".join(sample.name for sample in samples)
             raise RunError(f"step {step}: the loss is not finite ({parts}); the batch was {names}")
         optimizer.zero_grad(set_to_none=True)
         total.backward()
+        ranks.average_gradients(network, dense)
         norm = nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
         optimizer.step()
         average.update(network)
         done = step + 1
-        log.add({"loss": float(total), "norm": float(norm), **{k: float(v) for k, v in losses.items()}})
+        if ranks.rank:
+            continue
+        log.add({"loss": total.item(), "norm": norm.item(), **{k: v.item() for k, v in losses.items()}})
         if done % options.log_every == 0 or done == options.steps:
             row = log.write(done, optimizer.param_groups[0]["lr"])
             if on_step:
@@ -114,6 +122,54 @@ def train(
     if dense is not None:
         dense.detach()
     return average.network
+
+
+def _losses(
+    network: nn.Module,
+    dense: DenseLoss | None,
+    inputs: Mapping[str, tuple[Tensor, Tensor]],
+    targets: Sequence[Target],
+    options: TrainOptions,
+    *,
+    dense_only: bool,
+) -> dict[str, Tensor]:
+    if dense_only:
+        network.detector.neck(network.pyramid(inputs))
+        losses = {}
+    else:
+        losses = dict(network.loss(inputs, targets))
+    if dense is not None:
+        losses["loss_dense"] = options.dense_loss * dense(targets)
+    return losses
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def from_torchrun(cls) -> Ranks:
+        """Join the process group that torchrun describes, if there is one."""
+        if "RANK" not in os.environ:
+            return cls()
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend)
+        return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+    def average_gradients(self, *modules: nn.Module | None) -> None:
+        """Replace every gradient by its mean over the processes."""
+        if self.count == 1:
+            return
+        parameters = [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = nn.utils.parameters_to_vector(gradients)
+        torch.distributed.all_reduce(flat)
+        flat /= self.count
+        for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = mean.view_as(parameter).clone()
 
 
 class DenseLoss(nn.Module):
@@ -218,7 +274,7 @@ class TrainState:
 
 
 class StepLog:
-    """Means of the losses between two rows of a CSV file."""
+    """Means of the losses between two rows of a JSON-lines file."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path, self._sums, self._count = path, dict[str, float](), 0
@@ -236,17 +292,13 @@ class StepLog:
         speed = (now - self._started) / max(1, step - self._last)
         means = {name: value / self._count for name, value in self._sums.items()}
         row = {"step": step, "lr": lr, "seconds_per_step": speed, **means}
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
         self._sums, self._count, self._started, self._last = {}, 0, now, step
         return row
 
 
-def _batches(source: SampleSource, options: TrainOptions, first: int) -> Iterator[tuple[int, list[Sample]]]:
+def _batches(source: SampleSource, options: TrainOptions, first: int, ranks: Ranks) -> Iterator[tuple[int, list[Sample]]]:
     """Batches drawn one ahead in a thread, in order."""
     ready: queue.Queue[tuple[int, list[Sample]] | BaseException] = queue.Queue(maxsize=3)
     stop = threading.Event()
@@ -264,7 +316,8 @@ def _batches(source: SampleSource, options: TrainOptions, first: int) -> Iterato
             for step in range(first, options.steps):
                 if stop.is_set():
                     return
-                numbers = range(step * options.batch_size, (step + 1) * options.batch_size)
+                start = (step * ranks.count + ranks.rank) * options.batch_size
+                numbers = range(start, start + options.batch_size)
                 offer((step, [source.draw(number) for number in numbers]))
         except BaseException as error:  # noqa: BLE001 - handed to the loop, which raises it
             offer(error)

@@ -30,14 +30,17 @@ LOWEST_M, HIGHEST_M = -1000.0, 9000.0
 
 _UNIT_M = {"": 1.0, "m": 1.0, "metre": 1.0, "meter": 1.0, "metres": 1.0, "meters": 1.0, "ft": 0.3048}
 _UNIT_M |= {"foot": 0.3048, "feet": 0.3048, "us-ft": 1200 / 3937, "us survey foot": 1200 / 3937, "cm": 0.01}
-_BANDS = ("relative_elevation", "slope", "shaded_relief")
+_BANDS = ("relative_elevation", "slope", "shaded_relief", "rise_right", "rise_up")
 _NODE_PX = 128
 _PIECE_PX = 6_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Relief:
-    """Terrain bands by name, each (H, W) float32 with 0 where not `valid` (H, W)."""
+    """Terrain bands by name, each (H, W) float32 with 0 where not `valid` (H, W).
+
+    Beside the bands of `bands.TERRAIN_BANDS`: `rise_right` and `rise_up`, the gradient (rise over run).
+    """
 
     bands: dict[str, Floats]
     valid: Bools
@@ -87,7 +90,7 @@ class ElevationReader:
         return pixels[0], valid
 
     def relief(self, window: Window) -> Relief:
-        """Relative elevation, slope and shaded relief on the run's grid."""
+        """Relative elevation, slope, shaded relief and the gradient on the run's grid."""
         margin_px = ceil(terrain.BUFFER_M / min(self._pixel_m)) + 5
         source = self._source_window(window, margin_px)
         if source.empty:
@@ -101,6 +104,8 @@ class ElevationReader:
             "relative_elevation": planes[0],
             "slope": terrain.slope_degrees(dz_dx, dz_dy),
             "shaded_relief": terrain.shaded_relief(dz_dx, dz_dy),
+            "rise_right": dz_dx.astype(np.float32),
+            "rise_up": dz_dy.astype(np.float32),
         }
         zero = np.float32(0)
         return Relief({name: np.where(valid, band, zero) for name, band in bands.items()}, valid)

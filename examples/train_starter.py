@@ -1,0 +1,167 @@
+"""Trains the starter model: each modality alone on per-pixel labels, then the fused network.
+
+    python examples/train_starter.py optical  PACKS RUN
+    python examples/train_starter.py terrain  PACKS RUN
+    torchrun --nproc-per-node 2 examples/train_starter.py fused PACKS RUN
+
+PACKS holds packs written by rtsmap.mm.packs: `training/*.pack` (simulated scenes), `real_train.pack` and
+`real_dev.pack` (labelled chips without terrain). RUN is where checkpoints go; `fused` looks there for the
+two others. A killed training goes on from its last checkpoint when started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from rtsmap.mm.batches import collate
+from rtsmap.mm.packs import PackedImage, read_index
+from rtsmap.mm.register import SlumpNetwork, build_network
+from rtsmap.mm.samples import Sample, SampleOptions, SampleSource, make_sample
+from rtsmap.mm.train import Ranks, TrainOptions, seed_everything, train
+from rtsmap.mm.validate import average_precision, best_f1
+from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
+from rtsmap.rasters.tiling import Window
+
+NETWORK = {
+    "embed_dim": 32,
+    "stage_blocks": [1, 2, 3, 1],
+    "terrain.embed_dim": 24,
+    "terrain.stage_blocks": [1, 1, 2, 1],
+    "fpn_channels": 64,
+    "mask_channels": 64,
+    "mask_convs": 2,
+    "box_fc_channels": 192,
+    "rois_per_chip": 48,
+    "rpn_proposals": 150,
+}
+STAGES = {
+    "optical": (InputSpec(4.0, (OPTICAL_RGB,)), TrainOptions(steps=1600, dense_only_steps=1600, lr=6e-4)),
+    "terrain": (InputSpec(4.0, (TERRAIN,)), TrainOptions(steps=1600, dense_only_steps=1600, lr=6e-4, seed=1)),
+    "fused": (InputSpec(4.0, (OPTICAL_RGB, TERRAIN)), TrainOptions(steps=1500, lr=5e-4, seed=2)),
+}
+
+
+def main() -> None:
+    """Train one stage."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("packs", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    spec, options = STAGES[arguments.stage]
+    if arguments.steps:
+        dense_only = arguments.steps if options.dense_only_steps else 0
+        options = TrainOptions(**{**vars_of(options), "steps": arguments.steps, "dense_only_steps": dense_only})
+    ranks = Ranks.from_torchrun()
+    seed_everything(options.seed)
+    network = build_network(stage_network(arguments.stage), spec)
+    if arguments.stage == "fused":
+        start_from_branches(network, arguments.run)
+    source = SampleSource(groups(arguments.stage, arguments.packs), spec, SampleOptions(chip_px=224), options.seed)
+    held_out = held_out_samples(arguments.stage, arguments.packs, spec)
+    train(
+        network,
+        source,
+        options,
+        arguments.run / arguments.stage,
+        ranks=ranks,
+        validate=None if options.dense_only_steps else lambda net, _: scores(net, held_out, spec),
+        on_step=lambda step, row: print(step, {k: round(v, 4) for k, v in row.items()}, flush=True),
+    )
+
+
+def vars_of(options: TrainOptions) -> dict[str, object]:
+    """Fields of a slotted dataclass."""
+    return {name: getattr(options, name) for name in options.__dataclass_fields__}
+
+
+def stage_network(stage: str) -> dict[str, object]:
+    """The network's numbers; a single terrain branch keeps the numbers that it has in the fused network."""
+    if stage == "fused":
+        return NETWORK
+    keep = {key: value for key, value in NETWORK.items() if "." not in key or key.startswith(f"{stage}.")}
+    return {**keep, "fusion": "data_level"}
+
+
+def start_from_branches(network: SlumpNetwork, run: Path) -> None:
+    """Copy the branches, and the pyramid of the optical stage, where those stages were trained."""
+    state = network.state_dict()
+    for stage in ("optical", "terrain"):
+        path = run / stage / "last.pt"
+        if not path.exists():
+            continue
+        trained = torch.load(path, map_location="cpu", weights_only=True)["average"]
+        for name, value in trained.items():
+            target = name.replace("fusion.branch.", f"fusion.branches.{stage}.")
+            is_branch = target != name
+            if (is_branch or (stage == "optical" and ".neck." in name)) and target in state:
+                if state[target].shape != value.shape:
+                    raise SystemExit(f"{path}: {name} has shape {tuple(value.shape)}")
+                state[target] = value
+    network.load_state_dict(state)
+
+
+def groups(stage: str, packs: Path) -> list[tuple[float, list[PackedImage]]]:
+    """Simulated scenes, and real chips where the optical branch takes part."""
+    simulated = [image for path in sorted((packs / "training").glob("*.pack")) for image in read_index(path)]
+    simulated = [image for image in simulated if not is_held_out(image)]
+    real = list(read_index(packs / "real_train.pack"))
+    return {
+        "optical": [(0.5, simulated), (0.5, real)],
+        "terrain": [(1.0, simulated)],
+        "fused": [(0.65, simulated), (0.35, real)],
+    }[stage]
+
+
+def is_held_out(image: PackedImage) -> bool:
+    """Simulated scenes with seeds from 9000 on are for watching, not for training."""
+    return int(image.path.stem) >= 9000
+
+
+def held_out_samples(stage: str, packs: Path, spec: InputSpec) -> dict[str, list[Sample]]:
+    """Fixed samples without augmentation: simulated quarters of scenes, and real chips."""
+    options = SampleOptions()
+    simulated = []
+    for path in sorted((packs / "training").glob("9*.pack")):
+        for image in read_index(path):
+            windows = [Window(r, c, r + 256, c + 256) for r in range(0, 1024, 256) for c in range(0, 1024, 512)]
+            simulated += [make_sample(image.read(window), spec, options, None) for window in windows]
+    real = []
+    for image in list(read_index(packs / "real_dev.pack"))[::2]:
+        real.append(make_sample(image.read(Window(0, 0, *image.shape)), spec, options, None))
+    return {"simulated": simulated, "real": real} if stage != "terrain" else {"simulated": simulated}
+
+
+def scores(network: SlumpNetwork, held_out: dict[str, list[Sample]], spec: InputSpec) -> dict[str, float]:
+    """AP50 and best F1 at IoU 0.3 and 0.5 on each held-out set."""
+    from rtsmap.mm.validate import match_found
+
+    network.eval()
+    result = {}
+    for name, samples in held_out.items():
+        hits, slumps = [], 0
+        for sample in samples:
+            inputs, _ = collate([sample], spec, "cpu")
+            hits += match_found(network.detect(inputs)[0], sample)
+            slumps += len(sample.masks)
+        f1_30, threshold, precision, recall = best_f1(hits, slumps, 0.3)
+        result |= {
+            f"{name}_f1_30": f1_30,
+            f"{name}_threshold": threshold,
+            f"{name}_precision": precision,
+            f"{name}_recall": recall,
+            f"{name}_f1_50": best_f1(hits, slumps, 0.5)[0],
+            f"{name}_ap50": average_precision(hits, slumps, 0.5),
+        }
+    print({key: round(value, 3) for key, value in result.items()}, flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rtsmap.mm.augment import AugmentOptions, disturb_colour, disturb_terrain, turn, zoom
+from rtsmap.mm.packs import Terrain, TrainingImage
+from rtsmap.rasters.terrain import gradients
+from tests.mm.labelled import labelled_image
+
+
+def image_of_surface(elevation: np.ndarray) -> TrainingImage:
+    shape = elevation.shape
+    everywhere = np.ones(shape, np.bool_)
+    right, up = gradients(elevation.astype(np.float32), everywhere, (4.0, 4.0))
+    terrain = Terrain(np.stack([right, up]).astype(np.float32), elevation.astype(np.float32), everywhere)
+    return TrainingImage("s", "s", np.zeros((3, *shape), np.uint8), everywhere, np.zeros(shape, np.int16), terrain)
+
+
+@pytest.mark.parametrize("quarter_turns", range(4))
+@pytest.mark.parametrize("mirror", [False, True])
+def test_gradients_of_the_turned_surface_are_the_turned_gradients(quarter_turns, mirror):
+    rows, cols = np.mgrid[0:24, 0:30]
+    elevation = 0.3 * rows + 0.05 * cols**2 + np.sin(rows / 3.0) * cols
+    turned = turn(image_of_surface(elevation), quarter_turns, mirror)
+    again = image_of_surface(turned.terrain.relative_elevation)
+    inner = (slice(None), slice(2, -2), slice(2, -2))
+    np.testing.assert_allclose(turned.terrain.gradient[inner], again.terrain.gradient[inner], atol=1e-4)
+
+
+def test_four_turns_and_two_mirrors_change_nothing():
+    image = labelled_image()
+    same = image
+    for _ in range(4):
+        same = turn(same, 1, mirror=False)
+    same = turn(turn(same, 0, mirror=True), 0, mirror=True)
+    np.testing.assert_array_equal(same.optical, image.optical)
+    np.testing.assert_array_equal(same.terrain.gradient, image.terrain.gradient)
+    np.testing.assert_array_equal(same.labels, image.labels)
+
+
+def test_zoom_scales_areas_and_keeps_values():
+    image = labelled_image()
+    larger = zoom(image, (192, 160))
+    for number in (1, 2):
+        assert (larger.labels == number).sum() == 4 * (image.labels == number).sum()
+    assert larger.optical.mean() == pytest.approx(image.optical.mean(), rel=0.02)
+    assert zoom(image, image.labels.shape) is image
+
+
+def test_colours_stay_in_range_and_depend_on_the_generator_only():
+    optical = labelled_image().optical
+    first = disturb_colour(optical, AugmentOptions(), np.random.default_rng(3))
+    second = disturb_colour(optical, AugmentOptions(), np.random.default_rng(3))
+    other = disturb_colour(optical, AugmentOptions(), np.random.default_rng(4))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, other)
+    assert first.min() >= 0
+    assert first.max() <= 255
+
+
+def test_missing_terrain_is_invalid_not_zero_data():
+    options = AugmentOptions(dem_missing_share=1.0)
+    gone = disturb_terrain(labelled_image().terrain, options, 4.0, np.random.default_rng(0))
+    assert not gone.valid.any()
+
+
+def test_terrain_noise_is_one_surface():
+    flat = image_of_surface(np.zeros((40, 40))).terrain
+    options = AugmentOptions(dem_missing_share=0, dem_smooth_share=0, dem_noise_m=2.0)
+    noisy = disturb_terrain(flat, options, 4.0, np.random.default_rng(1))
+    z, (right, up) = noisy.relative_elevation, noisy.gradient
+    np.testing.assert_allclose(right[:, 1:-1], (z[:, 2:] - z[:, :-2]) / 8, atol=1e-5)
+    np.testing.assert_allclose(up[1:-1], (z[:-2] - z[2:]) / 8, atol=1e-5)

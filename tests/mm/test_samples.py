@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rtsmap.errors import InputError, OptionsError
+from rtsmap.mm.samples import SampleOptions, SampleSource, make_sample
+from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
+from tests.mm.labelled import labelled_image, packed
+
+SPEC = InputSpec(4.0, (OPTICAL_RGB, TERRAIN))
+
+
+def test_a_sample_depends_on_seed_and_number_only(tmp_path):
+    images = packed(tmp_path)
+    options = SampleOptions(chip_px=64)
+    one, two = (SampleSource([(1.0, images)], SPEC, options, seed=5) for _ in range(2))
+    two.draw(3)
+    first, second = one.draw(7), two.draw(7)
+    np.testing.assert_array_equal(first.layers["optical"].pixels, second.layers["optical"].pixels)
+    np.testing.assert_array_equal(first.masks, second.masks)
+    assert not np.array_equal(first.layers["optical"].pixels, one.draw(8).layers["optical"].pixels)
+
+
+def test_boxes_hold_their_masks_exactly(tmp_path):
+    source = SampleSource([(1.0, packed(tmp_path))], SPEC, SampleOptions(chip_px=64), seed=0)
+    seen = 0
+    for number in range(40):
+        sample = source.draw(number)
+        for (x0, y0, x1, y1), mask in zip(sample.boxes.astype(int), sample.masks, strict=True):
+            assert mask[y0:y1, x0:x1].sum() == mask.sum() >= SampleOptions().min_px
+            assert mask[y0].any()
+            assert mask[y1 - 1].any()
+            assert mask[:, x0].any()
+            assert mask[:, x1 - 1].any()
+            seen += 1
+    assert seen > 20
+
+
+def test_without_terrain_the_layer_is_there_and_invalid():
+    sample = make_sample(labelled_image(terrain=False), SPEC, SampleOptions(), None)
+    assert not sample.layers["terrain"].valid.any()
+    assert not sample.layers["terrain"].pixels.any()
+    assert sample.layers["optical"].valid.all()
+
+
+def test_slivers_are_ignored_not_background():
+    image = labelled_image()
+    image.labels[:] = 0
+    image.labels[0:2, 0:30] = 1
+    sample = make_sample(image, SPEC, SampleOptions(), None)
+    assert len(sample.masks) == 0
+    assert sample.ignored.sum() == 60
+
+
+def test_impossible_sources_are_refused():
+    with pytest.raises(InputError, match="at least one image"):
+        SampleSource([(1.0, [])], SPEC, SampleOptions(), seed=0)
+    with pytest.raises(OptionsError, match="chip_px"):
+        SampleOptions(chip_px=8)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rtsmap.errors import OptionsError, RunError
+from rtsmap.mm.register import build_network
+from rtsmap.mm.samples import SampleOptions, SampleSource
+from rtsmap.mm.train import TrainOptions, learning_rate, seed_everything, train
+from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
+from tests.mm.labelled import packed
+
+SPEC = InputSpec(4.0, (OPTICAL_RGB, TERRAIN))
+TINY = {
+    "embed_dim": 16,
+    "stage_blocks": [1, 1, 1, 1],
+    "fpn_channels": 16,
+    "mask_channels": 16,
+    "mask_convs": 1,
+    "box_fc_channels": 32,
+    "rois_per_chip": 16,
+    "rpn_proposals": 30,
+}
+
+
+def fresh(directory):
+    seed_everything(0)
+    source = SampleSource([(1.0, packed(directory))], SPEC, SampleOptions(chip_px=64), seed=1)
+    return build_network(TINY, SPEC), source
+
+
+class Stopped(Exception):  # noqa: N818
+    pass
+
+
+def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+    options = TrainOptions(steps=4, batch_size=1, dense_only_steps=1, log_every=1, keep_every=2, warmup_steps=2)
+    network, source = fresh(tmp_path)
+    whole = train(network, source, options, tmp_path / "whole")
+
+    def stop(step, _row):
+        if step == 3:
+            raise Stopped
+
+    network, source = fresh(tmp_path)
+    with pytest.raises(Stopped):
+        train(network, source, options, tmp_path / "parts", on_step=stop)
+    network, source = fresh(tmp_path)
+    resumed = train(network, source, options, tmp_path / "parts")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path):
+    network, source = fresh(tmp_path)
+    with torch.no_grad():
+        next(network.parameters()).fill_(math.nan)
+    with pytest.raises(RunError, match="not finite.*image"):
+        train(network, source, TrainOptions(steps=1, batch_size=1, dense_only_steps=1), tmp_path / "run")
+
+
+def test_learning_rate_warms_up_and_falls():
+    options = TrainOptions(steps=100, warmup_steps=10, lr=1.0)
+    rates = [learning_rate(options, step) for step in range(100)]
+    assert rates[0] < 0.2
+    assert max(rates) == pytest.approx(1.0, abs=0.05)
+    assert rates[-1] == pytest.approx(0.05, abs=0.01)
+
+
+def test_impossible_options_are_refused():
+    with pytest.raises(OptionsError, match="precision"):
+        TrainOptions(precision="fp8")
+    with pytest.raises(OptionsError, match="dense_only_steps"):
+        TrainOptions(dense_loss=0.0, dense_only_steps=3)

@@ -34,15 +34,16 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     boxes = boxes.float()
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
-    return torchvision.ops.nms(boxes, scores.float(), iou_threshold)
+    kept: Tensor = torchvision.ops.nms(boxes, scores.float(), iou_threshold)
+    return kept
 
 
 def roi_align_forward(
     pixels: Tensor,
     rois: Tensor,
     output: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
+    _argmax_y: Tensor,
+    _argmax_x: Tensor,
     *,
     aligned_height: int,
     aligned_width: int,
@@ -60,8 +61,8 @@ def roi_align_forward(
 def roi_align_backward(
     grad_output: Tensor,
     rois: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
+    _argmax_y: Tensor,
+    _argmax_x: Tensor,
     grad_input: Tensor,
     *,
     aligned_height: int,

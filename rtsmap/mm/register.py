@@ -15,9 +15,9 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rtsmap.errors import CardError
 from rtsmap.mm.ops import load_mmdet
@@ -34,7 +34,8 @@ class NetworkConfig:
     """Everything that shapes a network, as it stands in model.json. Widths are in channels.
 
     `enlarge` is the factor by which chips are resized before the network; `anchor_px` are the sides of
-    the anchors in chip pixels, one for each level; `branches` overrides backbone numbers by modality.
+    the anchors in chip pixels, one for each level. Backbone numbers of one modality are overridden by
+    keys like "terrain.embed_dim", which end up in `branches`.
     """
 
     fusion: str = "residual_cross_attention"
@@ -88,13 +89,17 @@ class NetworkConfig:
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> NetworkConfig:
         """Read model.json's data; raises CardError on unknown keys and values of the wrong kind."""
-        known = {f.name: f for f in fields(cls)}
-        unknown = sorted(set(config) - set(known))
-        if unknown:
-            raise CardError(
-                f"model.json: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
-        return cls(**{key: _typed(key, value, str(known[key].type)) for key, value in config.items()})
+        known = {f.name: str(f.type) for f in fields(cls) if f.name != "branches"}
+        values: dict[str, Any] = {}
+        branches: dict[str, dict[str, Any]] = {}
+        for key, value in config.items():
+            modality, dot, number = key.rpartition(".")
+            if number not in (BRANCH_KEYS if dot else known):
+                names = ", ".join([*sorted(known), *(f"<modality>.{name}" for name in BRANCH_KEYS)])
+                raise CardError(f"model.json: unknown key '{key}'; known: {names}")
+            place = branches.setdefault(modality, {}) if dot else values
+            place[number] = _typed(key, value, known[number])
+        return cls(**values, branches=branches)
 
 
 def _typed(key: str, value: Any, kind: str) -> Any:
@@ -103,9 +108,6 @@ def _typed(key: str, value: Any, kind: str) -> Any:
         element = float if "float" in kind else int
         if isinstance(value, (list, tuple)) and all(isinstance(v, (int, element)) for v in value):
             return tuple(element(v) for v in value)
-    elif kind.startswith("Mapping"):
-        if isinstance(value, Mapping):
-            return {name: dict(overrides) for name, overrides in value.items()}
     elif kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     elif type(value).__name__ == kind:
@@ -145,7 +147,7 @@ class SlumpNetwork(nn.Module):
 
     def __init__(self, detector: nn.Module, config: NetworkConfig, spec: InputSpec) -> None:
         super().__init__()
-        self.detector = detector
+        self.detector: Any = detector
         self.config = config
         self.spec = spec
 
@@ -160,7 +162,7 @@ class SlumpNetwork(nn.Module):
         samples = [_sample(shape, target, self.config.enlarge) for target in targets]
         parts = self.detector.loss(enlarged(inputs, self.config.enlarge), samples)
         return {
-            name: sum(part) if isinstance(part, (list, tuple)) else part
+            name: torch.stack(list(part)).sum() if isinstance(part, (list, tuple)) else part
             for name, part in parts.items()
             if "loss" in name
         }
@@ -192,15 +194,18 @@ def enlarged(inputs: Inputs, factor: float) -> Inputs:
     resized = {}
     for name, (pixels, valid) in inputs.items():
         mask = valid[:, None].to(pixels.dtype)
-        size = enlarged_shape(*pixels.shape[-2:], factor)
-        pixels = torch.where(valid[:, None], pixels, torch.zeros_like(pixels))
-        both = F.interpolate(torch.cat([pixels, mask], 1), size=size, mode="bilinear", antialias=factor < 1)
+        height, width = pixels.shape[-2:]
+        size = enlarged_shape(height, width, factor)
+        known = torch.where(valid[:, None], pixels, torch.zeros_like(pixels))
+        both = functional.interpolate(
+            torch.cat([known, mask], 1), size=size, mode="bilinear", antialias=factor < 1
+        )
         resized[name] = (both[:, :-1], both[:, -1] > 0.999)
     return resized
 
 
 def _sample(shape: tuple[int, int], target: Target | None, factor: float) -> Any:
-    """mmdet's view of one chip."""
+    """Mmdet's view of one chip."""
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
@@ -229,7 +234,7 @@ def build_network(config: Mapping[str, Any], spec: InputSpec) -> SlumpNetwork:
     unknown = sorted(set(settings.branches) - set(spec.names))
     if unknown:
         raise CardError(
-            f"model.json: branches names {', '.join(unknown)}, the card has {', '.join(spec.names)}"
+            f"model.json: keys for modality {', '.join(unknown)}, but the card has {', '.join(spec.names)}"
         )
     register_parts()
     from mmdet.registry import MODELS
@@ -243,7 +248,7 @@ def build_network(config: Mapping[str, Any], spec: InputSpec) -> SlumpNetwork:
 
 @contextmanager
 def quiet_mmengine() -> Iterator[None]:
-    """mmengine logs each parameter that it initialises: only errors pass."""
+    """Mmengine logs each parameter that it initialises: only errors pass."""
     from mmengine.logging import MMLogger
 
     logger = MMLogger.get_current_instance()
@@ -260,13 +265,6 @@ def make_fusion(config: NetworkConfig, bands: Mapping[str, int]) -> Any:
 
     def make_branch(name: str, in_chans: int) -> MViT:
         numbers = {key: getattr(config, key) for key in BRANCH_KEYS} | dict(config.branches.get(name, {}))
-        strange = sorted(set(numbers) - set(BRANCH_KEYS))
-        if strange:
-            raise CardError(
-                f"model.json: branch '{name}' has unknown key {', '.join(strange)}; "
-                f"known: {', '.join(BRANCH_KEYS)}"
-            )
-        numbers["stage_blocks"] = tuple(numbers["stage_blocks"])
         return MViT(in_chans=in_chans, patch_stride=config.patch_stride, table_px=config.table_px, **numbers)
 
     return FUSIONS[config.fusion](bands, make_branch, plane=config.validity_plane)
@@ -288,6 +286,7 @@ def register_parts() -> None:
             self.fusion = make_fusion(config, bands)
 
         def forward(self, inputs: Inputs) -> list[Tensor]:
+            """Four maps, finest first."""
             maps: list[Tensor] = self.fusion(inputs)
             return maps
 
@@ -328,12 +327,12 @@ def mask_targets(masks: Tensor, indexes: Tensor, boxes: Tensor, size: int) -> Te
     chosen = masks[indexes].float()[:, None]
     images = torch.arange(len(boxes), device=boxes.device, dtype=torch.float32)[:, None]
     rois = torch.cat([images, boxes.float()], dim=1)
-    cut = torchvision.ops.roi_align(chosen, rois, (size, size), 1.0, 0, aligned=True)
+    cut: Tensor = torchvision.ops.roi_align(chosen, rois, (size, size), 1.0, 0, aligned=True)
     return (cut[:, 0] >= 0.5).float()
 
 
 def cascade_plan(config: NetworkConfig, spec: InputSpec) -> dict[str, Any]:
-    """mmdet's description of the whole detector."""
+    """Mmdet's description of the whole detector."""
     widths = [config.embed_dim << stage for stage in range(4)]
     lead = config.branches.get(spec.names[0], {})
     if "embed_dim" in lead:

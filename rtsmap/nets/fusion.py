@@ -9,11 +9,11 @@ backbones whose pyramids are joined. Invalid pixels are set to zero here, whatev
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rtsmap.nets.mvit import MViT, even_window, partition, unpartition
 
@@ -47,6 +47,7 @@ class DataLevel(nn.Module):
         self.channels, self.strides = self.branch.channels, self.branch.strides
 
     def forward(self, inputs: Inputs) -> list[Tensor]:
+        """Four maps, finest first."""
         stacked = [with_plane(*inputs[name], plane=self.plane) for name in self.names]
         maps: list[Tensor] = self.branch(torch.cat(stacked, dim=1))
         return maps
@@ -84,11 +85,10 @@ class ResidualCrossAttention(nn.Module):
             )
 
     def _branch(self, name: str) -> MViT:
-        branch = self.branches[name]
-        assert isinstance(branch, MViT)
-        return branch
+        return cast("MViT", self.branches[name])
 
     def forward(self, inputs: Inputs) -> list[Tensor]:
+        """Four maps, finest first."""
         lead = self._branch_maps(self.names[0], inputs)
         fused = list(lead)
         for name in self.names[1:]:
@@ -105,9 +105,7 @@ class ResidualCrossAttention(nn.Module):
         return maps
 
     def _crossings(self, name: str) -> nn.ModuleList:
-        crossings = self.crossings[name]
-        assert isinstance(crossings, nn.ModuleList)
-        return crossings
+        return cast("nn.ModuleList", self.crossings[name])
 
 
 class CrossAttention(nn.Module):
@@ -140,20 +138,21 @@ class CrossAttention(nn.Module):
         q = self._windows(self.query(self.norm_q(q_map)), side)
         normed = self.norm_k(k_map)
         k, v = self._windows(self.key(normed), side), self._windows(self.value(normed), side)
-        seen = F.adaptive_avg_pool2d(valid[:, None].float(), (height, width)).permute(0, 2, 3, 1)
+        seen = functional.adaptive_avg_pool2d(valid[:, None].float(), (height, width)).permute(0, 2, 3, 1)
         seen = partition(seen, side).flatten(1) >= 0.5  # (B * n, tokens)
         answered = seen.any(dim=1)
         # A row of -inf only would give NaN: windows without a key look at all, and count for nothing.
         visible = seen | ~answered[:, None]
         bias = self._bias(side).to(q.dtype).masked_fill(~visible[:, None, None], float("-inf"))
-        out = F.scaled_dot_product_attention(q, k, v, bias)
+        out = functional.scaled_dot_product_attention(q, k, v, bias)
         out = self.project(out.transpose(1, 2).flatten(2)) * answered[:, None, None]
-        out = unpartition(out.unflatten(1, side), q_map.shape)
+        out = unpartition(out.reshape(-1, *side, out.shape[-1]), q_map.shape)
         return out.permute(0, 3, 1, 2)
 
     def _windows(self, tokens: Tensor, side: tuple[int, int]) -> Tensor:
         """(B, H, W, heads * d) to (B * n, heads, tokens of a window, d)."""
-        return partition(tokens, side).flatten(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        windows = partition(tokens, side).flatten(1, 2)
+        return windows.reshape(*windows.shape[:2], self.heads, -1).transpose(1, 2)
 
     def _bias(self, side: tuple[int, int]) -> Tensor:
         """Bias of each query and key of a window, (1, heads, n, n)."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 Layout = Literal["detection", "classification"]
 
@@ -102,6 +102,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, dim, kernel, stride, padding=kernel // 2)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels to tokens."""
         tokens: Tensor = self.proj(pixels)
         return tokens.permute(0, 2, 3, 1)
 
@@ -115,7 +116,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
+        """Each token by itself."""
+        out: Tensor = self.fc2(functional.gelu(self.fc1(tokens)))
         return out
 
 
@@ -129,14 +131,17 @@ class PooledAttention(nn.Module):
         self.window, self.stride_q, self.stride_kv = plan.window, plan.stride_q, plan.stride_kv
         self.qkv = nn.Linear(plan.dim, plan.dim_out * 3)
         self.proj = nn.Linear(plan.dim_out, plan.dim_out)
-        for name, stride in (("q", plan.stride_q), ("k", plan.stride_kv), ("v", plan.stride_kv)):
-            pool = nn.Conv2d(head_dim, head_dim, 3, stride, 1, groups=head_dim, bias=False)
-            self.add_module(f"pool_{name}", pool)
-            self.add_module(f"norm_{name}", nn.LayerNorm(head_dim, eps=LN_EPS))
+        self.pool_q = _pool_conv(head_dim, plan.stride_q)
+        self.pool_k = _pool_conv(head_dim, plan.stride_kv)
+        self.pool_v = _pool_conv(head_dim, plan.stride_kv)
+        self.norm_q = nn.LayerNorm(head_dim, eps=LN_EPS)
+        self.norm_k = nn.LayerNorm(head_dim, eps=LN_EPS)
+        self.norm_v = nn.LayerNorm(head_dim, eps=LN_EPS)
         self.rel_pos_h = nn.Parameter(torch.zeros(plan.table_size, head_dim))
         self.rel_pos_w = nn.Parameter(torch.zeros(plan.table_size, head_dim))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, dim) to (B, H', W', dim_out), halved where stride_q is 2."""
         batch, height, width, _ = tokens.shape
         # (B, H, W, 3 * dim) -> 3 x (B * heads, H, W, head_dim)
         qkv = self.qkv(tokens).reshape(batch, height, width, 3, self.heads, self.head_dim)
@@ -174,10 +179,14 @@ class PooledAttention(nn.Module):
         bias = (bias_h[..., :, None] + bias_w[..., None, :]).flatten(3).flatten(1, 2)  # (B, n_q, n_k)
         if blind is not None:
             bias = bias.masked_fill(blind[:, None], float("-inf"))
-        out = F.scaled_dot_product_attention(
+        out = functional.scaled_dot_product_attention(
             q.flatten(1, 2)[:, None], k.flatten(1, 2)[:, None], v.flatten(1, 2)[:, None], bias[:, None]
         )
         return out[:, 0].reshape(q.shape)
+
+
+def _pool_conv(channels: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
 
 
 def _pool(heads: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
@@ -198,7 +207,7 @@ def partition(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     (h, w), rows, cols = size, -(-height // size[0]), -(-width // size[1])
     if rows == cols == 1 and (h, w) == (height, width):
         return tokens
-    tokens = F.pad(tokens, (0, 0, 0, cols * w - width, 0, rows * h - height))
+    tokens = functional.pad(tokens, (0, 0, 0, cols * w - width, 0, rows * h - height))
     tokens = tokens.reshape(batch, rows, h, cols, w, channels).transpose(2, 3)
     return tokens.reshape(batch * rows * cols, h, w, channels)
 
@@ -232,7 +241,7 @@ def relative_positions(table: Tensor, q_size: int, k_size: int, *, exact: bool) 
         start = (len(table) - length) // 2
         table = table[start : start + length]
     elif len(table) != length:
-        table = F.interpolate(table.T[None], size=length, mode="linear", align_corners=False)[0].T
+        table = functional.interpolate(table.T[None], size=length, mode="linear", align_corners=False)[0].T
     q_step, k_step = max(k_size / q_size, 1.0), max(q_size / k_size, 1.0)
     q_at = torch.arange(q_size, device=table.device)[:, None] * q_step
     k_at = torch.arange(k_size, device=table.device)[None, :] * k_step
@@ -252,10 +261,11 @@ class Block(nn.Module):
         self.proj = nn.Linear(plan.dim, plan.dim_out) if plan.dim != plan.dim_out else None
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, dim) to (B, H', W', dim_out)."""
         normed = self.norm1(tokens)
         skip = tokens if self.proj is None else self.proj(normed)
         if self.stride_q > 1:
-            skip = F.max_pool2d(skip.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)
+            skip = functional.max_pool2d(skip.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)
         tokens = skip + self._dropped(self.attn(normed))
         return tokens + self._dropped(self.mlp(self.norm2(tokens)))
 
@@ -318,6 +328,7 @@ class MViT(nn.Module):
         self.apply(_initialise)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Four maps, finest first."""
         tokens = self.patch_embed(pixels)
         maps: list[Tensor] = []
         for index, block in enumerate(self.blocks):

@@ -33,6 +33,7 @@ class RoIAlign(nn.Module):
         self.spatial_scale, self.sampling_ratio = spatial_scale, sampling_ratio
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
+        """The bins of each box."""
         if features.device.type == "cpu":
             size, samples = self.output_size[0], self.sampling_ratio
             return sparse_roi_align(features, rois, size, self.spatial_scale, samples)
@@ -65,7 +66,7 @@ def sparse_roi_align(features: Tensor, rois: Tensor, size: int, spatial_scale: f
     shape = (len(rois) * size * size, batch * height * width)
     matrix = torch.sparse_csr_tensor(bounds, cells.flatten(), weights.flatten(), shape)
     table = features.permute(0, 2, 3, 1).reshape(-1, channels)
-    bins = SparseProduct.apply(matrix, table)
+    bins: Tensor = SparseProduct.apply(matrix, table)
     return bins.reshape(len(rois), size, size, channels).permute(0, 3, 1, 2)
 
 
@@ -81,10 +82,8 @@ def _bin_cells(at: Tensor, length: int, size: int) -> tuple[Tensor, Tensor]:
     weights = torch.cat([1 - upper, upper], dim=-1) * inside[..., None]
     low = low.long()
     cells = torch.stack([low, (low + 1).clamp(max=length - 1)], dim=-1)
-    samples = at.shape[1] // size
-    return cells.unflatten(1, (size, samples)).flatten(2), weights.unflatten(1, (size, samples)).flatten(
-        2
-    ) / samples
+    shape = (len(at), size, -1)
+    return cells.reshape(shape), weights.reshape(shape) * (size / at.shape[1])
 
 
 class SparseProduct(torch.autograd.Function):
@@ -98,7 +97,7 @@ class SparseProduct(torch.autograd.Function):
             return (matrix @ table.float()).to(table.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         """The transposed product."""
         with torch.autocast("cpu", enabled=False):
             return None, (ctx.matrix.t().to_sparse_csr() @ grad.float()).to(grad.dtype)

@@ -1,0 +1,227 @@
+"""Weights on disk: our own safetensors files, and the official MViTv2 checkpoints read without trust.
+
+Official files come as `.pyth` (torch's format, ImageNet classification, key `model_state`) and `.pkl`
+(a pickle of numpy arrays, Detectron2 detection, key `model`). A pickle can run code, so the first is
+read by torch with `weights_only` and the second by an unpickler that can rebuild arrays and nothing else.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rtsmap.errors import WeightsError
+from rtsmap.mm.register import SlumpNetwork
+from rtsmap.nets.mvit import MViT
+
+Weights = dict[str, Tensor]
+
+
+def save_weights(network: nn.Module, path: Path, *, half: bool = True) -> None:
+    """Write a network's weights under a temporary name, then rename; floats in half precision."""
+    weights = {
+        name: (value.half() if half and value.dtype.is_floating_point else value).cpu().contiguous()
+        for name, value in network.state_dict().items()
+    }
+    broken = [name for name, value in weights.items() if not torch.isfinite(value.float()).all()]
+    if broken:
+        raise WeightsError(f"{path}: {len(broken)} tensors do not fit half precision, first {broken[0]}")
+    temporary = path.with_name(path.name + ".part")
+    save_file(weights, temporary)
+    temporary.replace(path)
+
+
+def read_weights(path: Path) -> Weights:
+    """All tensors of a safetensors file, floats in single precision. Raises WeightsError."""
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as exc:
+        raise WeightsError(f"{path}: not a readable safetensors file ({exc})") from exc
+    return {k: v.float() if v.dtype.is_floating_point else v for k, v in weights.items()}
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Fill a network from a safetensors file; every key and shape must fit. Raises WeightsError."""
+    fill(network, read_weights(path), str(path))
+
+
+def load_branches(network: SlumpNetwork, path: Path, modality: str, *, into: str | None = None) -> int:
+    """Copy the branch of `modality` from another network's file into this one (two-step training).
+
+    `into` names the modality to fill when it is called differently here. When the modality leads this
+    network, pyramid and heads come along too. Gives the number of tensors copied.
+    """
+    into = into or modality
+    branch = "detector.backbone.fusion.branches."
+    weights = read_weights(path)
+    chosen = {
+        branch + into + name.removeprefix(branch + modality): value
+        for name, value in weights.items()
+        if name.startswith(f"{branch}{modality}.")
+    }
+    if not chosen:
+        raise WeightsError(f"{path}: holds no branch '{modality}'")
+    if into == network.spec.names[0]:
+        chosen |= {n: v for n, v in weights.items() if not n.startswith("detector.backbone.")}
+    fill(network, chosen, str(path), partial=True)
+    return len(chosen)
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], where: str, *, partial: bool = False) -> None:
+    """load_state_dict with a letter: which keys are missing, too many or of another shape.
+
+    `partial` allows missing keys.
+    """
+    own = module.state_dict()
+    missing = [] if partial else sorted(set(own) - set(weights))
+    strange = sorted(set(weights) - set(own))
+    bent = sorted(k for k in set(own) & set(weights) if own[k].shape != weights[k].shape)
+    faults = []
+    for what, names in (("missing", missing), ("not in the network", strange)):
+        if names:
+            faults.append(f"{len(names)} keys {what}, first '{names[0]}'")
+    if bent:
+        got, wanted = tuple(weights[bent[0]].shape), tuple(own[bent[0]].shape)
+        faults.append(f"{len(bent)} of another shape, first '{bent[0]}': got {got}, wanted {wanted}")
+    if faults:
+        raise WeightsError(
+            f"{where}: the weights do not fit the network: {'; '.join(faults)}. "
+            "They belong to another configuration"
+        )
+    module.load_state_dict(dict(weights), strict=not partial)
+
+
+# Official checkpoints
+
+
+def read_official(path: Path) -> Weights:
+    """Tensors of an official `.pyth` or `.pkl` file under their own names. Raises WeightsError."""
+    readers = {".pyth": _read_pyth, ".pth": _read_pyth, ".pkl": _read_pkl}
+    if path.suffix not in readers:
+        raise WeightsError(f"{path}: wanted a .pyth, .pth or .pkl checkpoint")
+    try:
+        return readers[path.suffix](path)
+    except OSError as exc:
+        raise WeightsError(f"{path}: cannot be read ({exc})") from exc
+
+
+def _read_pyth(path: Path) -> Weights:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as exc:
+        raise WeightsError(
+            f"{path}: not a plain checkpoint; files that hold more than tensors are refused "
+            f"({str(exc).splitlines()[0]})"
+        ) from exc
+    return _tensors(content, "model_state", path)
+
+
+def _read_pkl(path: Path) -> Weights:
+    with path.open("rb") as file:
+        try:
+            content = ArrayUnpickler(file, encoding="latin1").load()
+        except WeightsError as exc:
+            raise WeightsError(f"{path}: {exc}") from exc
+        except Exception as exc:  # a broken pickle can raise anything
+            raise WeightsError(f"{path}: not a readable pickle ({type(exc).__name__}: {exc})") from exc
+    return _tensors(content, "model", path)
+
+
+def _tensors(content: Any, key: str, path: Path) -> Weights:
+    if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+        content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f"{path}: wanted a mapping of tensors, at '{key}' or at the top")
+    weights = {}
+    for name, value in content.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+            weights[str(name)] = torch.from_numpy(np.array(value))
+        elif isinstance(value, Tensor):
+            weights[str(name)] = value
+    if not weights:
+        raise WeightsError(f"{path}: holds no tensors at '{key}'")
+    return weights
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Unpickles containers, numbers, strings and numpy arrays; anything else is refused, not run."""
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        """Only the four names by which numpy arrays are rebuilt."""
+        module = module.replace("numpy._core", "numpy.core")
+        allowed: dict[tuple[str, str], Callable[..., Any]] = {
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+            ("numpy.core.multiarray", "scalar"): _scalar,
+            ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+            ("collections", "OrderedDict"): dict,
+        }
+        if (module, name) not in allowed:
+            raise WeightsError(f"refused: the pickle wants to call {module}.{name}, which is no numpy array")
+        return allowed[module, name]
+
+
+def _reconstruct(*_: Any) -> np.ndarray[Any, Any]:
+    """An empty array, which the pickle then fills with its shape, type and bytes."""
+    return np.zeros(0, np.int8)
+
+
+def _scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
+    if dtype.hasobject:
+        raise WeightsError("refused: the pickle holds an array of objects")
+    raw = data.encode("latin1") if isinstance(data, str) else data
+    return np.frombuffer(raw, dtype)[0]
+
+
+def _frombuffer(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> np.ndarray[Any, Any]:
+    if dtype.hasobject:
+        raise WeightsError("refused: the pickle holds an array of objects")
+    return np.frombuffer(data, dtype).reshape(shape, order="C" if order == "C" else "F")
+
+
+def load_official_backbone(branch: MViT, path: Path) -> list[str]:
+    """Fill a branch from an official file; gives the names that stay as they were.
+
+    Only `scale*_norm` may be absent (ImageNet files have none). Weights of the classification head are
+    left out, a patch embedding with more input channels takes the file's kernels for the first ones and
+    zeros for the rest. Raises WeightsError when anything else does not fit.
+    """
+    weights = backbone_keys(read_official(path))
+    kernel = "patch_embed.proj.weight"
+    if kernel in weights:
+        weights[kernel] = widen_input(weights[kernel], branch.in_chans)
+    own = set(branch.state_dict())
+    untouched = sorted(own - set(weights))
+    lost = [name for name in untouched if not name.startswith("scale")]
+    if lost:
+        raise WeightsError(f"{path}: {len(lost)} backbone weights are missing, first '{lost[0]}'")
+    fill(branch, weights, str(path), partial=True)
+    return untouched
+
+
+def backbone_keys(weights: Mapping[str, Tensor]) -> Weights:
+    """Backbone weights of an official checkpoint under our names."""
+    prefix = "backbone.bottom_up."
+    if any(name.startswith(prefix) for name in weights):
+        weights = {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
+    left_out = ("norm.", "head.", "cls_token", "pos_embed")
+    return {n: v.float() for n, v in weights.items() if not n.startswith(left_out)}
+
+
+def widen_input(kernel: Tensor, in_chans: int) -> Tensor:
+    """A patch embedding (dim, c, k, k) for `in_chans` channels: more are zeros, fewer take the mean."""
+    if kernel.shape[1] == in_chans:
+        return kernel
+    if kernel.shape[1] > in_chans:
+        return kernel.mean(dim=1, keepdim=True).expand(-1, in_chans, -1, -1) * (kernel.shape[1] / in_chans)
+    extra = kernel.new_zeros(len(kernel), in_chans - kernel.shape[1], *kernel.shape[2:])
+    return torch.cat([kernel, extra], dim=1)

@@ -1,0 +1,229 @@
+"""The network as a Detector: chips in, cropped masks out; device, batches and memory are dealt with here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rtsmap.errors import EngineError, GridMismatchError, OptionsError
+from rtsmap.instances.detections import Detection, crop_mask, touched_sides
+from rtsmap.mm.batches import normalise
+from rtsmap.mm.checkpoints import load_weights
+from rtsmap.mm.register import Found, SlumpNetwork, build_network
+from rtsmap.models import ModelCard
+from rtsmap.nets.fusion import Inputs
+from rtsmap.rasters.bands import InputSpec
+from rtsmap.rasters.chips import Chip
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+MASK_FLOOR = 64
+"""Masks are cropped to where the probability (0..255) reaches this, so that thresholds can change later."""
+
+MASK_THRESHOLD = 128
+
+
+class MmDetector:
+    """Finds slumps on chips of any size; chips of one shape share batches of at most `batch_size`.
+
+    A batch that does not fit into the device's memory is halved until it does; `halvings` counts how
+    often and `batch_size` stays at what fitted. Masks are resampled within their own boxes, on threads,
+    while the device works on the next batch. `precision` is fp32, bf16, fp16, or auto: bf16 or fp16 on
+    CUDA, fp32 elsewhere.
+    """
+
+    def __init__(
+        self,
+        network: SlumpNetwork,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int = 8,
+        threads: int = 2,
+    ) -> None:
+        if batch_size < 1 or threads < 1:
+            raise OptionsError(f"batch_size and threads must be positive, got {batch_size} and {threads}")
+        self.device = resolve_device(device)
+        self.precision = resolve_precision(precision, self.device)
+        self.network = network.to(self.device).eval()
+        self.batch_size, self.threads = batch_size, threads
+        self.halvings = 0
+
+    @property
+    def spec(self) -> InputSpec:
+        """What the network looks at."""
+        return self.network.spec
+
+    def detect(self, chips: Sequence[Chip]) -> list[list[Detection]]:
+        """One list of detections for each chip, best score first."""
+        pasted: dict[int, Future[list[Detection]]] = {}
+        with ThreadPoolExecutor(self.threads, "masks") as pool:
+            for batch in same_shape(chips):
+                start = 0
+                while start < len(batch):
+                    part = batch[start : start + self.batch_size]
+                    found = self._try([chips[i] for i in part])
+                    if found is None:
+                        continue
+                    for i, one in zip(part, found, strict=True):
+                        pasted[i] = pool.submit(paste, one, chips[i])
+                    start += len(part)
+            return [pasted[i].result() for i in range(len(chips))]
+
+    def _try(self, chips: Sequence[Chip]) -> list[Found] | None:
+        """Run the network; None when memory did not suffice and the batch size was halved."""
+        try:
+            return self._run(chips)
+        except (RuntimeError, MemoryError) as exc:
+            if not is_out_of_memory(exc):
+                raise
+            if len(chips) == 1:
+                shape = chips[0].tile.read.shape
+                raise EngineError(
+                    f"a single chip of {shape[0]} x {shape[1]} pixels does not fit into the memory of "
+                    f"{self.device}; use smaller chips or another device"
+                ) from exc
+        # outside the except block, whose traceback would keep the tensors alive
+        self.halvings += 1
+        self.batch_size = len(chips) // 2
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        return None
+
+    def _run(self, chips: Sequence[Chip]) -> list[Found]:
+        inputs = stack(chips, self.spec, self.device)
+        with torch.inference_mode(), self._autocast():
+            found = self.network.detect(inputs)
+        return [Found(*(t.float().cpu() for t in (f.boxes, f.scores, f.masks))) for f in found]
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(torch.device(self.device).type, dtype) if dtype else nullcontext()
+
+
+def load_detector(
+    card: ModelCard, device: str = "auto", precision: str = "auto", batch_size: int = 8
+) -> MmDetector:
+    """The detector of a model bundle. Raises CardError, WeightsError or EngineError."""
+    network = build_network(card.network, card.spec)
+    load_weights(network, card.weights)
+    return MmDetector(network, device=device, precision=precision, batch_size=batch_size)
+
+
+def resolve_device(device: str) -> str:
+    """`auto` becomes cuda where there is one, else cpu; raises EngineError for what torch cannot use."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as exc:
+        reason = str(exc).splitlines()[0]
+        raise EngineError(f"torch cannot use device '{device}': {reason}; wanted auto, cpu or cuda") from exc
+    return device if kind != "cpu" else "cpu"
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """`auto` becomes bf16 or fp16 on CUDA and fp32 elsewhere; raises OptionsError for unknown names."""
+    cuda = device.startswith("cuda")
+    if precision == "auto":
+        return ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if cuda else "fp32"
+    if precision not in PRECISIONS or (precision == "fp16" and not cuda):
+        raise OptionsError(
+            f"precision '{precision}' on {device}: wanted auto, fp32 or bf16, or fp16 on a CUDA device"
+        )
+    return precision
+
+
+def same_shape(chips: Sequence[Chip]) -> list[list[int]]:
+    """Indexes of the chips grouped by shape, so that no chip is padded and none sees another's size."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, chip in enumerate(chips):
+        groups.setdefault(chip.tile.read.shape, []).append(i)
+    return list(groups.values())
+
+
+def stack(chips: Sequence[Chip], spec: InputSpec, device: str) -> Inputs:
+    """Chips of one shape as the network's inputs, normalised; values that are not finite count as missing."""
+    inputs: dict[str, tuple[Tensor, Tensor]] = {}
+    for modality in spec.modalities:
+        try:
+            layers = [chip.layers[modality.name] for chip in chips]
+        except KeyError as exc:
+            has = ", ".join(chips[0].layers)
+            raise GridMismatchError(f"a chip has no layer '{modality.name}', only: {has}") from exc
+        pixels = np.stack([normalise(layer, modality) for layer in layers])
+        valid = np.stack([layer.valid for layer in layers]) & np.isfinite(pixels).all(axis=1)
+        pixels = np.where(valid[:, None], pixels, np.float32(0))
+        inputs[modality.name] = (torch.from_numpy(pixels).to(device), torch.from_numpy(valid).to(device))
+    return inputs
+
+
+def is_out_of_memory(exc: BaseException) -> bool:
+    """True for the errors that torch raises when memory is short, on a GPU and on a CPU."""
+    if isinstance(exc, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(text in str(exc) for text in ("out of memory", "can't allocate memory", "not enough memory"))
+
+
+def paste(found: Found, chip: Chip) -> list[Detection]:
+    """Bring box-local masks to the grid: cropped detections of one chip."""
+    detections = []
+    boxes, scores, masks = found.boxes.numpy(), found.scores.numpy(), found.masks.numpy()
+    for box, score, mask in zip(boxes, scores, masks, strict=True):
+        placed = place_mask(mask, box, chip.tile.read.shape)
+        if placed is None:
+            continue
+        (row, col), pixels = placed
+        corner = (chip.tile.read.row0 + row, chip.tile.read.col0 + col)
+        seen, core = crop_mask(pixels, corner, MASK_FLOOR), crop_mask(pixels, corner, MASK_THRESHOLD)
+        if seen is None or core is None:
+            continue
+        window, cropped = seen
+        inside = cropped >= MASK_THRESHOLD
+        rows, cols = window.slices(chip.tile.read)
+        detections.append(
+            Detection(
+                score=float(np.clip(score, 0, 1)),
+                window=window,
+                mask=cropped,
+                tile=chip.tile.index,
+                sides=touched_sides(core[0], chip.tile),
+                modalities=tuple(
+                    name for name, layer in chip.layers.items() if (layer.valid[rows, cols] & inside).any()
+                ),
+            )
+        )
+    return detections
+
+
+def place_mask(
+    mask: npt.NDArray[np.float32], box: npt.NDArray[np.float32], shape: tuple[int, int]
+) -> tuple[tuple[int, int], npt.NDArray[np.uint8]] | None:
+    """Resample a mask (m, m) of probabilities to the pixels that its box x1 y1 x2 y2 touches.
+
+    Bilinear with zero outside the box and pixel centres at half numbers, as mmdet pastes. Returns the
+    (row, column) of the upper left pixel and the mask (h, w) uint8, or None for a box off the chip.
+    """
+    x1, y1, x2, y2 = (float(v) for v in box)
+    row0, row1 = max(int(np.floor(y1)), 0), min(int(np.ceil(y2)), shape[0])
+    col0, col1 = max(int(np.floor(x1)), 0), min(int(np.ceil(x2)), shape[1])
+    if row1 <= row0 or col1 <= col0 or not (x2 > x1 and y2 > y1):
+        return None
+    down = _hats(np.arange(row0, row1), y1, y2, mask.shape[0])
+    across = _hats(np.arange(col0, col1), x1, x2, mask.shape[1])
+    probability = down @ mask.astype(np.float32) @ across.T
+    return (row0, col0), np.floor(probability.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _hats(pixels: npt.NDArray[np.int64], start: float, end: float, cells: int) -> npt.NDArray[np.float32]:
+    """Bilinear weight of each of `cells` mask cells in each pixel: (pixels, cells)."""
+    at = (pixels + 0.5 - start) / (end - start) * cells - 0.5
+    weights = 1 - np.abs(at[:, None] - np.arange(cells)[None, :])
+    return weights.clip(min=0).astype(np.float32)

@@ -12,16 +12,17 @@ two others. A killed training goes on from its last checkpoint when started agai
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from rtsmap.mm.batches import collate
+from rtsmap.mm.detector import MmDetector
 from rtsmap.mm.packs import PackedImage, read_index
 from rtsmap.mm.register import SlumpNetwork, build_network
 from rtsmap.mm.samples import Sample, SampleOptions, SampleSource, make_sample
 from rtsmap.mm.train import Ranks, TrainOptions, seed_everything, train
-from rtsmap.mm.validate import average_precision, best_f1
+from rtsmap.mm.validate import average_precision, best_f1, chip_of, match_sample
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
 from rtsmap.rasters.tiling import Window
 
@@ -57,13 +58,15 @@ def main() -> None:
     spec, options = STAGES[arguments.stage]
     if arguments.steps:
         dense_only = arguments.steps if options.dense_only_steps else 0
-        options = TrainOptions(**{**vars_of(options), "steps": arguments.steps, "dense_only_steps": dense_only})
+        options = replace(options, steps=arguments.steps, dense_only_steps=dense_only)
     ranks = Ranks.from_torchrun()
     seed_everything(options.seed)
     network = build_network(stage_network(arguments.stage), spec)
     if arguments.stage == "fused":
         start_from_branches(network, arguments.run)
-    source = SampleSource(groups(arguments.stage, arguments.packs), spec, SampleOptions(chip_px=224), options.seed)
+    source = SampleSource(
+        groups(arguments.stage, arguments.packs), spec, SampleOptions(chip_px=224), options.seed
+    )
     held_out = held_out_samples(arguments.stage, arguments.packs, spec)
     train(
         network,
@@ -71,14 +74,9 @@ def main() -> None:
         options,
         arguments.run / arguments.stage,
         ranks=ranks,
-        validate=None if options.dense_only_steps else lambda net, _: scores(net, held_out, spec),
+        validate=None if options.dense_only_steps else lambda net, _: scores(net, held_out),
         on_step=lambda step, row: print(step, {k: round(v, 4) for k, v in row.items()}, flush=True),
     )
-
-
-def vars_of(options: TrainOptions) -> dict[str, object]:
-    """Fields of a slotted dataclass."""
-    return {name: getattr(options, name) for name in options.__dataclass_fields__}
 
 
 def stage_network(stage: str) -> dict[str, object]:
@@ -130,25 +128,23 @@ def held_out_samples(stage: str, packs: Path, spec: InputSpec) -> dict[str, list
     simulated = []
     for path in sorted((packs / "training").glob("9*.pack")):
         for image in read_index(path):
-            windows = [Window(r, c, r + 256, c + 256) for r in range(0, 1024, 256) for c in range(0, 1024, 512)]
+            windows = [
+                Window(r, c, r + 256, c + 256) for r in range(0, 1024, 256) for c in range(0, 1024, 512)
+            ]
             simulated += [make_sample(image.read(window), spec, options, None) for window in windows]
-    real = []
-    for image in list(read_index(packs / "real_dev.pack"))[::2]:
-        real.append(make_sample(image.read(Window(0, 0, *image.shape)), spec, options, None))
+    chips = list(read_index(packs / "real_dev.pack"))[::2]
+    real = [make_sample(chip.read(Window(0, 0, *chip.shape)), spec, options, None) for chip in chips]
     return {"simulated": simulated, "real": real} if stage != "terrain" else {"simulated": simulated}
 
 
-def scores(network: SlumpNetwork, held_out: dict[str, list[Sample]], spec: InputSpec) -> dict[str, float]:
+def scores(network: SlumpNetwork, held_out: dict[str, list[Sample]]) -> dict[str, float]:
     """AP50 and best F1 at IoU 0.3 and 0.5 on each held-out set."""
-    from rtsmap.mm.validate import match_found
-
-    network.eval()
+    detector = MmDetector(network, device="cpu")
     result = {}
     for name, samples in held_out.items():
         hits, slumps = [], 0
-        for sample in samples:
-            inputs, _ = collate([sample], spec, "cpu")
-            hits += match_found(network.detect(inputs)[0], sample)
+        for sample, found in zip(samples, detector.detect([chip_of(s) for s in samples]), strict=True):
+            hits += match_sample(found, sample)
             slumps += len(sample.masks)
         f1_30, threshold, precision, recall = best_f1(hits, slumps, 0.3)
         result |= {

@@ -6,6 +6,7 @@ checkpoint draws the same chips as one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -73,7 +74,7 @@ def train(
     validate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> nn.Module:
-    """Train `network` in place, keep checkpoints and a log in `directory`, return the averaged copy.
+    """Train `network` in place; keep checkpoints and a log in `directory`; return the averaged copy.
 
     Under torchrun each process draws `batch_size` samples of its own and gradients are averaged; the
     first process writes. Resumes from `directory/last.pt` when it is there. Raises RunError when the loss is not finite,
@@ -93,7 +94,9 @@ def train(
         _set_lr(optimizer, options, step)
         inputs, targets = collate(samples, source.spec, device)
         with _autocast(options, device):
-            losses = _losses(network, dense, inputs, targets, options, dense_only=step < options.dense_only_steps)
+            losses = _losses(
+                network, dense, inputs, targets, options, dense_only=step < options.dense_only_steps
+            )
         total = torch.stack([value.float() for value in losses.values()]).sum()
         if not torch.isfinite(total):
             parts = {name: value.item() for name, value in losses.items()}
@@ -197,7 +200,7 @@ class DenseLoss(nn.Module):
 
     def forward(self, targets: Sequence[Target]) -> Tensor:
         """Twice the cross-entropy plus Dice."""
-        assert self._finest is not None
+        assert self._finest is not None  # noqa: S101 - the neck runs before the loss
         logits = self.predict(self._finest)[:, 0].float()
         size = tuple(logits.shape[-2:])
         truth = torch.stack([_occupancy(target, size) for target in targets])
@@ -298,17 +301,17 @@ class StepLog:
         return row
 
 
-def _batches(source: SampleSource, options: TrainOptions, first: int, ranks: Ranks) -> Iterator[tuple[int, list[Sample]]]:
+def _batches(
+    source: SampleSource, options: TrainOptions, first: int, ranks: Ranks
+) -> Iterator[tuple[int, list[Sample]]]:
     """Batches drawn one ahead in a thread, in order."""
     ready: queue.Queue[tuple[int, list[Sample]] | BaseException] = queue.Queue(maxsize=3)
     stop = threading.Event()
 
     def offer(item: tuple[int, list[Sample]] | BaseException) -> None:
         while not stop.is_set():
-            try:
+            with contextlib.suppress(queue.Full):
                 return ready.put(item, timeout=0.5)
-            except queue.Full:
-                continue
         return None
 
     def draw() -> None:

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from affine import Affine
+from odc.geo.geobox import GeoBox
 
 from rtsmap.instances.detections import Detection
 from rtsmap.mm.samples import Sample
+from rtsmap.rasters.chips import Chip
+from rtsmap.rasters.tiling import Tile, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,12 @@ class Hit:
 
     score: float
     iou: float
+
+
+def chip_of(sample: Sample) -> Chip:
+    """The sample as a detector sees a chip, on a grid of its own pixels."""
+    window = Window(0, 0, *sample.ignored.shape)
+    return Chip(sample.layers, GeoBox(window.shape, Affine.identity(), None), Tile(0, window, window))
 
 
 def match_sample(detections: Sequence[Detection], sample: Sample, mask_threshold: int = 128) -> list[Hit]:

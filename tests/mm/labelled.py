@@ -9,7 +9,9 @@ import numpy as np
 from rtsmap.mm.packs import PackedImage, Terrain, TrainingImage, read_index, write_pack
 
 
-def labelled_image(seed: int = 0, shape: tuple[int, int] = (96, 80), *, terrain: bool = True) -> TrainingImage:
+def labelled_image(
+    seed: int = 0, shape: tuple[int, int] = (96, 80), *, terrain: bool = True
+) -> TrainingImage:
     """Grey noise with two bright rectangles that are also hollows."""
     rng = np.random.default_rng(seed)
     labels = np.zeros(shape, np.int16)

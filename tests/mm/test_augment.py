@@ -14,7 +14,9 @@ def image_of_surface(elevation: np.ndarray) -> TrainingImage:
     everywhere = np.ones(shape, np.bool_)
     right, up = gradients(elevation.astype(np.float32), everywhere, (4.0, 4.0))
     terrain = Terrain(np.stack([right, up]).astype(np.float32), elevation.astype(np.float32), everywhere)
-    return TrainingImage("s", "s", np.zeros((3, *shape), np.uint8), everywhere, np.zeros(shape, np.int16), terrain)
+    return TrainingImage(
+        "s", "s", np.zeros((3, *shape), np.uint8), everywhere, np.zeros(shape, np.int16), terrain
+    )
 
 
 @pytest.mark.parametrize("quarter_turns", range(4))

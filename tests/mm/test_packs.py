@@ -18,7 +18,9 @@ def test_write_then_read_any_window_is_the_same(tmp_path):
     np.testing.assert_array_equal(part.optical, whole.optical[:, rows, cols])
     np.testing.assert_array_equal(part.labels, whole.labels[rows, cols])
     np.testing.assert_allclose(part.terrain.gradient, whole.terrain.gradient[:, rows, cols], atol=1e-4)
-    np.testing.assert_allclose(part.terrain.relative_elevation, whole.terrain.relative_elevation[rows, cols], atol=3e-3)
+    np.testing.assert_allclose(
+        part.terrain.relative_elevation, whole.terrain.relative_elevation[rows, cols], atol=3e-3
+    )
     assert not last.has_terrain
     assert last.read(window).terrain is None
 

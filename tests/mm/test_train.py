@@ -36,7 +36,9 @@ class Stopped(Exception):  # noqa: N818
 
 
 def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
-    options = TrainOptions(steps=4, batch_size=1, dense_only_steps=1, log_every=1, keep_every=2, warmup_steps=2)
+    options = TrainOptions(
+        steps=4, batch_size=1, dense_only_steps=1, log_every=1, keep_every=2, warmup_steps=2
+    )
     network, source = fresh(tmp_path)
     whole = train(network, source, options, tmp_path / "whole")
 
@@ -57,7 +59,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path):
     network, source = fresh(tmp_path)
     with torch.no_grad():
         next(network.parameters()).fill_(math.nan)
-    with pytest.raises(RunError, match="not finite.*image"):
+    with pytest.raises(RunError, match=r"not finite.*image"):
         train(network, source, TrainOptions(steps=1, batch_size=1, dense_only_steps=1), tmp_path / "run")
 
 

@@ -52,7 +52,7 @@ def gpu_works() -> tuple[str, str]:
 
 
 def mmdet_works() -> tuple[str, str]:
-    """mmdet's import, with the operators that rtsmap gives it."""
+    """Importing mmdet, with the operators that rtsmap gives it."""
     from rtsmap.mm.ops import load_mmdet
 
     load_mmdet()

@@ -7,27 +7,27 @@ fails is tried once more by itself, then recorded as failed; any other error sto
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
-import numpy as np
-import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
-from rtsmap.errors import EngineError, InputError, ModelError
-from rtsmap.instances.coverage import FAILED, MAPPED, NO_DATA, TileCoverage, core_cells
+from rtsmap.errors import EngineError, InputError, ModelError, ShardError
+from rtsmap.instances.coverage import FAILED, MAPPED, NO_DATA, NO_PIXELS, TileCoverage, core_cells
 from rtsmap.instances.detections import Detection, Detector
 from rtsmap.rasters.chips import Chip, ChipReader, Layer, cut_chip
 from rtsmap.rasters.tiling import Tile
 from rtsmap.runs.engine import Engine
-from rtsmap.runs.executors import ahead
+from rtsmap.runs.executors import InProcessExecutor, ahead
 from rtsmap.runs.plan import Run, ShardPlan
-from rtsmap.runs.shards import Shard, TileResult, write_shard
+from rtsmap.runs.progress import Progress
+from rtsmap.runs.shards import Shard, TileResult, read_shard, write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ class Task:
     """A group of shards to compute, with all that this takes; cheap to pickle."""
 
     run: Run
-    shards: tuple[ShardPlan, ...]
     reader: ChipReader
+    shards: tuple[ShardPlan, ...]
     engine: Engine
     batch_size: int
     min_valid_share: float
@@ -55,11 +55,15 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What became of a shard's tiles, without masks; `seen` are the tiles that were mapped."""
+    """What became of a shard's tiles, without masks.
+
+    `seen` are the tiles that were mapped; `whole`, their indexes, those without a gap in the imagery.
+    """
 
     shard: int
     detections: int
     seen: tuple[Tile, ...]
+    whole: tuple[int, ...]
     failed: tuple[tuple[Tile, str], ...]
     no_data: int
 
@@ -84,7 +88,11 @@ def map_shards(task: Task, on_shard: Callable[[Receipt], None] | None = None) ->
         if on_shard:
             on_shard(receipts[-1])
 
-    with _threads(task.read_threads, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
+    with (
+        without_georeferencing_warnings(),
+        _threads(task.read_threads, "read") as readers,
+        ThreadPoolExecutor(1, "write") as writer,
+    ):
         blocks = ahead(readers, partial(_read_shard, task), task.shards, depth=task.read_threads + 1)
         detector = task.engine.load()
         written: deque[Future[Receipt]] = deque()
@@ -99,6 +107,17 @@ def map_shards(task: Task, on_shard: Callable[[Receipt], None] | None = None) ->
 
 
 @contextmanager
+def without_georeferencing_warnings() -> Iterator[None]:
+    """Silence what rasterio says about its own scratch arrays.
+
+    It does so itself around each warp, but `warnings` is one for all threads, so that they undo each other.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Dataset has no geotransform")
+        yield
+
+
+@contextmanager
 def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
     """A pool that starts nothing more once the block is left."""
     pool = ThreadPoolExecutor(count, name)
@@ -108,6 +127,58 @@ def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def complete(task: Task, progress: Progress) -> tuple[list[Receipt], int]:
+    """Compute those of the task's shards that are not on disk, or whose tiles failed when they were.
+
+    Gives the receipts of all shards in order, and how many were computed now. Interrupted, it leaves the
+    finished ones for the next call.
+    """
+    total = len(task.shards)
+    found = {shard.index: receipt for shard in task.shards if (receipt := _finished(task.run, shard))}
+    missing = tuple(shard for shard in task.shards if shard.index not in found)
+    if found:
+        logger.info("%d of %d shards are finished and not computed again", len(found), total)
+    progress("mapping", len(found), total)
+    done = len(found)
+
+    def on_shard(_receipt: Receipt) -> None:
+        nonlocal done
+        done += 1
+        progress("mapping", done, total)
+
+    if missing:
+        try:
+            computed = (
+                InProcessExecutor().submit(map_shards, replace(task, shards=missing), on_shard).result()
+            )
+        except KeyboardInterrupt:
+            logger.warning(
+                "stopped with %d of %d shards finished in %s; run the same command again to go on",
+                done,
+                total,
+                task.run.directory,
+            )
+            raise
+        found |= {receipt.shard: receipt for receipt in computed}
+    return [found[shard.index] for shard in task.shards], len(missing)
+
+
+def _finished(run: Run, shard: ShardPlan) -> Receipt | None:
+    """The receipt of a shard on disk that is whole and without failed tiles."""
+    path = run.shard_path(shard.index)
+    if not path.exists():
+        return None
+    try:
+        receipt = receipt_of(read_shard(path, shard, run.plan.fingerprint), shard)
+    except ShardError as exc:
+        logger.warning("%s; it is computed again", exc)
+        return None
+    if receipt.failed:
+        logger.info("shard %d has %d failed tiles; they are tried again", shard.index, len(receipt.failed))
+        return None
+    return receipt
+
+
 def receipt_of(shard: Shard, plan: ShardPlan) -> Receipt:
     """The receipt of a shard."""
     tiles = {tile.index: tile for tile in plan.tiles}
@@ -115,6 +186,7 @@ def receipt_of(shard: Shard, plan: ShardPlan) -> Receipt:
         shard=shard.index,
         detections=len(shard.detections),
         seen=tuple(tiles[r.tile] for r in shard.tiles if r.coverage.status == MAPPED),
+        whole=tuple(r.tile for r in shard.tiles if r.coverage.valid is None and r.coverage.status == MAPPED),
         failed=tuple((tiles[r.tile], r.coverage.reason) for r in shard.failed),
         no_data=sum(r.coverage.status == NO_DATA for r in shard.tiles),
     )
@@ -125,27 +197,24 @@ def receipt_of(shard: Shard, plan: ShardPlan) -> Receipt:
 
 def _read_shard(task: Task, shard: ShardPlan) -> _Block:
     block = _Block(shard)
+    leading = task.engine.spec.names[0]
     for tile, chip in _read_chips(task.reader, shard, task.run.plan.geobox):
         if isinstance(chip, str):
-            block.results.append(TileResult(tile.index, TileCoverage(FAILED, chip), 0.0))
+            block.results.append(TileResult(tile.index, TileCoverage(FAILED, chip)))
             continue
-        valid = chip.layers[task.engine.spec.names[0]].valid
-        share = float(valid.mean())
-        if share == 0 or share < task.min_valid_share:
-            block.results.append(_result(tile, NO_DATA, _too_little(task, share), valid, share))
+        shares = {name: float(layer.valid.mean()) for name, layer in chip.layers.items()}
+        cells = core_cells(chip.layers[leading].valid, tile, COVERAGE_STRIDE_PX)
+        if shares[leading] == 0 or shares[leading] < task.min_valid_share:
+            reason = (
+                f"less than {task.min_valid_share:.1%} of the tile has data" if shares[leading] else NO_PIXELS
+            )
+            coverage = TileCoverage(NO_DATA, reason, cells, COVERAGE_STRIDE_PX)
+            block.results.append(TileResult(tile.index, coverage, shares))
         else:
-            block.pending[tile.index] = _result(tile, MAPPED, "", valid, share)
+            coverage = TileCoverage(MAPPED, "", cells, COVERAGE_STRIDE_PX)
+            block.pending[tile.index] = TileResult(tile.index, coverage, shares)
             block.chips.append(chip)
     return block
-
-
-def _too_little(task: Task, share: float) -> str:
-    return "" if share == 0 else f"less than {task.min_valid_share:.1%} of the tile has data"
-
-
-def _result(tile: Tile, status: str, reason: str, valid: npt.NDArray[np.bool_], share: float) -> TileResult:
-    cells = core_cells(valid, tile, COVERAGE_STRIDE_PX)
-    return TileResult(tile.index, TileCoverage(status, reason, cells, COVERAGE_STRIDE_PX), share)
 
 
 def _read_chips(reader: ChipReader, shard: ShardPlan, grid: GeoBox) -> Iterator[tuple[Tile, Chip | str]]:
@@ -190,7 +259,7 @@ def _detect_alone(detector: Detector, block: _Block, chip: Chip) -> None:
         known = block.pending.pop(chip.tile.index)
         before = known.coverage
         coverage = TileCoverage(FAILED, reason, before.valid, before.stride)
-        block.results.append(TileResult(known.tile, coverage, known.valid_share))
+        block.results.append(TileResult(known.tile, coverage, known.shares))
 
 
 def _try(detector: Detector, block: _Block, chips: Sequence[Chip]) -> str | None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,11 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class TileResult:
-    """What became of one tile; `valid_share` is the share of its read window with data, 0..1."""
+    """What became of one tile; `shares` is the share of its read window with data, 0..1, by modality."""
 
     tile: int
     coverage: TileCoverage
-    valid_share: float
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ def _tile_to_dict(result: TileResult) -> dict[str, Any]:
         "tile": result.tile,
         "status": coverage.status,
         "reason": coverage.reason,
-        "valid_share": result.valid_share,
+        "shares": dict(result.shares),
         "stride": coverage.stride,
         "cells": None if coverage.valid is None else _pack_bits(coverage.valid),
     }
@@ -195,7 +195,7 @@ def _tile_from_dict(entry: Mapping[str, Any], tile: Tile) -> TileResult:
     shape = (-(-tile.core.height // stride), -(-tile.core.width // stride))
     valid = None if cells is None else _unpack_bits(cells, shape)
     coverage = TileCoverage(entry["status"], str(entry["reason"]), valid, stride)
-    return TileResult(tile.index, coverage, float(entry["valid_share"]))
+    return TileResult(tile.index, coverage, {str(name): float(v) for name, v in entry["shares"].items()})
 
 
 def _pack_bits(cells: npt.NDArray[np.bool_]) -> str:

@@ -39,7 +39,7 @@ def some_shard(seed: int = 0, count: int = 6) -> Shard:
         status = (MAPPED, NO_DATA, FAILED)[int(rng.integers(3))]
         cells = core_cells(rng.random(tile.read.shape) < 0.5, tile, 4)
         coverage = TileCoverage(status, "cloud ☁" if status == FAILED else "", cells, 4)
-        results.append(TileResult(tile.index, coverage, float(rng.random())))
+        results.append(TileResult(tile.index, coverage, {"optical": float(rng.random())}))
     tiles = [PLAN.tiles[int(i)] for i in rng.integers(len(PLAN.tiles), size=count)]
     return Shard(0, tuple(results), tuple(detection(tile, rng) for tile in tiles))
 
@@ -57,8 +57,8 @@ def same(a: Shard, b: Shard) -> bool:
         and np.array_equal(x.mask, y.mask)
         for x, y in rows
     ) and all(
-        (x.tile, x.valid_share, x.coverage.status, x.coverage.reason, x.coverage.stride)
-        == (y.tile, y.valid_share, y.coverage.status, y.coverage.reason, y.coverage.stride)
+        (x.tile, x.shares, x.coverage.status, x.coverage.reason, x.coverage.stride)
+        == (y.tile, y.shares, y.coverage.status, y.coverage.reason, y.coverage.stride)
         and np.array_equal(x.coverage.valid, y.coverage.valid)
         for x, y in tiles
     )

@@ -1,0 +1,83 @@
+"""The `rtsmap` command: what commands there are, and the one place where errors become exit codes.
+
+Nothing heavy is imported here or at the top of a command's module, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+
+from rtsmap import __version__
+from rtsmap.cli import models
+from rtsmap.cli.console import log_to_stderr, tell_error
+from rtsmap.cli.exits import BUG, FAILED, INTERRUPTED
+from rtsmap.errors import RtsmapError
+
+app = typer.Typer(
+    name="rtsmap",
+    help="Map retrogressive thaw slumps from an optical scene and an elevation model.",
+    epilog="Start with: rtsmap predict SCENE.tif --dem DEM.tif",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rtsmap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_every_command(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    log_to_stderr()
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with errors turned into messages and exit codes."""
+
+    @wraps(command)
+    def call(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except RtsmapError as exc:
+            tell_error(str(exc))
+            raise typer.Exit(FAILED) from exc
+        except Exception as exc:
+            # what typer raises to leave a command knows its own exit code
+            if hasattr(exc, "exit_code"):
+                raise
+            traceback.print_exc()
+            tell_error(
+                f"this is a bug of rtsmap ({type(exc).__name__}), not a mistake of yours. Please report it "
+                "with the lines above and the output of `rtsmap doctor`"
+            )
+            raise typer.Exit(BUG) from exc
+
+    return call
+
+
+for _name in ("info", "predict", "tile", "export", "simulate", "demo", "doctor"):
+    if find_spec(f"rtsmap.cli.{_name}"):
+        app.command(_name)(guarded(import_module(f"rtsmap.cli.{_name}").command))
+
+app.add_typer(models.app_with(guarded), name="models")
+
+
+def run() -> None:
+    """Entry point of the `rtsmap` script."""
+    app()

@@ -1,0 +1,225 @@
+"""From a scene to training chips: one GeoTIFF a modality and chip, an index, annotations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from odc.geo.geobox import GeoBox
+
+from rtsmap.errors import InputError, OptionsError, RunError
+from rtsmap.instances.chip_labels import coco_document, cut_labels
+from rtsmap.instances.coverage import MAPPED
+from rtsmap.instances.detections import Detection
+from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec, Modality
+from rtsmap.rasters.chips import Chip
+from rtsmap.rasters.grids import window_geobox
+from rtsmap.rasters.sources import write_geotiff
+from rtsmap.rasters.tiling import Tile, TileOptions
+from rtsmap.runs.detecting import Task, complete
+from rtsmap.runs.engine import Engine
+from rtsmap.runs.plan import exclusive, open_run
+from rtsmap.runs.preparing import Prepared, prepare
+from rtsmap.runs.progress import Progress, silent
+from rtsmap.runs.shards import TileResult, read_shard
+from rtsmap.vectors.atomic import whole_file
+from rtsmap.vectors.labels import Polygons, read_polygons, write_polygons
+
+INDEX, ANNOTATIONS, RUN = "chips.parquet", "annotations.json", ".run"
+SHARD_TILES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ChipOptions:
+    """Ground resolution, chips and their overlap in pixels of it, and how empty a chip may be."""
+
+    resolution_m: float = 4.0
+    chip_px: int = 256
+    overlap_px: int = 0
+    origin_px: int = 0
+    min_valid_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_valid_share <= 1:
+            raise OptionsError(f"min_valid_share must be within 0..1, got {self.min_valid_share}")
+
+
+@dataclass(frozen=True, slots=True)
+class ChipReport:
+    """What was written: chips, tiles left out for want of data, tiles that failed, annotations."""
+
+    out: Path
+    chips: int
+    no_data: int
+    failed: tuple[tuple[int, str], ...]
+    annotations: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChipWriter:
+    """A detector that finds nothing and writes down what it is shown; so cutting chips is a mapping run."""
+
+    folder: Path
+    spec: InputSpec
+
+    def detect(self, chips: Sequence[Chip]) -> list[list[Detection]]:
+        """Write every chip, replacing what an interrupted run left of it."""
+        for chip in chips:
+            for modality in self.spec.modalities:
+                path = self.folder / chip_name(modality.name, chip.tile)
+                path.parent.mkdir(exist_ok=True)
+                try:
+                    _write_layer(path, chip, modality)
+                except OSError as exc:
+                    raise RunError(
+                        f"chip {path} cannot be written: {exc}. Free some space and run again"
+                    ) from exc
+        return [[] for _ in chips]
+
+
+def chip_name(modality: str, tile: Tile) -> str:
+    """Path of a chip inside the output folder."""
+    return f"{modality}/{tile.index:06d}.tif"
+
+
+def _write_layer(path: Path, chip: Chip, modality: Modality) -> None:
+    layer = chip.layers[modality.name]
+    if all(band.unit == "DN" for band in modality.bands):
+        pixels = np.rint(np.clip(layer.pixels, 0, 255)).astype(np.uint8)
+        write_geotiff(path, pixels, chip.geobox, valid=layer.valid, band_names=modality.band_names)
+    else:
+        pixels = np.where(layer.valid, layer.pixels, np.float32(np.nan))
+        write_geotiff(path, pixels, chip.geobox, nodata=float("nan"), band_names=modality.band_names)
+
+
+def cut_scene(
+    scene: Path | str,
+    dem: Path | str | None = None,
+    *,
+    out: Path | str,
+    labels: Path | str | None = None,
+    spec: InputSpec | None = None,
+    options: ChipOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> ChipReport:
+    """Cut a scene into chips below the folder `out`; called again, it goes on where it stopped.
+
+    Optical chips are 8 bit with a mask, terrain chips float32 with NaN where nothing is known. The index
+    chips.parquet has one row a chip; with `labels` COCO annotations are written beside it.
+    """
+    out, options = Path(out), options or ChipOptions()
+    groups = (OPTICAL_RGB,) if dem is None else (OPTICAL_RGB, TERRAIN)
+    spec = spec or InputSpec(options.resolution_m, groups)
+    polygons = None if labels is None else read_polygons(labels)
+    _make_room(out, overwrite=overwrite)
+    prepared, task = _task(scene, dem, spec, options, out)
+    receipts, _ = complete(task, progress)
+    with exclusive(task.run.directory):
+        chips = [(tile, result) for tile, result in _results(task) if result.coverage.status == MAPPED]
+        geobox = prepared.plan.geobox
+        notes = prepared.notes
+        found: list[dict[str, Any]] = []
+        if polygons is not None:
+            polygons = polygons.to_crs(geobox.crs)
+            found = _annotate(chips, polygons, geobox, out / ANNOTATIONS, spec)
+            notes = (*notes, *polygons.notes)
+        # the index comes last: where it is, the folder is complete
+        write_polygons(out / INDEX, _index(chips, geobox, spec))
+    return ChipReport(
+        out=out,
+        chips=len(chips),
+        no_data=sum(receipt.no_data for receipt in receipts),
+        failed=tuple((tile.index, reason) for receipt in receipts for tile, reason in receipt.failed),
+        annotations=len(found),
+        notes=notes,
+    )
+
+
+def _make_room(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that is complete, or that holds something else, unless it may be overwritten."""
+    if not out.exists():
+        out.mkdir(parents=True)
+    elif overwrite and (out / RUN).is_dir():
+        # only what this command wrote; anything else in the folder stays
+        shutil.rmtree(out / RUN)
+        (out / INDEX).unlink(missing_ok=True)
+        (out / ANNOTATIONS).unlink(missing_ok=True)
+    elif (out / INDEX).exists():
+        raise InputError(f"{out} holds finished chips already; name another folder, or give --overwrite")
+    elif not (out / RUN).is_dir() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty; name a new folder for the chips")
+
+
+def _task(
+    scene: Path | str, dem: Path | str | None, spec: InputSpec, options: ChipOptions, out: Path
+) -> tuple[Prepared, Task]:
+    engine = Engine(
+        spec=spec,
+        chip_px=options.chip_px,
+        overlap_px=options.overlap_px,
+        identity={"chips": spec.to_dict()},
+        load=partial(ChipWriter, out, spec),
+    )
+    tiles = TileOptions(options.chip_px, options.overlap_px, options.origin_px)
+    decisive = {"min_valid_share": options.min_valid_share}
+    prepared = prepare(scene, dem, engine, tiles=tiles, shard_tiles=SHARD_TILES, options=decisive)
+    task = Task(
+        run=open_run(out / RUN, prepared.plan),
+        reader=prepared.reader,
+        shards=prepared.plan.shards(),
+        engine=engine,
+        batch_size=1,
+        min_valid_share=options.min_valid_share,
+        read_threads=2,
+    )
+    return prepared, task
+
+
+def _results(task: Task) -> Iterator[tuple[Tile, TileResult]]:
+    for shard in task.shards:
+        stored = read_shard(task.run.shard_path(shard.index), shard, task.run.plan.fingerprint)
+        yield from zip(shard.tiles, stored.tiles, strict=True)
+
+
+def _index(chips: Sequence[tuple[Tile, TileResult]], geobox: GeoBox, spec: InputSpec) -> Polygons:
+    """One row a chip: its number, files, place on the grid, and the share of it with data."""
+    columns: dict[str, list[Any]] = {
+        "chip": [tile.index for tile, _ in chips],
+        "row": [tile.read.row0 for tile, _ in chips],
+        "col": [tile.read.col0 for tile, _ in chips],
+        "height": [tile.read.height for tile, _ in chips],
+        "width": [tile.read.width for tile, _ in chips],
+    }
+    for name in spec.names:
+        columns[name] = [chip_name(name, tile) for tile, _ in chips]
+        columns[f"{name}_valid_share"] = [result.shares[name] for _, result in chips]
+    outlines = tuple(window_geobox(geobox, tile.read).extent.geom for tile, _ in chips)
+    return Polygons(outlines, geobox.crs, columns)
+
+
+def _annotate(
+    chips: Sequence[tuple[Tile, TileResult]], labels: Polygons, geobox: GeoBox, path: Path, spec: InputSpec
+) -> list[dict[str, Any]]:
+    """Write the labels that fall on chips as a COCO document over the leading modality's files."""
+    tree = shapely.STRtree(labels.geometries)
+    images: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    for tile, _ in chips:
+        grid = window_geobox(geobox, tile.read)
+        height, width = tile.read.shape
+        file_name = chip_name(spec.names[0], tile)
+        images.append({"id": tile.index, "file_name": file_name, "height": height, "width": width})
+        found += cut_labels(tree, grid, image_id=tile.index, first_id=len(found) + 1)
+    document = coco_document(images, found, {"description": f"chips at {spec.resolution_m:g} m per pixel"})
+    with whole_file(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(document), encoding="utf-8")
+    return found

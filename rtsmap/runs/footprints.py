@@ -1,0 +1,101 @@
+"""From slumps to footprints: outlines, and the figures that need the inputs once more."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from odc.geo.geobox import GeoBox
+
+from rtsmap.instances.attributes import (
+    Footprint,
+    Terrain,
+    instance_terrain,
+    make_footprint,
+    terrain_window,
+)
+from rtsmap.instances.seams import Instance, TileMap
+from rtsmap.rasters.chips import ChipReader
+from rtsmap.rasters.tiling import Window
+
+_STRIP_PX = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class FootprintMaker:
+    """Makes footprints of slumps on `geobox`; several threads may use one.
+
+    `leading` reads the leading modality alone, `elevation` may lack a DEM. `whole` are the indexes of
+    tiles without a gap in their imagery. `scene_id` identifies the scene in footprint ids.
+    """
+
+    geobox: GeoBox
+    leading: ChipReader
+    elevation: ChipReader
+    tiles: TileMap
+    whole: frozenset[int]
+    scene_id: str
+    simplify_m: float
+    min_speck_px: int
+
+    def make(self, ranked: tuple[int, Instance]) -> Footprint:
+        """The footprint of a slump; `ranked` is what `with_ranks` gives."""
+        rank, instance = ranked
+        return make_footprint(
+            instance,
+            self.geobox,
+            scene_fingerprint=self.scene_id,
+            simplify_m=self.simplify_m,
+            min_speck_px=self.min_speck_px,
+            valid_share=self._valid_share(instance),
+            terrain=self._terrain(instance),
+            rank=rank,
+        )
+
+    def _valid_share(self, instance: Instance) -> float:
+        window = instance.window
+        if self._is_whole(window):
+            return 1.0
+        valid = sum(
+            int(np.count_nonzero(layer.valid & instance.inside[strip.slices(window)]))
+            for strip in _strips(window)
+            for layer in self.leading.read_block(strip).values()
+        )
+        return valid / instance.area_px
+
+    def _is_whole(self, window: Window) -> bool:
+        """True when tiles without a gap answer for all of the window."""
+        cores = [
+            t.core.intersection(window) for t in self.tiles.answering_for(window) if t.index in self.whole
+        ]
+        return sum(core.height * core.width for core in cores) == window.height * window.width
+
+    def _terrain(self, instance: Instance) -> Terrain | None:
+        window = terrain_window(instance.window, self.geobox)
+        elevation, valid = self.elevation.elevation(window)
+        return instance_terrain(instance, self.geobox, window, elevation, valid)
+
+
+def scene_id(fingerprint: Mapping[str, Any]) -> str:
+    """A fingerprint as one string."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+
+
+def with_ranks(instances: Iterator[Instance]) -> Iterator[tuple[int, Instance]]:
+    """Slumps numbered among those with the same representative pixel, so that each gets its own id."""
+    seen: Counter[tuple[int, int]] = Counter()
+    for instance in instances:
+        yield seen[instance.pixel], instance
+        seen[instance.pixel] += 1
+
+
+def _strips(window: Window) -> Iterator[Window]:
+    """Rows of the window in pieces that fit into memory, however large the slump is."""
+    rows = max(1, _STRIP_PX // window.width)
+    for row in range(window.row0, window.row1, rows):
+        yield Window(row, window.col0, min(row + rows, window.row1), window.col1)

@@ -1,0 +1,283 @@
+"""From a scene to a map: plan, shards, slumps, GeoPackage."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from rtsmap import __version__
+from rtsmap.errors import InputError, OptionsError
+from rtsmap.instances.attributes import Footprint
+from rtsmap.instances.coverage import CoverageArea, coverage_areas
+from rtsmap.instances.seams import MergeOptions, TileMap
+from rtsmap.models import ModelCard
+from rtsmap.rasters.bands import InputSpec
+from rtsmap.rasters.tiling import TileOptions
+from rtsmap.runs.detecting import (
+    COVERAGE_STRIDE_PX,
+    Receipt,
+    Task,
+    complete,
+    without_georeferencing_warnings,
+)
+from rtsmap.runs.engine import Engine, engine_of
+from rtsmap.runs.executors import ahead
+from rtsmap.runs.footprints import FootprintMaker, scene_id, with_ranks
+from rtsmap.runs.merging import merge_shards
+from rtsmap.runs.plan import Run, ShardPlan, exclusive, open_run
+from rtsmap.runs.preparing import Prepared, prepare
+from rtsmap.runs.progress import Progress, silent
+from rtsmap.runs.shards import Shard, read_shard
+from rtsmap.vectors.atomic import refuse_existing
+from rtsmap.vectors.geopackage import write_map
+
+
+@dataclass(frozen=True, slots=True)
+class PredictOptions:
+    """The numbers of a mapping run; None means what the model's card says.
+
+    `chip_px`, `overlap_px`, `origin_px` and `shard_tiles` lay out the tiles. Tiles with data in less than
+    `min_valid_share` of their pixels are not mapped. `device` is auto, cpu, cuda or cuda:N; `precision`
+    auto, float32, float16 or bfloat16.
+
+    `min_score`, `min_area_m2` (default: ten pixels), `simplify_m` (default: half a pixel) and
+    `min_speck_px` (smaller pieces and holes are left out) are used when slumps are written, so they may
+    change without computing anything again. Raises OptionsError for numbers that cannot be.
+    """
+
+    chip_px: int | None = None
+    overlap_px: int | None = None
+    origin_px: int = 0
+    shard_tiles: int = 4
+    batch_size: int = 4
+    min_valid_share: float = 0.01
+    min_score: float | None = None
+    min_area_m2: float | None = None
+    simplify_m: float | None = None
+    min_speck_px: int = 4
+    device: str = "auto"
+    precision: str = "auto"
+    read_threads: int = 2
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("shard_tiles", 1, 64),
+            ("batch_size", 1, 1024),
+            ("min_valid_share", 0, 1),
+            ("min_score", 0, 1),
+            ("min_area_m2", 0, float("inf")),
+            ("simplify_m", 0, float("inf")),
+            ("min_speck_px", 1, 1_000_000),
+            ("read_threads", 1, 64),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise OptionsError(f"{name} must be within {low}..{high}, got {value}")
+
+    @classmethod
+    def of(cls, **values: Any) -> PredictOptions:
+        """Options by name; raises OptionsError for a name that is none, and says which there are."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise OptionsError(f"unknown option {', '.join(unknown)}; there are: {', '.join(known)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run did. `failed` are (tile, reason); `notes` say what was assumed about the inputs."""
+
+    out: Path
+    run_dir: Path | None
+    footprints: int
+    tiles: int
+    no_data: int
+    failed: tuple[tuple[int, str], ...]
+    shards_computed: int
+    shards_reused: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+LONGEST_SLUMP_M = 4000.0
+"""No slump is longer (Batagay, the largest, is 1.8 km); what is, is flagged in the log."""
+
+_SMALLEST_PX = 10
+_PART_SCORE = 0.3
+
+
+def predict(
+    scene: Path | str,
+    dem: Path | str | None = None,
+    *,
+    out: Path | str,
+    model: Engine | ModelCard | str | Path | None = None,
+    options: PredictOptions | None = None,
+    run_dir: Path | str | None = None,
+    overwrite: bool = False,
+    discard_run: bool = False,
+    progress: Progress = silent,
+) -> RunReport:
+    """Map the slumps of a scene into a GeoPackage.
+
+    `run_dir` (default: `out` with the suffix .rtsrun) keeps finished shards: calling again with the same
+    arguments goes on where a run stopped. `discard_run` removes it after success.
+    """
+    started = time.monotonic()
+    out, options = Path(out), options or PredictOptions()
+    _check_out(out, overwrite=overwrite)
+    engine = engine_of(model, options.device, options.precision)
+    prepared = _prepare(scene, dem, engine, options)
+    run = open_run(Path(run_dir) if run_dir else out.with_suffix(".rtsrun"), prepared.plan)
+    task = Task(
+        run=run,
+        reader=prepared.reader,
+        shards=prepared.plan.shards(),
+        engine=engine,
+        batch_size=options.batch_size,
+        min_valid_share=options.min_valid_share,
+        read_threads=options.read_threads,
+    )
+    receipts, computed = complete(task, progress)
+    merge = _merge_options(engine, options)
+    with exclusive(run.directory):
+        _sweep(out)
+        maker = _footprint_maker(prepared, engine.spec, receipts, options)
+        footprints = _footprints(task, maker, merge, options, progress)
+        coverage = _coverage(task)
+        record = _record(prepared, options, merge, receipts)
+        write_map(out, footprints, prepared.plan.geobox.crs, coverage, record, overwrite=overwrite)
+    if discard_run:
+        shutil.rmtree(run.directory)
+    return RunReport(
+        out=out,
+        run_dir=None if discard_run else run.directory,
+        footprints=len(footprints),
+        tiles=sum(len(shard.tiles) for shard in task.shards),
+        no_data=sum(receipt.no_data for receipt in receipts),
+        failed=tuple((tile.index, reason) for receipt in receipts for tile, reason in receipt.failed),
+        shards_computed=computed,
+        shards_reused=len(receipts) - computed,
+        seconds=time.monotonic() - started,
+        notes=prepared.notes,
+    )
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    if out.suffix.lower() != ".gpkg":
+        raise InputError(f"{out}: maps are written as .gpkg; `rtsmap export` turns one into other formats")
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}; create it first")
+    refuse_existing(out, overwrite=overwrite)
+
+
+def _prepare(scene: Path | str, dem: Path | str | None, engine: Engine, options: PredictOptions) -> Prepared:
+    chip_px = options.chip_px or engine.chip_px
+    # an overlap made for larger chips is too much for small ones
+    overlap_px = min(engine.overlap_px, chip_px // 2) if options.overlap_px is None else options.overlap_px
+    decisive = {
+        "batch_size": options.batch_size,
+        "min_valid_share": options.min_valid_share,
+        "coverage_stride_px": COVERAGE_STRIDE_PX,
+    }
+    tiles = TileOptions(chip_px, overlap_px, options.origin_px)
+    return prepare(scene, dem, engine, tiles=tiles, shard_tiles=options.shard_tiles, options=decisive)
+
+
+def _merge_options(engine: Engine, options: PredictOptions) -> MergeOptions:
+    min_score = engine.min_score if options.min_score is None else options.min_score
+    return MergeOptions(
+        min_score=min_score,
+        min_part_score=min(_PART_SCORE, min_score),
+        mask_threshold=engine.mask_threshold,
+        min_instance_px=_SMALLEST_PX if options.min_area_m2 is None else 1,
+        max_extent_px=math.ceil(LONGEST_SLUMP_M / engine.spec.resolution_m),
+    )
+
+
+def _footprints(
+    task: Task, maker: FootprintMaker, merge: MergeOptions, options: PredictOptions, progress: Progress
+) -> list[Footprint]:
+    """All slumps of the shards that are large enough."""
+    read = _counted(partial(_read, task.run), 2 * len(task.shards), progress)
+    ranked = with_ranks(merge_shards(read, task.shards, maker.tiles, merge))
+    with (
+        without_georeferencing_warnings(),
+        ThreadPoolExecutor(task.read_threads, "footprints") as pool,
+    ):
+        made = ahead(pool, maker.make, ranked, depth=4 * task.read_threads)
+        return [footprint for footprint in made if footprint.area_m2 >= (options.min_area_m2 or 0.0)]
+
+
+def _coverage(task: Task) -> list[CoverageArea]:
+    tiles = (tile for shard in task.shards for tile in shard.tiles)
+    statuses = (result.coverage for shard in task.shards for result in _read(task.run, shard).tiles)
+    return coverage_areas(tiles, statuses, task.run.plan.geobox)
+
+
+def _read(run: Run, shard: ShardPlan) -> Shard:
+    return read_shard(run.shard_path(shard.index), shard, run.plan.fingerprint)
+
+
+def _counted(
+    read: Callable[[ShardPlan], Shard], total: int, progress: Progress
+) -> Callable[[ShardPlan], Shard]:
+    """`read`, telling how many shards were read."""
+    done = count(1)
+
+    def counting(shard: ShardPlan) -> Shard:
+        progress("merging", next(done), total)
+        return read(shard)
+
+    return counting
+
+
+def _footprint_maker(
+    prepared: Prepared, spec: InputSpec, receipts: Sequence[Receipt], options: PredictOptions
+) -> FootprintMaker:
+    half_a_pixel_m = spec.resolution_m / 2
+    return FootprintMaker(
+        geobox=prepared.plan.geobox,
+        leading=prepared.leading,
+        elevation=prepared.reader,
+        tiles=TileMap(tile for receipt in receipts for tile in receipt.seen),
+        whole=frozenset(index for receipt in receipts for index in receipt.whole),
+        scene_id=scene_id(prepared.plan.inputs["scene"]),
+        simplify_m=half_a_pixel_m if options.simplify_m is None else options.simplify_m,
+        min_speck_px=options.min_speck_px,
+    )
+
+
+def _record(
+    prepared: Prepared, options: PredictOptions, merge: MergeOptions, receipts: Sequence[Receipt]
+) -> dict[str, Any]:
+    """How the map was made, for the GeoPackage."""
+    return {
+        "rtsmap_version": __version__,
+        "finished_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "plan_sha256": prepared.plan.fingerprint,
+        "plan": prepared.plan.to_dict(),
+        "paths": dict(prepared.plan.paths),
+        "options": asdict(options),
+        "merging": asdict(merge),
+        "notes": list(prepared.notes),
+        "tiles_mapped": sum(len(receipt.seen) for receipt in receipts),
+        "tiles_no_data": sum(receipt.no_data for receipt in receipts),
+        "tiles_failed": sum(len(receipt.failed) for receipt in receipts),
+    }
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a run killed while writing its map left beside it."""
+    for left_over in out.parent.glob(f".{out.name[:40]}.*.part"):
+        shutil.rmtree(left_over, ignore_errors=True)

@@ -1,0 +1,62 @@
+"""From files to a plan: look at the inputs, choose the grid, lay out the tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rtsmap.rasters.bands import InputSpec
+from rtsmap.rasters.chips import ChipReader
+from rtsmap.rasters.sources import fingerprint, probe, run_grid
+from rtsmap.rasters.tiling import TileOptions
+from rtsmap.runs.engine import Engine
+from rtsmap.runs.plan import Plan, package_versions
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A plan, readers of its inputs, and what was assumed about them, in sentences.
+
+    `reader` reads every modality, `leading` only the first one, whose data decide what is mapped.
+    """
+
+    plan: Plan
+    reader: ChipReader
+    leading: ChipReader
+    notes: tuple[str, ...]
+
+
+def prepare(
+    scene: Path | str,
+    dem: Path | str | None,
+    engine: Engine,
+    *,
+    tiles: TileOptions,
+    shard_tiles: int,
+    options: Mapping[str, Any],
+) -> Prepared:
+    """Plan a run over a scene; no pixels are read apart from the fingerprints' samples."""
+    info = probe(scene)
+    grid = run_grid(info, engine.spec.resolution_m)
+    reader = ChipReader(scene, dem, engine.spec, grid.geobox)
+    plan = Plan(
+        inputs={"scene": fingerprint(scene), "dem": None if dem is None else fingerprint(dem)},
+        model=engine.identity,
+        options=options,
+        geobox=grid.geobox,
+        tiles=tiles,
+        shard_tiles=shard_tiles,
+        versions=package_versions(),
+        paths={"scene": _full(scene), "dem": None if dem is None else _full(dem)},
+    )
+    first = engine.spec.modalities[0]
+    alone = InputSpec(engine.spec.resolution_m, (first,))
+    leading = ChipReader(scene, dem if first.is_terrain else None, alone, grid.geobox)
+    return Prepared(plan, reader, leading, (*((grid.note,) if grid.note else ()), *reader.notes))
+
+
+def _full(path: Path | str) -> str:
+    """An absolute path; GDAL's virtual ones stay as they are."""
+    return str(path) if str(path).startswith("/vsi") else str(Path(path).resolve())

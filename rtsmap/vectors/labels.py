@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import geopandas
@@ -21,6 +22,7 @@ from rtsmap.errors import LabelError
 from rtsmap.vectors.formats import DRIVERS, write_frame
 
 MAP_LAYER = "rts_footprints"
+ZIPPED_SUFFIXES = (".shp", ".gpkg", ".geojson", ".json", ".fgb", ".kml")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -149,8 +151,9 @@ def _read_ogr(path: Path, layer: str | None) -> _Raw:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            name = _choose_layer(path, layer)
-            meta, _, wkb, values = pyogrio.raw.read(path, layer=name, datetime_as_string=True)
+            source = _member_of_zip(path, layer) if path.suffix.lower() == ".zip" else str(path)
+            name = _choose_layer(path, source, layer)
+            meta, _, wkb, values = pyogrio.raw.read(source, layer=name, datetime_as_string=True)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as exc:
         raise LabelError(f"{path}: cannot be read as a vector file: {exc}") from exc
     columns = {str(field): column.tolist() for field, column in zip(meta["fields"], values, strict=True)}
@@ -159,8 +162,25 @@ def _read_ogr(path: Path, layer: str | None) -> _Raw:
     return geometries, meta["crs"], columns, notes
 
 
-def _choose_layer(path: Path, layer: str | None) -> str:
-    layers = {str(name): geometry_type for name, geometry_type in pyogrio.list_layers(path)}
+def _member_of_zip(path: Path, layer: str | None) -> str:
+    """The one vector file in an archive, in whatever folder there, as GDAL names it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [PurePosixPath(name) for name in archive.namelist() if not name.startswith("__MACOSX")]
+    except zipfile.BadZipFile as exc:
+        raise LabelError(f"{path}: cannot be read as a zip archive: {exc}") from exc
+    found = [member for member in members if member.suffix.lower() in ZIPPED_SUFFIXES]
+    chosen = [member for member in found if member.stem == layer] if len(found) > 1 and layer else found
+    if len(chosen) != 1:
+        raise LabelError(
+            f"{path}: one vector file wanted in the archive, found {len(chosen)}: "
+            f"{', '.join(map(str, found)) or 'none'}; name one of several as layer, or unpack it"
+        )
+    return f"/vsizip/{path}/{chosen[0]}"
+
+
+def _choose_layer(path: Path, source: str, layer: str | None) -> str:
+    layers = {str(name): geometry_type for name, geometry_type in pyogrio.list_layers(source)}
     if layer is not None:
         if layer not in layers:
             raise LabelError(f"{path}: no layer '{layer}'; the file has: {', '.join(layers) or 'none'}")

@@ -22,39 +22,35 @@ def carve(z: Floats, detail: Floats, feature: Feature, x: Doubles, y: Doubles) -
 
 def scar_profile(feature: Feature, field: ScarField) -> Floats:
     """Metres to add to the slope: a step down at the headwall that fades to the neck, then the deposit."""
-    scar = feature.shape
-    assert isinstance(scar, Scar)
+    scar = feature.scar
     t = field.t.astype(np.float32)
     neck = np.float32(scar.neck)
     bowl = np.minimum(np.float32(1) - np.float32(0.72) * t / neck, smoothstep((neck + 0.14 - t) / 0.2))
     below = smoothstep(field.inside_m / feature.wall_m)
     tongue = smoothstep((t - neck) / (1 - neck + 0.02) * 2.5) * smoothstep(field.inside_m / 14.0)
     change = np.float32(feature.bulge_m) * tongue - np.float32(feature.depth_m) * below * np.maximum(bowl, 0)
-    return change.astype(np.float32)
+    return np.asarray(change, np.float32)
 
 
 def _scar(z: Floats, detail: Floats, feature: Feature, x: Doubles, y: Doubles) -> None:
-    assert isinstance(feature.shape, Scar)
-    field = scar_field(feature.shape, _NO_SUN, x, y)
+    field = scar_field(feature.scar, _NO_SUN, x, y)
     z += scar_profile(feature, field)
     calm = 0.6 if feature.kind == "slump" else 0.2
     detail *= 1 - np.float32(calm) * smoothstep(field.inside_m / 8.0 + 0.5)
 
 
-def _gully(z: Floats, detail: Floats, feature: Feature, x: Doubles, y: Doubles) -> None:
-    assert isinstance(feature.shape, Ribbon)
-    distance, _, along = ribbon_field(feature.shape, x, y)
-    half = feature.shape.half_width_m
+def _gully(z: Floats, _detail: Floats, feature: Feature, x: Doubles, y: Doubles) -> None:
+    distance, _, along = ribbon_field(feature.ribbon, x, y)
+    half = feature.ribbon.half_width_m
     profile = np.maximum(1 - (distance / (1.3 * half)) ** 2, 0) * smoothstep(
         np.minimum(along, 1 - along) / 0.12
     )
     z -= (feature.depth_m * profile).astype(np.float32)
 
 
-def _bank(z: Floats, detail: Floats, feature: Feature, x: Doubles, y: Doubles) -> None:
+def _bank(z: Floats, _detail: Floats, feature: Feature, x: Doubles, y: Doubles) -> None:
     """A scarp along the line; the ground below it climbs back within 60 m."""
-    assert isinstance(feature.shape, Ribbon)
-    distance, side, along = ribbon_field(feature.shape, x, y)
+    distance, side, along = ribbon_field(feature.ribbon, x, y)
     sign = 1.0 if feature.depth_m > 0 else -1.0
     across = distance * side * sign
     step = smoothstep((across + 8.0) / 12.0) * smoothstep((66.0 - across) / 58.0)
@@ -63,15 +59,14 @@ def _bank(z: Floats, detail: Floats, feature: Feature, x: Doubles, y: Doubles) -
 
 
 def _basin(z: Floats, detail: Floats, feature: Feature, x: Doubles, y: Doubles) -> None:
-    assert isinstance(feature.shape, Blob)
-    depth = blob_field(feature.shape, x, y)
+    depth = blob_field(feature.blob, x, y)
     z -= np.float32(feature.depth_m) * smoothstep(depth / 22.0 + 0.4)
     rim = np.maximum(1 - ((depth + 10) / 14.0) ** 2, 0)
     z += (0.35 * rim).astype(np.float32)
     detail *= 1 - np.float32(0.6) * smoothstep(depth / 20.0)
 
 
-def _pad(z: Floats, detail: Floats, feature: Feature, x: Doubles, y: Doubles) -> None:
+def _pad(z: Floats, _detail: Floats, feature: Feature, x: Doubles, y: Doubles) -> None:
     z -= np.float32(feature.depth_m) * smoothstep(depth_inside(feature, x, y) / 6.0 + 0.5)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +85,7 @@ class Draws:
     def quantile(self, knots: Sequence[tuple[float, float]]) -> float:
         """A value of the distribution whose quantiles (probability, value) are given, joined by lines."""
         point = self.uniform()
-        for (p0, v0), (p1, v1) in zip(knots, knots[1:], strict=False):
+        for (p0, v0), (p1, v1) in pairwise(knots):
             if point <= p1:
                 return v0 + (v1 - v0) * (point - p0) / (p1 - p0)
         return knots[-1][1]
@@ -129,7 +130,8 @@ def upsample(nodes: Floats, row_at: Doubles, col_at: Doubles) -> Floats:
     r0, rw = _taps(row_at)
     c0, cw = _taps(col_at)
     tall = rw[0][:, None] * nodes[r0] + rw[1][:, None] * nodes[r0 + 1] + rw[2][:, None] * nodes[r0 + 2]
-    return cw[0] * tall[:, c0] + cw[1] * tall[:, c0 + 1] + cw[2] * tall[:, c0 + 2]
+    out: Floats = cw[0] * tall[:, c0] + cw[1] * tall[:, c0 + 1] + cw[2] * tall[:, c0 + 2]
+    return out
 
 
 def octave(seed: int, rows: Doubles, cols: Doubles, cell: float) -> Floats:
@@ -147,7 +149,8 @@ def octave(seed: int, rows: Doubles, cols: Doubles, cell: float) -> Floats:
     (first_row, rw), (first_col, cw) = _taps(row_at), _taps(col_at)
     ri, ci = first_row - r0, first_col - c0
     tall = rw[0][:, None] * nodes[ri] + rw[1][:, None] * nodes[ri + 1] + rw[2][:, None] * nodes[ri + 2]
-    return cw[0] * tall[:, ci] + cw[1] * tall[:, ci + 1] + cw[2] * tall[:, ci + 2]
+    out: Floats = cw[0] * tall[:, ci] + cw[1] * tall[:, ci + 1] + cw[2] * tall[:, ci + 2]
+    return out
 
 
 def octaves(seed: int, rows: Doubles, cols: Doubles, parts: Sequence[tuple[float, float]]) -> Floats:
@@ -185,15 +188,16 @@ def cells(seed: int, rows: Doubles, cols: Doubles, cell: float) -> Floats:
     words = hash_grid(seed, row_index, col_index)
     row_seed = to_unit(words) + row_index[:, None].astype(np.float32)
     col_seed = to_unit(words << np.uint64(24)) + col_index[None, :].astype(np.float32)
-    nearest = np.full((len(rows), len(cols)), np.float32(9.0))
-    second = nearest.copy()
+    nearest: Floats = np.full((len(rows), len(cols)), np.float32(9.0))
+    second: Floats = nearest.copy()
     for i in range(3):
         for j in range(3):
             at = np.ix_(ri - row_index[0] - 1 + i, ci - col_index[0] - 1 + j)
             distance = (row_seed[at] - row_at[:, None]) ** 2 + (col_seed[at] - col_at[None, :]) ** 2
             second = np.minimum(second, np.maximum(nearest, distance))
             nearest = np.minimum(nearest, distance)
-    return np.sqrt(second) - np.sqrt(nearest)
+    gap: Floats = np.sqrt(second) - np.sqrt(nearest)
+    return gap
 
 
 def smoothstep(value: Floats | Doubles) -> Floats:

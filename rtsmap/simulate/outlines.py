@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from shapely import LineString, Polygon
@@ -35,23 +37,23 @@ class Blob:
         """The outline as a polygon."""
         ring = []
         ux, uy = self.direction
-        for k in range(points):
-            angle = 2 * math.pi * k / points
-            radius = self.radius_m * (
-                1
-                + sum(
-                    a * math.cos((n + 1) * angle) + b * math.sin((n + 1) * angle)
-                    for n, (a, b) in enumerate(self.harmonics, start=1)
-                )
-            )
-            u, v = radius * math.cos(angle) * self.stretch, radius * math.sin(angle) / self.stretch
+        for waves in _waves(points, len(self.harmonics)):
+            swing = sum(a * c + b * s for (a, b), (c, s) in zip(self.harmonics, waves[1:], strict=True))
+            radius = self.radius_m * (1 + swing)
+            cosine, sine = waves[0]
+            u, v = radius * cosine * self.stretch, radius * sine / self.stretch
             ring.append((self.x + u * ux - v * uy, self.y + u * uy + v * ux))
         return Polygon(ring)
 
 
-def draw_blob(
-    draw: Draws, x: float, y: float, radius_m: float, roughness: float = 0.1, stretch: float = 1.0
-) -> Blob:
+@cache
+def _waves(points: int, harmonics: int) -> list[list[tuple[float, float]]]:
+    """Cosine and sine of once, twice .. the direction to each point of a ring."""
+    angles = [2 * math.pi * k / points for k in range(points)]
+    return [[(math.cos(n * a), math.sin(n * a)) for n in range(1, harmonics + 2)] for a in angles]
+
+
+def draw_blob(draw: Draws, x: float, y: float, radius_m: float, *, roughness: float, stretch: float) -> Blob:
     """A blob with harmonics 2 to 6 of falling strength."""
     harmonics = tuple((draw.normal(0, roughness / n), draw.normal(0, roughness / n)) for n in range(1, 6))
     swing = sum(math.hypot(a, b) for a, b in harmonics)
@@ -105,14 +107,14 @@ class Scar:
 
 
 def draw_scar(
-    draw: Draws, centre: tuple[float, float], down: tuple[float, float], area_m2: float, has_tongue: bool
+    draw: Draws, centre: tuple[float, float], down: tuple[float, float], area_m2: float, *, has_tongue: bool
 ) -> Scar:
     """A scar of exactly `area_m2`, its middle at `centre`."""
     ratio = 1.0 + min(draw.lognormal(-0.4, 0.7), 5.0)
     state = draw.integer(0, 1 << 60)
     roughness = 1.0
     while True:
-        points, t, neck = _unit_scar(Draws(state), ratio, roughness, has_tongue)
+        points, t, neck = _unit_scar(Draws(state), ratio, roughness, has_tongue=has_tongue)
         shape = Polygon(points)
         if shape.is_valid and shape.area > 0:
             break
@@ -143,7 +145,7 @@ def _half_width(t: float, neck: float, at_neck: float, tongue: float, power: flo
 
 
 def _unit_scar(
-    draw: Draws, ratio: float, roughness: float, has_tongue: bool
+    draw: Draws, ratio: float, roughness: float, *, has_tongue: bool
 ) -> tuple[Doubles, Doubles, float]:
     """Outline with length 1 along u: points (u, v), position t along the length, and the neck's t."""
     neck = draw.uniform(0.48, 0.68) if has_tongue else draw.uniform(0.82, 0.9)
@@ -174,7 +176,7 @@ def _scallops(draw: Draws, t: Doubles, neck: float) -> Doubles:
     lobes, depth, phase = draw.integer(1, 4), draw.uniform(0.06, 0.26), draw.uniform(0, math.pi)
     around = np.arange(len(t)) / len(t) * 2 * math.pi
     fade = np.clip(1 - t / (neck * 0.7), 0, 1)
-    return depth * (np.abs(np.sin(lobes * around * 1.3 + phase)) - 0.5) * fade
+    return np.asarray(depth * (np.abs(np.sin(lobes * around * 1.3 + phase)) - 0.5) * fade, np.float64)
 
 
 def _ripple(draw: Draws, count: int) -> Doubles:
@@ -188,8 +190,10 @@ def _ripple(draw: Draws, count: int) -> Doubles:
 
 @dataclass(frozen=True, slots=True)
 class ScarField:
-    """A scar on a lattice: depth inside (negative outside), distance to the headwall, and how that
-    wall faces the sun (-1 away .. 1 towards); `t` along and `v` across in shares of the length.
+    """A scar on a lattice.
+
+    Depth inside (negative outside), distance to the headwall, and how that wall faces the sun (-1 away
+    .. 1 towards); `t` along and `v` across in shares of the length.
     """
 
     inside_m: Doubles
@@ -203,14 +207,15 @@ def scar_field(scar: Scar, sun: tuple[float, float], x: Doubles, y: Doubles) -> 
     """Distances of a lattice y x x to a scar's outline, exact."""
     px, py = x[None, :], y[:, None]
     shape = (len(y), len(x))
-    best, wall = np.full(shape, 1e18), np.full(shape, 1e18)
-    facing = np.zeros(shape)
+    best: Doubles = np.full(shape, 1e18)
+    wall: Doubles = np.full(shape, 1e18)
+    facing: Doubles = np.zeros(shape)
     inside = np.zeros(shape, bool)
     ring = scar.ring.tolist()
     turn = 1.0 if _signed_area(scar.ring) > 0 else -1.0
     for k, (ax, ay) in enumerate(ring):
         bx, by = ring[(k + 1) % len(ring)]
-        squared = _to_segment(px, py, ax, ay, bx, by)
+        squared = _to_segment(px, py, (ax, ay), (bx, by))
         best = np.minimum(best, squared)
         crosses = (ay > py) != (by > py)
         inside ^= crosses & (px < (bx - ax) * (py - ay) / (by - ay if by != ay else 1e-30) + ax)
@@ -228,13 +233,15 @@ def scar_field(scar: Scar, sun: tuple[float, float], x: Doubles, y: Doubles) -> 
     )
 
 
-def _to_segment(px: Doubles, py: Doubles, ax: float, ay: float, bx: float, by: float) -> Doubles:
+def _to_segment(px: Doubles, py: Doubles, a: tuple[float, float], b: tuple[float, float]) -> Doubles:
     """Squared distance of points to a segment."""
+    (ax, ay), (bx, by) = a, b
     dx, dy = bx - ax, by - ay
     squared = dx * dx + dy * dy or 1e-12
     share = np.clip(((px - ax) * dx + (py - ay) * dy) / squared, 0.0, 1.0)
     ex, ey = px - ax - share * dx, py - ay - share * dy
-    return ex * ex + ey * ey
+    squared_distance: Doubles = ex * ex + ey * ey
+    return squared_distance
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +261,7 @@ def draw_ribbon(
     draw: Draws,
     start: tuple[float, float],
     heading: tuple[float, float],
+    *,
     length_m: float,
     half_width_m: float,
     winding: float,
@@ -276,10 +284,12 @@ def ribbon_field(ribbon: Ribbon, x: Doubles, y: Doubles) -> tuple[Doubles, Doubl
     """Distance to the centre line, on which side (-1 left, 1 right of travel), and t along it (0..1)."""
     px, py = x[None, :], y[:, None]
     shape = (len(y), len(x))
-    best, side, along = np.full(shape, 1e18), np.zeros(shape), np.zeros(shape)
-    pieces = list(zip(ribbon.line, ribbon.line[1:], strict=False))
+    best: Doubles = np.full(shape, 1e18)
+    side: Doubles = np.zeros(shape)
+    along: Doubles = np.zeros(shape)
+    pieces = list(pairwise(ribbon.line))
     for k, ((ax, ay), (bx, by)) in enumerate(pieces):
-        squared = _to_segment(px, py, ax, ay, bx, by)
+        squared = _to_segment(px, py, (ax, ay), (bx, by))
         nearer = squared < best
         cross = (bx - ax) * (py - ay) - (by - ay) * (px - ax)
         dx, dy = bx - ax, by - ay

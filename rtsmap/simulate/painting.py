@@ -9,7 +9,7 @@ import numpy as np
 
 from rtsmap.simulate.carving import depth_inside, rough_edge
 from rtsmap.simulate.noise import Doubles, Floats, cells, noise_at, smoothstep, subseed
-from rtsmap.simulate.outlines import Ribbon, Scar, ScarField, ribbon_field, scar_field
+from rtsmap.simulate.outlines import ScarField, ribbon_field, scar_field
 from rtsmap.simulate.placement import Feature
 from rtsmap.simulate.regions import Region
 
@@ -47,8 +47,7 @@ def _tinted(canvas: Canvas, feature: Feature, extra: Floats) -> Floats:
 
 
 def _slump(canvas: Canvas, feature: Feature) -> None:
-    scar = feature.shape
-    assert isinstance(scar, Scar)
+    scar = feature.scar
     field = scar_field(scar, canvas.region.sun, canvas.x, canvas.y)
     u, v = field.t * scar.length_m, field.v * scar.length_m
     neck = np.float32(scar.neck)
@@ -108,8 +107,7 @@ def _frame(canvas: Canvas, cell_m: float) -> tuple[Doubles, Doubles]:
 
 
 def _bank(canvas: Canvas, feature: Feature) -> None:
-    ribbon = feature.shape
-    assert isinstance(ribbon, Ribbon)
+    ribbon = feature.ribbon
     distance, side, along = ribbon_field(ribbon, canvas.x, canvas.y)
     ends = smoothstep(np.minimum(along, 1 - along) / 0.08)
     broken = rough_edge(feature, canvas.x, canvas.y, 30.0)
@@ -122,8 +120,7 @@ def _bank(canvas: Canvas, feature: Feature) -> None:
 
 
 def _gully(canvas: Canvas, feature: Feature) -> None:
-    ribbon = feature.shape
-    assert isinstance(ribbon, Ribbon)
+    ribbon = feature.ribbon
     distance, _, along = ribbon_field(ribbon, canvas.x, canvas.y)
     ends = smoothstep(np.minimum(along, 1 - along) / 0.1)
     cover = ends * smoothstep((ribbon.half_width_m - distance) / 7.0 + 0.5)
@@ -148,8 +145,7 @@ def _basin(canvas: Canvas, feature: Feature) -> None:
 
 
 def _stable_scar(canvas: Canvas, feature: Feature) -> None:
-    scar = feature.shape
-    assert isinstance(scar, Scar)
+    scar = feature.scar
     field = scar_field(scar, canvas.region.sun, canvas.x, canvas.y)
     cover = smoothstep(field.inside_m / 14.0 + 0.4)
     shrubs = noise_at(subseed(feature.seed, "shrubs"), *_frame(canvas, 11.0))

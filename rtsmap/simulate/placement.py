@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from shapely import Polygon, box
@@ -39,7 +40,7 @@ _BUCKET_M = 512.0
 _GAP_M = 14.0
 _SETTINGS = (("hillslope", 0.5), ("lakeshore", 0.24), ("stream", 0.26))
 
-Shape = Scar | Blob | Ribbon | np.ndarray
+Shape = Scar | Blob | Ribbon | Doubles
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,27 @@ class Feature:
         """Left, top, right, bottom of everything the feature changes, in scene metres."""
         left, top, right, bottom = self.outline.bounds
         return left - self.reach_m, top - self.reach_m, right + self.reach_m, bottom + self.reach_m
+
+    @property
+    def scar(self) -> Scar:
+        """The shape of a slump or old scar."""
+        if not isinstance(self.shape, Scar):
+            raise TypeError(f"a {self.kind} is no scar")
+        return self.shape
+
+    @property
+    def blob(self) -> Blob:
+        """The shape of a patch, basin or shadow."""
+        if not isinstance(self.shape, Blob):
+            raise TypeError(f"a {self.kind} is no blob")
+        return self.shape
+
+    @property
+    def ribbon(self) -> Ribbon:
+        """The shape of a bank, gully or track."""
+        if not isinstance(self.shape, Ribbon):
+            raise TypeError(f"a {self.kind} is no ribbon")
+        return self.shape
 
 
 class Ground:
@@ -132,7 +154,9 @@ def place_slumps(site: Site, ground: Ground) -> list[Feature]:
         share = site.preset.without_dem_trace
         # systematic sampling keeps the share even in small scenes and over all sizes
         stale = math.floor((number + 1) * share + offset) > math.floor(number * share + offset)
-        slump = _place_slump(Draws(site.seed, "slump", number), site, ground, area, number, not stale)
+        slump = _place_slump(
+            Draws(site.seed, "slump", number), site, ground, area, number=number, dem_trace=not stale
+        )
         if slump is not None:
             slumps.append(slump)
     return slumps
@@ -155,7 +179,7 @@ def _area(draw: Draws, preset: Preset) -> float:
 
 
 def _place_slump(
-    draw: Draws, site: Site, ground: Ground, area_m2: float, number: int, dem_trace: bool
+    draw: Draws, site: Site, ground: Ground, area_m2: float, *, number: int, dem_trace: bool
 ) -> Feature | None:
     for _ in range(500):
         setting = _SETTINGS[draw.weighted([w for _, w in _SETTINGS])][0]
@@ -163,7 +187,7 @@ def _place_slump(
         if spot is None:
             continue
         (x, y), down, slope = spot
-        scar = draw_scar(draw, (x, y), down, area_m2, draw.chance(0.85))
+        scar = draw_scar(draw, (x, y), down, area_m2, has_tongue=draw.chance(0.85))
         outline = scar.polygon()
         if not ground.is_free(outline, 2.5 * _GAP_M if area_m2 > 3000 else _GAP_M):
             continue
@@ -214,7 +238,7 @@ def _headwall_m(draw: Draws, area_m2: float, scar: Scar, slope_degrees: float) -
     """Height of the headwall: higher in larger slumps, and no more than leaves the floor descending."""
     height = 3.6 * (area_m2 / 8000.0) ** 0.2 * math.exp(draw.normal(0, 0.32))
     descent = math.tan(math.radians(slope_degrees)) * scar.neck * scar.length_m
-    return round(min(max(height, 2.0), 12.0, max(1.6, 0.85 * descent)), 4)
+    return float(round(min(max(height, 2.0), 12.0, max(1.6, 0.85 * descent)), 4))
 
 
 def slump_tint(draw: Draws, shift_dn: float) -> tuple[float, float, float]:
@@ -257,7 +281,7 @@ def _place_lookalike(draw: Draws, site: Site, ground: Ground, kind: str, number:
     return None
 
 
-Made = tuple[Shape, dict[str, object]] | None
+Made = tuple[Shape, dict[str, Any]] | None
 
 
 def _somewhere(draw: Draws, site: Site) -> tuple[float, float]:
@@ -273,7 +297,7 @@ def _bare_patch(draw: Draws, site: Site) -> Made:
     """Dry bare ground: the colours of slump floors, no headwall, no relief."""
     x, y = _somewhere(draw, site)
     radius = math.sqrt(_like_area(draw, site, 60_000) / math.pi)
-    blob = draw_blob(draw, x, y, radius, 0.13, draw.uniform(1.0, 1.8))
+    blob = draw_blob(draw, x, y, radius, roughness=0.13, stretch=draw.uniform(1.0, 1.8))
     return blob, {"tint": slump_tint(draw, site.region.slump_shift_dn), "wall_m": draw.uniform(5.0, 22.0)}
 
 
@@ -289,7 +313,9 @@ def _bank(draw: Draws, site: Site) -> Made:
         if slope < 3:
             return None
         heading = (-down[1], down[0])
-    shape = draw_ribbon(draw, (x, y), heading, draw.uniform(80, 420), draw.uniform(6, 15), 0.16)
+    shape = draw_ribbon(
+        draw, (x, y), heading, length_m=draw.uniform(80, 420), half_width_m=draw.uniform(6, 15), winding=0.16
+    )
     down, _ = site.downslope(x, y)
     sign = 1.0 if heading[0] * down[1] - heading[1] * down[0] > 0 else -1.0
     tint = slump_tint(draw, site.region.slump_shift_dn)
@@ -303,7 +329,7 @@ def _gully(draw: Draws, site: Site) -> Made:
     if slope < 3:
         return None
     half = draw.uniform(6, 16)
-    shape = draw_ribbon(draw, (x, y), down, draw.uniform(90, 420), half, 0.22)
+    shape = draw_ribbon(draw, (x, y), down, length_m=draw.uniform(90, 420), half_width_m=half, winding=0.22)
     bare = draw.chance(0.5)
     tint = slump_tint(draw, site.region.slump_shift_dn) if bare else (-14.0, -6.0, -12.0)
     return shape, {"tint": tint, "depth_m": draw.uniform(1.5, 5.5), "reach_m": 30.0}
@@ -314,7 +340,7 @@ def _drained_basin(draw: Draws, site: Site) -> Made:
     x, y = _somewhere(draw, site)
     if site.downslope(x, y)[1] > 5:
         return None
-    blob = draw_blob(draw, x, y, draw.uniform(60, 170), 0.1, draw.uniform(1.0, 1.3))
+    blob = draw_blob(draw, x, y, draw.uniform(60, 170), roughness=0.1, stretch=draw.uniform(1.0, 1.3))
     light = draw.normal(0, 6)
     tint = (light - draw.uniform(3, 9), light + draw.uniform(0, 3), light - draw.uniform(3, 9))
     return blob, {"tint": tint, "depth_m": draw.uniform(1.0, 3.0), "reach_m": 50.0}
@@ -327,7 +353,7 @@ def _stable_scar(draw: Draws, site: Site) -> Made:
     if spot is None:
         return None
     centre, down, slope = spot
-    scar = draw_scar(draw, centre, down, area, draw.chance(0.6))
+    scar = draw_scar(draw, centre, down, area, has_tongue=draw.chance(0.6))
     depth = _headwall_m(draw, area, scar, slope) * draw.uniform(0.6, 1.0)
     light = draw.normal(-3, 5)
     tint = (light - draw.uniform(3, 8), light + draw.uniform(0, 4), light - draw.uniform(3, 8))
@@ -360,7 +386,12 @@ def _road(draw: Draws, site: Site) -> Made:
         return np.round(np.array(ring), 3), {"tint": tint, "depth_m": -draw.uniform(0.4, 1.2), "wall_m": 4.0}
     angle = draw.uniform(0, 2 * math.pi)
     shape = draw_ribbon(
-        draw, (x, y), (math.cos(angle), math.sin(angle)), draw.uniform(250, 900), draw.uniform(4, 7), 0.04
+        draw,
+        (x, y),
+        (math.cos(angle), math.sin(angle)),
+        length_m=draw.uniform(250, 900),
+        half_width_m=draw.uniform(4, 7),
+        winding=0.04,
     )
     return shape, {"tint": tint, "depth_m": -draw.uniform(0.2, 0.8)}
 
@@ -368,7 +399,7 @@ def _road(draw: Draws, site: Site) -> Made:
 def _cloud_shadow(draw: Draws, site: Site) -> Made:
     """The shadow of a small cloud: dark, soft, in the image only."""
     x, y = _somewhere(draw, site)
-    blob = draw_blob(draw, x, y, draw.uniform(40, 150), 0.1, draw.uniform(1.0, 1.6))
+    blob = draw_blob(draw, x, y, draw.uniform(40, 150), roughness=0.1, stretch=draw.uniform(1.0, 1.6))
     return blob, {"depth_m": draw.uniform(0.2, 0.42), "wall_m": draw.uniform(20, 50), "reach_m": 60.0}
 
 
@@ -390,7 +421,9 @@ def draw_voids(site: Site) -> list[Blob]:
     draw = Draws(site.seed, "voids")
     count = round(site.preset.dem_voids_per_km2 * site.preset.area_km2 + draw.uniform(-0.5, 0.5))
     return [
-        draw_blob(draw, *_somewhere(draw, site), draw.uniform(25, 130), 0.2, draw.uniform(1, 1.5))
+        draw_blob(
+            draw, *_somewhere(draw, site), draw.uniform(25, 130), roughness=0.2, stretch=draw.uniform(1, 1.5)
+        )
         for _ in range(count)
     ]
 

@@ -132,7 +132,7 @@ def incise(relief: Floats, area_km2: Doubles, scale: float) -> Floats:
     broad = ndimage.gaussian_filter(depth, 2.2, mode="nearest") * 5.0
     narrow = ndimage.gaussian_filter(depth, 0.9, mode="nearest") * 2.0
     # rounded so that compilers of the filter cannot change the picture
-    return np.round(relief - scale * (broad + narrow), 4).astype(np.float32)
+    return np.asarray(np.round(relief - scale * (broad + narrow), 4), np.float32)
 
 
 def _segments(
@@ -183,7 +183,7 @@ def _draw_lakes(
             if best is None or hollow[i, j] < best[0]:
                 best = (float(hollow[i, j]), x, y)
         _, x, y = best or (0.0, 0.0, 0.0)
-        blob = draw_blob(draw, x, y, radius, 0.13, draw.uniform(1.0, 1.35))
+        blob = draw_blob(draw, x, y, radius, roughness=0.13, stretch=draw.uniform(1.0, 1.35))
         apart = all(
             math.hypot(x - o.shape.x, y - o.shape.y) > 1.3 * (blob.reach_m + o.shape.reach_m) for o in lakes
         )

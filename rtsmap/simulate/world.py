@@ -196,7 +196,7 @@ class World:
                 yield feature, (rows, cols)
 
     def _stream_distance(self, rows: Doubles, cols: Doubles, x: Doubles, y: Doubles) -> Floats:
-        """Metres to the nearest stream's edge, at most _STREAM_REACH_M; streams wind by a warp of the ground."""
+        """Metres to the nearest stream's edge, at most _STREAM_REACH_M; a warp makes them wind."""
         far = np.float32(_STREAM_REACH_M)
         out = np.full((len(rows), len(cols)), far, np.float32)
         bend = 22.0
@@ -228,15 +228,11 @@ class World:
         valley = 1 - np.clip(relief.to_stream_m / _STREAM_REACH_M, 0, 1)
         wash = streaks * steepness
         tundra, dry, wet = (np.array(c, np.float32) for c in (region.tundra, region.dry, region.wet))
-        calm = _mixed(tundra, dry, wet, dryness - valley, wetness + valley, 0.6)
-        light = _mixed(
-            tundra,
-            dry,
-            wet,
-            dryness - valley + 0.4 * frayed,
-            wetness + valley - 0.5 * frayed + 0.5 * wash,
-            1.1,
-        )
+        colours = (tundra, dry, wet)
+        dryness -= valley
+        wetness += valley
+        calm = _mixed(colours, dryness, wetness, 0.6)
+        light = _mixed(colours, dryness + 0.4 * frayed, wetness - 0.5 * frayed + 0.5 * wash, 1.1)
         slow = (3.5 * octave(subseed(seed, "slow"), rows, cols, 130.0))[..., None]
         calm += slow
         light += slow + (region.streak_dn * wash)[..., None] + self._texture(rows, cols, steepness)
@@ -319,7 +315,8 @@ class World:
             np.float32(sine) - np.float32(cosine) * (zx * np.float32(sx) + zy * np.float32(sy))
         ) / steepness
         relative = np.clip(incidence / np.float32(sine), 0, 1.8)
-        return np.float32(1) + np.float32(region.shading) * (relative - np.float32(1))
+        shade: Floats = np.float32(1) + np.float32(region.shading) * (relative - np.float32(1))
+        return shade
 
     def _paint_features(
         self, light: Floats, calm: Floats, shade: Floats, rows: Doubles, cols: Doubles
@@ -415,9 +412,10 @@ def resized(preset: Preset, size_px: int | None) -> Preset:
 
 
 def _mixed(
-    tundra: Floats, dry: Floats, wet: Floats, dryness: Floats, wetness: Floats, sharpness: float
+    colours: tuple[Floats, Floats, Floats], dryness: Floats, wetness: Floats, sharpness: float
 ) -> Floats:
-    """Colours of the ground from fields of dryness and wetness."""
+    """Colours of the ground (tundra, dry, wet) mixed by fields of dryness and wetness."""
+    tundra, dry, wet = colours
     out: Floats = tundra + smoothstep(sharpness * dryness + 0.25)[..., None] * (dry - tundra)
     out += smoothstep(sharpness * wetness + 0.15)[..., None] * (wet - out)
     return out
@@ -440,7 +438,7 @@ def _bilinear(z: Floats, rows: Doubles, cols: Doubles, row0: int, col0: int) -> 
     r, c = i.astype(np.int64) - row0, j.astype(np.int64) - col0
     top = z[r, c] * (1 - fj) + z[r, c + 1] * fj
     bottom = z[r + 1, c] * (1 - fj) + z[r + 1, c + 1] * fj
-    return top * (1 - fi) + bottom * fi
+    return np.asarray(top * (1 - fi) + bottom * fi, np.float32)
 
 
 def _blurred(light: Floats) -> Floats:

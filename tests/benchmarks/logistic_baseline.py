@@ -17,6 +17,7 @@ import numpy as np
 from rasterio.features import rasterize
 from rasterio.warp import Resampling, reproject
 from scipy import ndimage
+from scipy.signal import fftconvolve
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -25,6 +26,7 @@ from rtsmap.simulate.presets import find_preset
 from rtsmap.simulate.world import DEM_NODATA, World
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98)
+BANDS = ("red", "green", "blue", "relative", "slope", "shade")
 SMALLEST_PX = (20, 40, 80, 150)
 
 
@@ -70,8 +72,6 @@ def on_scene_grid(world):
 def disc_mean(values, known, radius_px):
     offsets = np.arange(-radius_px, radius_px + 1)
     disc = (offsets[:, None] ** 2 + offsets[None, :] ** 2 <= radius_px**2).astype(np.float32)
-    from scipy.signal import fftconvolve
-
     weight = fftconvolve(known.astype(np.float32), disc, mode="same")
     return fftconvolve(np.where(known, values, 0), disc, mode="same") / np.maximum(weight, 1)
 
@@ -136,6 +136,19 @@ def smooth(values, sigma):
     return ndimage.gaussian_filter(values, sigma) if sigma else values
 
 
+def tune(maps):
+    """Smoothing, threshold and smallest object with the best F1: (F1, sigma, threshold, pixels)."""
+    best = (-1.0, 0.0, 0.5, 0)
+    for sigma in (0.0, 1.5, 3.0):
+        smoothed = [(smooth(p, sigma), v, t) for p, v, t in maps]
+        for threshold, smallest in itertools.product(THRESHOLDS, SMALLEST_PX):
+            counts = [
+                match(*objects(p, v, threshold, smallest), np.where(v, t, 0), 0.3) for p, v, t in smoothed
+            ]
+            best = max(best, (f1(counts), sigma, threshold, smallest))
+    return best
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -146,34 +159,20 @@ def main():
     options = parser.parse_args()
     training = [bands_and_truth(options.preset, seed) for seed in options.train]
     scaler, model = fit(training, np.random.default_rng(0))
-    raw = [(probability(b, scaler, model), v, t) for b, v, t in training]
-    best = None
-    for sigma in (0.0, 1.5, 3.0):
-        maps = [(smooth(p, sigma), v, t) for p, v, t in raw]
-        for threshold, smallest in itertools.product(THRESHOLDS, SMALLEST_PX):
-            counts = [match(*objects(p, v, threshold, smallest), np.where(v, t, 0), 0.3) for p, v, t in maps]
-            if best is None or f1(counts) > best[0]:
-                best = (f1(counts), sigma, threshold, smallest)
-    score, sigma, threshold, smallest = best
-    print(
-        "coefficients",
-        dict(
-            zip(("red", "green", "blue", "relative", "slope", "shade"), model.coef_[0].round(2), strict=True)
-        ),
-    )
-    print(
-        f"training seeds {options.train}: F1 {score:.3f} at IoU 0.3 with smoothing {sigma} px, threshold {threshold}, {smallest} px or more"
-    )
-    rows = {0.3: [], 0.5: []}
+    print("coefficients", dict(zip(BANDS, model.coef_[0].round(2).tolist(), strict=True)))
+    score, sigma, threshold, smallest = tune([(probability(b, scaler, model), v, t) for b, v, t in training])
+    print(f"training seeds {options.train}: F1 {score:.3f} at IoU 0.3")
+    print(f"with smoothing {sigma} px, threshold {threshold}, {smallest} px or more")
+    at_30, at_50 = [], []
     for seed in options.test:
         bands, valid, truth = bands_and_truth(options.preset, seed)
-        labels, scores = objects(smooth(probability(bands, scaler, model), sigma), valid, threshold, smallest)
-        for iou in rows:
-            rows[iou].append(match(labels, scores, np.where(valid, truth, 0), iou))
+        found = objects(smooth(probability(bands, scaler, model), sigma), valid, threshold, smallest)
+        at_30.append(match(*found, np.where(valid, truth, 0), 0.3))
+        at_50.append(match(*found, np.where(valid, truth, 0), 0.5))
         print(
-            f"seed {seed}: tp fp fn {rows[0.3][-1]}  F1 {f1(rows[0.3][-1:]):.3f} at IoU 0.3, {f1(rows[0.5][-1:]):.3f} at 0.5"
+            f"seed {seed}: tp fp fn {at_30[-1]}, F1 {f1(at_30[-1:]):.3f} at IoU 0.3, {f1(at_50[-1:]):.3f} at 0.5"
         )
-    print(f"all test seeds: F1 {f1(rows[0.3]):.3f} at IoU 0.3, {f1(rows[0.5]):.3f} at IoU 0.5")
+    print(f"all test seeds: F1 {f1(at_30):.3f} at IoU 0.3, {f1(at_50):.3f} at IoU 0.5")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_a_window_of_the_dem_is_part_of_the_whole(small, data):
 
 
 def test_same_seed_same_pixels_and_another_seed_others(small):
-    world, image, _, _ = small
+    _, image, _, _ = small
     window = Window(40, 60, 104, 124)
     again = World(SMALL, 4).render(window)[0]
     assert np.array_equal(again, image[:, 40:104, 60:124])

@@ -39,8 +39,8 @@ NETWORK = {
     "rpn_proposals": 150,
 }
 STAGES = {
-    "optical": (InputSpec(4.0, (OPTICAL_RGB,)), TrainOptions(steps=1600, dense_only_steps=1600, lr=6e-4)),
-    "terrain": (InputSpec(4.0, (TERRAIN,)), TrainOptions(steps=1600, dense_only_steps=1600, lr=6e-4, seed=1)),
+    "optical": (InputSpec(4.0, (OPTICAL_RGB,)), TrainOptions(steps=2600, dense_only_steps=2600, lr=8e-4)),
+    "terrain": (InputSpec(4.0, (TERRAIN,)), TrainOptions(steps=2600, dense_only_steps=2600, lr=8e-4, seed=1)),
     "fused": (InputSpec(4.0, (OPTICAL_RGB, TERRAIN)), TrainOptions(steps=1500, lr=5e-4, seed=2)),
 }
 
@@ -65,7 +65,7 @@ def main() -> None:
     if arguments.stage == "fused":
         start_from_branches(network, arguments.run)
     source = SampleSource(
-        groups(arguments.stage, arguments.packs), spec, SampleOptions(chip_px=224), options.seed
+        groups(arguments.stage, arguments.packs), spec, SampleOptions(chip_px=192), options.seed
     )
     held_out = held_out_samples(arguments.stage, arguments.packs, spec)
     train(

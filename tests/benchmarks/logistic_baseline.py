@@ -169,9 +169,8 @@ def main():
         found = objects(smooth(probability(bands, scaler, model), sigma), valid, threshold, smallest)
         at_30.append(match(*found, np.where(valid, truth, 0), 0.3))
         at_50.append(match(*found, np.where(valid, truth, 0), 0.5))
-        print(
-            f"seed {seed}: tp fp fn {at_30[-1]}, F1 {f1(at_30[-1:]):.3f} at IoU 0.3, {f1(at_50[-1:]):.3f} at 0.5"
-        )
+        one, other = f1(at_30[-1:]), f1(at_50[-1:])
+        print(f"seed {seed}: tp fp fn {at_30[-1]}, F1 {one:.3f} at IoU 0.3, {other:.3f} at 0.5")
     print(f"all test seeds: F1 {f1(at_30):.3f} at IoU 0.3, {f1(at_50):.3f} at IoU 0.5")
 
 

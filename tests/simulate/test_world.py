@@ -41,7 +41,7 @@ def windows(shape):
     )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_a_window_of_the_image_is_part_of_the_whole(small, data):
     world, image, valid, _ = small
@@ -51,7 +51,7 @@ def test_a_window_of_the_image_is_part_of_the_whole(small, data):
     assert np.array_equal(part_valid, valid[window.slices()])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_a_window_of_the_dem_is_part_of_the_whole(small, data):
     world, _, _, elevation = small

@@ -133,7 +133,7 @@ def predict(
     `run_dir` (default: `out` with the suffix .rtsrun) keeps finished shards: calling again with the same
     arguments goes on where a run stopped. `discard_run` removes it after success.
     """
-    started = time.monotonic()
+    started = time.time()
     out, options = Path(out), options or PredictOptions()
     _check_out(out, overwrite=overwrite)
     engine = engine_of(model, options.device, options.precision)
@@ -151,7 +151,7 @@ def predict(
     receipts, computed = complete(task, progress)
     merge = _merge_options(engine, options)
     with exclusive(run.directory):
-        _sweep(out)
+        _sweep(run, out, before=started)
         maker = _footprint_maker(prepared, engine.spec, receipts, options)
         footprints = _footprints(task, maker, merge, options, progress)
         coverage = _coverage(task)
@@ -168,7 +168,7 @@ def predict(
         failed=tuple((tile.index, reason) for receipt in receipts for tile, reason in receipt.failed),
         shards_computed=computed,
         shards_reused=len(receipts) - computed,
-        seconds=time.monotonic() - started,
+        seconds=time.time() - started,
         notes=prepared.notes,
     )
 
@@ -277,7 +277,9 @@ def _record(
     }
 
 
-def _sweep(out: Path) -> None:
-    """Remove what a run killed while writing its map left beside it."""
-    for left_over in out.parent.glob(f".{out.name[:40]}.*.part"):
-        shutil.rmtree(left_over, ignore_errors=True)
+def _sweep(run: Run, out: Path, before: float) -> None:
+    """Remove what killed runs left half-written; what is younger than this run may be somebody's work."""
+    left_overs = [*run.directory.glob(".shard-*.part"), *out.parent.glob(f".{out.name[:40]}.*.part")]
+    for folder in left_overs:
+        if folder.stat().st_mtime < before:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -155,7 +155,7 @@ class ArrayUnpickler(pickle.Unpickler):
     """Unpickles containers, numbers, strings and numpy arrays; anything else is refused, not run."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        """Only the four names by which numpy arrays are rebuilt."""
+        """Only the names by which numpy arrays are rebuilt, each served by a harmless function."""
         module = module.replace("numpy._core", "numpy.core")
         allowed: dict[tuple[str, str], Callable[..., Any]] = {
             ("numpy", "ndarray"): np.ndarray,
@@ -163,6 +163,7 @@ class ArrayUnpickler(pickle.Unpickler):
             ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
             ("numpy.core.multiarray", "scalar"): _scalar,
             ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+            ("_codecs", "encode"): _encode,
             ("collections", "OrderedDict"): dict,
         }
         if (module, name) not in allowed:
@@ -173,6 +174,11 @@ class ArrayUnpickler(pickle.Unpickler):
 def _reconstruct(*_: Any) -> np.ndarray[Any, Any]:
     """An empty array, which the pickle then fills with its shape, type and bytes."""
     return np.zeros(0, np.int8)
+
+
+def _encode(text: str, _codec: str = "latin1") -> bytes:
+    """Bytes as old pickle protocols write them: a string of the same code points."""
+    return text.encode("latin1")
 
 
 def _scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:

@@ -71,9 +71,9 @@ class NetworkConfig:
             raise CardError(
                 f"model.json: unknown fusion '{self.fusion}'; known: {', '.join(sorted(FUSIONS))}"
             )
-        if len(self.stage_blocks) != 4 or len(self.anchor_px) != 5:
+        if len(self.stage_blocks) != 4 or min(self.stage_blocks) < 1 or len(self.anchor_px) != 5:
             raise CardError(
-                "model.json: wanted four stage_blocks and five anchor_px, "
+                "model.json: wanted four stage_blocks of 1 or more and five anchor_px, "
                 f"got {self.stage_blocks} and {self.anchor_px}"
             )
         if len(self.cascade_iou) != len(self.cascade_weights) or not self.cascade_iou:
@@ -162,7 +162,7 @@ class SlumpNetwork(nn.Module):
         samples = [_sample(shape, target, self.config.enlarge) for target in targets]
         parts = self.detector.loss(enlarged(inputs, self.config.enlarge), samples)
         return {
-            name: torch.stack(list(part)).sum() if isinstance(part, (list, tuple)) else part
+            name: torch.stack(list(part)).sum() if isinstance(part, (list, tuple)) else part.sum()
             for name, part in parts.items()
             if "loss" in name
         }
@@ -275,7 +275,9 @@ def register_parts() -> None:
     """Make our parts known to mmdet's registry, once."""
     load_mmdet()
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
-    from mmdet.registry import MODELS
+    from mmdet.models.task_modules import MaxIoUAssigner
+    from mmdet.registry import MODELS, TASK_UTILS
+    from mmdet.structures.bbox import bbox_overlaps
 
     @MODELS.register_module(name="RtsmapPyramid")
     class Pyramid(nn.Module):
@@ -320,6 +322,21 @@ def register_parts() -> None:
             for masks, results in zip(mask_preds, results_list, strict=True):
                 results.masks = masks[:, 0]
             return results_list
+
+    @TASK_UTILS.register_module(name="RtsmapAssigner")
+    class Assigner(MaxIoUAssigner):
+        """mmdet's assigner, which forgets ground to ignore on chips without any truth."""
+
+        def assign(
+            self, pred_instances: Any, gt_instances: Any, gt_instances_ignore: Any = None, **kwargs: Any
+        ) -> Any:
+            """Background boxes that lie mostly on ignored ground are left out."""
+            result = super().assign(pred_instances, gt_instances, gt_instances_ignore, **kwargs)
+            if gt_instances_ignore is not None and len(gt_instances_ignore):
+                shares = bbox_overlaps(pred_instances.priors, gt_instances_ignore.bboxes, mode="iof")
+                ignored = shares.max(dim=1).values > self.ignore_iof_thr
+                result.gt_inds[ignored & (result.gt_inds == 0)] = -1
+            return result
 
 
 def mask_targets(masks: Tensor, indexes: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -458,7 +475,7 @@ def _proposal_plan(config: NetworkConfig) -> dict[str, Any]:
 
 def _assigner_plan(positive: float, negative: float, lowest: float, *, low_quality: bool) -> dict[str, Any]:
     return {
-        "type": "MaxIoUAssigner",
+        "type": "RtsmapAssigner",
         "pos_iou_thr": positive,
         "neg_iou_thr": negative,
         "min_pos_iou": lowest,

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import collections
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from rtsmap.errors import WeightsError
+from rtsmap.mm.checkpoints import (
+    fill,
+    load_branches,
+    load_official_backbone,
+    load_weights,
+    read_official,
+    save_weights,
+)
+from rtsmap.nets.mvit import MViT
+from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
+from tests.mm.tiny import CONFIG, tiny_network
+
+
+def branch(in_chans=3, seed=0):
+    torch.manual_seed(seed)
+    return MViT(in_chans=in_chans, embed_dim=16, stage_blocks=(1, 2, 1, 1), window=8)
+
+
+def imagenet_file(path, source):
+    """As facebookresearch/mvit writes: no norms of the pyramid, a head, the optimiser beside it."""
+    state = {name: value for name, value in source.state_dict().items() if not name.startswith("scale")}
+    state |= {"norm.weight": torch.ones(128), "norm.bias": torch.zeros(128)}
+    state |= {"head.projection.weight": torch.ones(1000, 128), "head.projection.bias": torch.zeros(1000)}
+    torch.save({"epoch": 299, "model_state": state, "optimizer_state": {"lr": 0.1}}, path)
+    return path
+
+
+def detectron_file(path, source, protocol=2):
+    """As Detectron2 publishes: numpy arrays of the whole detector, with an author."""
+    arrays = {f"backbone.bottom_up.{name}": value.numpy() for name, value in source.state_dict().items()}
+    arrays |= {
+        "backbone.fpn_lateral2.weight": np.ones((256, 16, 1, 1), np.float32),
+        "roi_heads.box_predictor.0.cls_score.bias": np.zeros(81, np.float32),
+    }
+    content = {"model": collections.OrderedDict(arrays), "__author__": "MViT", "matching_heuristics": True}
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    return path
+
+
+def test_an_imagenet_checkpoint_fills_all_but_the_pyramids_norms(tmp_path):
+    source, target = branch(seed=1), branch(seed=2)
+    untouched = load_official_backbone(target, imagenet_file(tmp_path / "MViTv2_T_in1k.pyth", source))
+    norms = [f"scale{n}_norm.{part}" for n in (2, 3, 4, 5) for part in ("bias", "weight")]
+    assert untouched == norms
+    assert_equal_weights(source, target, besides=norms)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_detection_checkpoint_fills_everything(tmp_path, protocol):
+    source, target = branch(seed=1), branch(seed=2)
+    torch.nn.init.normal_(source.scale3_norm.weight)
+    path = detectron_file(tmp_path / "model_final_abc.pkl", source, protocol)
+    assert load_official_backbone(target, path) == []
+    assert_equal_weights(source, target)
+
+
+def assert_equal_weights(source, target, besides=()):
+    wanted = source.state_dict()
+    for name, value in target.state_dict().items():
+        assert name in besides or torch.equal(value, wanted[name]), name
+
+
+def test_more_input_channels_start_silent_and_fewer_take_the_mean(tmp_path):
+    source = branch(seed=1)
+    path = imagenet_file(tmp_path / "m.pyth", source)
+    pixels = torch.randn(1, 3, 32, 32)
+    wider, single = branch(in_chans=5, seed=2), branch(in_chans=1, seed=2)
+    load_official_backbone(wider, path)
+    load_official_backbone(single, path)
+    wanted = source.patch_embed(pixels)
+    torch.testing.assert_close(wider.patch_embed(torch.cat([pixels, torch.randn(1, 2, 32, 32)], 1)), wanted)
+    grey = pixels[:, :1]
+    torch.testing.assert_close(
+        single.patch_embed(grey), source.patch_embed(grey.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5
+    )
+
+
+class Runs:
+    """What a malicious file holds: a call to make while it is read."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pyth"])
+def test_a_checkpoint_that_wants_to_run_code_is_refused_and_does_not_run(tmp_path, suffix):
+    marker, path = tmp_path / "it ran", tmp_path / f"bad{suffix}"
+    content = {"model": {"backbone.bottom_up.norm": np.ones(2)}, "x": Runs(marker)}
+    if suffix == ".pkl":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(WeightsError, match="refused"):
+        read_official(path)
+    assert not marker.exists()
+
+
+def test_arrays_of_objects_cannot_smuggle_calls(tmp_path):
+    marker, path = tmp_path / "it ran", tmp_path / "bad.pkl"
+    path.write_bytes(pickle.dumps({"model": {"x": np.array([Runs(marker)], dtype=object)}}))
+    with pytest.raises(WeightsError, match="refused"):
+        read_official(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("a.pkl", b""),
+    ("a.pkl", b"not a pickle"),
+    ("a.pkl", pickle.dumps([1, 2])),
+    ("a.pkl", pickle.dumps({"model": {"x": "y"}})),
+    ("a.pyth", b"not torch's"),
+    ("a.onnx", b""),
+])  # fmt: skip
+def test_broken_files_are_weights_errors_that_name_the_file(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=name):
+        read_official(tmp_path / name)
+    with pytest.raises(WeightsError, match="absent"):
+        read_official(tmp_path / "absent.pkl")
+
+
+def test_a_checkpoint_of_another_size_says_what_does_not_fit(tmp_path):
+    torch.manual_seed(0)
+    deeper = MViT(embed_dim=16, stage_blocks=(1, 2, 2, 1), window=8)
+    path = imagenet_file(tmp_path / "m.pyth", deeper)
+    with pytest.raises(WeightsError, match=r"backbone weights are missing, first 'blocks.4.proj.bias'"):
+        load_official_backbone(branch(), path)
+    wider = MViT(embed_dim=32, stage_blocks=(1, 2, 1, 1), window=8)
+    with pytest.raises(WeightsError, match=r"not fit.* of another shape, first 'blocks.0.attn.norm_k.bias'"):
+        load_official_backbone(wider, imagenet_file(tmp_path / "w.pyth", branch()))
+    path = imagenet_file(tmp_path / "m.pyth", branch())
+    with pytest.raises(WeightsError, match=r"backbone weights are missing, first 'blocks.5"):
+        load_official_backbone(deeper, path)
+
+
+def test_weights_return_from_disk_in_half_precision(tmp_path):
+    network, other = tiny_network(seed=1), tiny_network(seed=2)
+    save_weights(network, tmp_path / "w.safetensors")
+    load_weights(other, tmp_path / "w.safetensors")
+    for name, value in other.state_dict().items():
+        assert value.dtype == network.state_dict()[name].dtype
+        torch.testing.assert_close(value, network.state_dict()[name], rtol=1e-3, atol=1e-6)
+    parameters = sum(p.numel() for p in network.parameters())
+    assert (tmp_path / "w.safetensors").stat().st_size < 2.2 * parameters + 60_000
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_weights_too_large_for_half_precision_are_not_written(tmp_path):
+    network = tiny_network()
+    with torch.no_grad():
+        network.detector.neck.lateral_convs[0].conv.bias[0] = 1e6
+    with pytest.raises(WeightsError, match=r"half precision.*lateral_convs"):
+        save_weights(network, tmp_path / "w.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faults_are_counted_and_the_first_is_named():
+    layer = torch.nn.Linear(2, 3)
+    with pytest.raises(WeightsError, match=r"f: .*1 keys missing, first 'bias'.*1 keys not in the network"):
+        fill(layer, {"weight": torch.ones(3, 2), "gamma": torch.ones(1)}, "f")
+    with pytest.raises(
+        WeightsError, match=r"1 of another shape, first 'weight': got \(2, 3\), wanted \(3, 2\)"
+    ):
+        fill(layer, {"weight": torch.ones(2, 3), "bias": torch.ones(3)}, "f")
+
+
+def test_a_file_that_is_not_safetensors_is_named(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"\x00" * 50)
+    with pytest.raises(WeightsError, match=r"w\.safetensors"):
+        load_weights(tiny_network(), tmp_path / "w.safetensors")
+
+
+def test_two_step_training_starts_as_the_optical_detector(tmp_path):
+    from rtsmap.mm.register import build_network
+
+    shared = {name: value for name, value in CONFIG.items() if "." not in name}
+    torch.manual_seed(3)
+    optical = build_network(shared, InputSpec(4.0, (OPTICAL_RGB,)))
+    terrain = build_network({**shared, "embed_dim": 8}, InputSpec(4.0, (TERRAIN,)))
+    save_weights(optical, tmp_path / "optical.safetensors", half=False)
+    save_weights(terrain, tmp_path / "terrain.safetensors", half=False)
+    fused = tiny_network(seed=4)
+    load_branches(fused, tmp_path / "terrain.safetensors", "terrain")
+    load_branches(fused, tmp_path / "optical.safetensors", "optical")
+    branches = fused.detector.backbone.fusion.branches
+    assert_equal_weights(optical.detector.backbone.fusion.branches["optical"], branches["optical"])
+    assert_equal_weights(terrain.detector.backbone.fusion.branches["terrain"], branches["terrain"])
+    assert_equal_weights(optical.detector.roi_head, fused.detector.roi_head)
+    assert_equal_weights(optical.detector.neck, fused.detector.neck)
+    with pytest.raises(WeightsError, match="no branch 'spectral'"):
+        load_branches(fused, tmp_path / "optical.safetensors", "spectral")

@@ -37,6 +37,10 @@ Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 Warped = tuple[Floats, Bools, Bools | None]
 
+# `probe` refuses what is not georeferenced. rasterio also warns of its own arrays while it warps, and hides
+# that by `catch_warnings`, which leaks when several threads warp.
+warnings.filterwarnings("ignore", message="Dataset has no geotransform", category=NotGeoreferencedWarning)
+
 _STRIP_PX = 16_000_000
 _WARP_PX = 8_000_000
 _WARP_MEMORY_MB = 512
@@ -103,17 +107,15 @@ class Patch:
 def probe(path: Path | str) -> RasterInfo:
     """Look at a raster without reading pixels; InputError says in a sentence why one cannot be used."""
     name = str(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            src = rasterio.open(name)
-        except RasterioError as exc:
-            missing = not name.startswith("/vsi") and not Path(name).exists()
-            reason = "there is no such file" if missing else f"GDAL cannot open it as a raster ({exc})"
-            raise InputError(f"{name}: {reason}") from exc
-        with src:
-            _refuse_unusable(src, name)
-            return _describe(src, name)
+    try:
+        src = rasterio.open(name)
+    except RasterioError as exc:
+        missing = not name.startswith("/vsi") and not Path(name).exists()
+        reason = "there is no such file" if missing else f"GDAL cannot open it as a raster ({exc})"
+        raise InputError(f"{name}: {reason}") from exc
+    with src:
+        _refuse_unusable(src, name)
+        return _describe(src, name)
 
 
 def _refuse_unusable(src: Any, name: str) -> None:

@@ -106,6 +106,14 @@ def test_a_dem_much_finer_than_the_grid_is_averaged_first(tmp_path):
     np.testing.assert_allclose(reader.elevation(Window(0, 0, 60, 60))[0].std(), 2 / 8, rtol=0.15)
 
 
+@pytest.mark.parametrize("crs", ["EPSG:3413", "EPSG:32608", "EPSG:32607", "EPSG:3571"])
+def test_a_dem_of_2_m_is_the_same_case_under_4_m_in_every_crs(tmp_path, crs):
+    grid = geobox((40, 40), 4.0)
+    box = dem_grid(grid, crs, 2.0)
+    reader = ElevationReader(write_dem(tmp_path / "dem.tif", box, np.ones(box.shape)), grid)
+    assert reader._level == sources.Level(None, 2)
+
+
 # --- voids ---------------------------------------------------------------------------------------------
 
 

@@ -82,25 +82,29 @@ def _at_least(frame: geopandas.GeoDataFrame, min_score: float) -> geopandas.GeoD
 
 
 def _for_shapefile(frame: geopandas.GeoDataFrame) -> tuple[geopandas.GeoDataFrame, tuple[str, ...]]:
+    """The frame with short names and plain types, and what that cost."""
     names = [name for name in frame.columns if name != frame.geometry.name]
     short = {name: SHAPEFILE_NAMES.get(name, name) for name in names}
     unknown = [name for name in names if len(short[name]) > 10]
     renamed = [f"{name} is {short[name]}" for name in names if short[name] != name]
-    flags = [name for name in names if is_bool_dtype(frame[name])]
-    long = {name: int(frame[name].map(_is_too_long).sum()) for name in names if name not in unknown}
-    notes = [
-        f"shapefile: names have ten characters: {', '.join(renamed)}" if renamed else "",
-        f"shapefile: no short name is known for {', '.join(unknown)}, left out" if unknown else "",
-        f"shapefile: yes and no are 1 and 0 in {', '.join(short[name] for name in flags)}" if flags else "",
-        *(
-            f"shapefile: {count} texts in {short[name]} were cut to {SHAPEFILE_TEXT_BYTES} bytes"
-            for name, count in long.items()
-            if count
-        ),
-    ]
-    frame = frame.astype(dict.fromkeys(flags, "int32")).drop(columns=unknown).rename(columns=short)
-    return frame, tuple(note for note in notes if note)
+    notes = [f"shapefile: names have ten characters: {', '.join(renamed)}"] if renamed else []
+    if unknown:
+        notes.append(f"shapefile: no short name is known for {', '.join(unknown)}, left out")
+    frame = frame.drop(columns=unknown).rename(columns=short)
+    flags = [name for name in short.values() if name in frame and is_bool_dtype(frame[name])]
+    if flags:
+        notes.append(f"shapefile: yes and no are 1 and 0 in {', '.join(flags)}")
+    frame = frame.astype(dict.fromkeys(flags, "int32"))
+    for name in frame.columns.drop(frame.geometry.name):
+        if count := int(frame[name].map(_is_too_long).sum()):
+            notes.append(f"shapefile: {count} texts in {name} were cut to {SHAPEFILE_TEXT_BYTES} bytes")
+            frame[name] = frame[name].map(_cut_text)
+    return frame, tuple(notes)
 
 
 def _is_too_long(value: object) -> bool:
     return isinstance(value, str) and len(value.encode()) > SHAPEFILE_TEXT_BYTES
+
+
+def _cut_text(value: object) -> object:
+    return value.encode()[:SHAPEFILE_TEXT_BYTES].decode(errors="ignore") if isinstance(value, str) else value

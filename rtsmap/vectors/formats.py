@@ -98,6 +98,6 @@ def _layer_options(driver: str) -> dict[str, str]:
 
 def _read_back(path: Path, driver: str) -> Any:
     if driver == "Parquet":
-        return geopandas.read_parquet(path, columns=["geometry"]).geometry.to_numpy()
+        return geopandas.read_parquet(path).geometry.to_numpy()
     _, _, wkb, _ = pyogrio.raw.read(path, columns=[])
     return shapely.from_wkb(wkb)

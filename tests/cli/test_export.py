@@ -1,0 +1,34 @@
+"""`rtsmap export` at the command line."""
+
+from __future__ import annotations
+
+import pyogrio
+from typer.testing import CliRunner
+
+from rtsmap.cli.main import app
+from rtsmap.vectors.geopackage import write_map
+from tests.vectors.samples import POLAR, RECORD, coverage, footprints
+
+
+def export(*arguments):
+    return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+
+def test_a_map_is_exported_and_the_path_is_printed(tmp_path):
+    write_map(tmp_path / "map.gpkg", footprints(), POLAR, coverage(), RECORD)
+    out = tmp_path / "slumps.shp"
+    done = export(tmp_path / "map.gpkg", out, "--min-score", "0.5")
+    assert done.exit_code == 0
+    assert done.stdout.strip() == str(out)
+    assert "area_m2" in pyogrio.read_info(out)["fields"]
+    again = export(tmp_path / "map.gpkg", out)
+    assert again.exit_code == 1
+    assert pyogrio.read_dataframe(out)["score"].min() >= 0.5
+    assert export(tmp_path / "map.gpkg", out, "--overwrite").exit_code == 0
+    assert pyogrio.read_dataframe(out)["score"].min() < 0.5
+
+
+def test_a_file_that_is_no_map_is_an_error_of_the_user(tmp_path):
+    done = export(tmp_path / "no.gpkg", tmp_path / "out.shp")
+    assert done.exit_code == 1
+    assert "no such file" in " ".join(done.stderr.split())

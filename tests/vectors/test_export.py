@@ -1,0 +1,196 @@
+"""A map in other formats is the same map, or says where it is not."""
+
+from __future__ import annotations
+
+import geopandas
+import numpy as np
+import pandas as pd
+import pyogrio
+import pytest
+import shapely
+
+from rtsmap.errors import InputError, OptionsError
+from rtsmap.instances.attributes import geodesic_area_m2
+from rtsmap.vectors import formats
+from rtsmap.vectors.export import SHAPEFILE_NAMES, export_map
+from rtsmap.vectors.formats import DRIVERS
+from rtsmap.vectors.geopackage import (
+    COVERAGE_COLUMNS,
+    COVERAGE_LAYER,
+    FOOTPRINT_COLUMNS,
+    read_layers,
+    read_map,
+    write_map,
+)
+from rtsmap.vectors.labels import read_polygons
+from tests.vectors.samples import (
+    LOCAL,
+    POLAR,
+    RECORD,
+    UTM,
+    assert_same_geometries,
+    coverage,
+    footprint,
+    footprints,
+    pixel_blob,
+)
+
+SUFFIXES = sorted(DRIVERS)
+EXACT = [suffix for suffix in SUFFIXES if DRIVERS[suffix] != "GeoJSON"]
+
+
+@pytest.fixture
+def map_path(tmp_path):
+    path = tmp_path / "in" / "map.gpkg"
+    path.parent.mkdir()
+    write_map(path, footprints(), POLAR, coverage(), RECORD)
+    return path
+
+
+def read_any(path):
+    if path.suffix == ".gpkg":
+        return read_map(path)
+    frame = geopandas.read_parquet(path) if "parquet" in path.suffix else pyogrio.read_dataframe(path)
+    full = {short: name for name, short in SHAPEFILE_NAMES.items()}
+    return frame.rename(columns=full) if path.suffix == ".shp" else frame
+
+
+def assert_same_attributes(got, wanted, rel):
+    assert [name for name in got.columns if name != "geometry"] == [
+        n for n in wanted.columns if n != "geometry"
+    ]
+    for name in wanted.columns.drop("geometry"):
+        for one, other in zip(got[name], wanted[name], strict=True):
+            if other == "":  # a shapefile has no empty text
+                assert pd.isna(one) or one == ""
+            elif isinstance(other, str | bool | np.bool_):
+                assert one == other, name
+            else:
+                assert (pd.isna(one) and pd.isna(other)) or one == pytest.approx(other, rel=rel), name
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("crs", [POLAR, UTM, LOCAL], ids=["polar", "utm", "local"])
+def test_round_trip(tmp_path, suffix, crs):
+    write_map(tmp_path / "map.gpkg", footprints(crs=crs), crs, [], {})
+    wanted = read_map(tmp_path / "map.gpkg").set_index("id", drop=False)
+    out = tmp_path / f"Оползни à {suffix[1:]}{suffix}"
+    export_map(tmp_path / "map.gpkg", out)
+    got = read_any(out).set_index("id", drop=False).loc[wanted.index]
+    assert_same_attributes(got, wanted, rel=1e-14 if suffix in EXACT else 1e-12)
+    if suffix in EXACT:
+        assert_same_geometries(got.geometry, wanted.geometry)
+    else:
+        assert got.crs.to_epsg() == 4326
+        assert_same_geometries(got.to_crs(crs.proj).geometry, wanted.geometry, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_outlines_of_pixels_stay_valid_and_keep_their_area(tmp_path, suffix):
+    made = [footprint(pixel_blob(k, -2_000_000 + 300 * k, 500_000), number=k) for k in range(25)]
+    write_map(tmp_path / "map.gpkg", made, POLAR, [], {})
+    out = tmp_path / f"out{suffix}"
+    export_map(tmp_path / "map.gpkg", out)
+    again = read_polygons(out)
+    assert again.notes == ()
+    assert sum(geodesic_area_m2(shape, again.crs) for shape in again.geometries) == pytest.approx(
+        sum(one.area_m2 for one in made), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_map_without_slumps_is_exported_too(tmp_path, suffix):
+    write_map(tmp_path / "map.gpkg", [], POLAR, [], {})
+    out = tmp_path / f"out{suffix}"
+    notes = export_map(tmp_path / "map.gpkg", out)
+    frame = read_any(out)
+    assert len(frame) == 0
+    if suffix in EXACT:
+        assert [name for name in frame.columns if name != "geometry"] == list(FOOTPRINT_COLUMNS)
+    else:
+        assert notes == ("GeoJSON: without a single polygon the file has no columns",)
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix != ".gpkg"])
+def test_the_coverage_can_be_exported(map_path, tmp_path, suffix):
+    export_map(map_path, tmp_path / f"coverage{suffix}", layer=COVERAGE_LAYER)
+    got = read_any(tmp_path / f"coverage{suffix}").sort_values("area_m2", ignore_index=True)
+    wanted = read_map(map_path, COVERAGE_LAYER).sort_values("area_m2", ignore_index=True)
+    assert_same_attributes(got, wanted, rel=1e-12)
+    if suffix in EXACT:
+        assert_same_geometries(got.geometry, wanted.geometry)
+
+
+def test_shapefile_names_are_short_different_and_complete():
+    names = list(SHAPEFILE_NAMES.values())
+    assert set(SHAPEFILE_NAMES) == {*FOOTPRINT_COLUMNS, *COVERAGE_COLUMNS}
+    assert len(set(names)) == len(names)
+    assert all(0 < len(name) <= 10 and name.isascii() and name.islower() for name in names)
+
+
+def test_a_shapefile_has_its_names_and_says_what_it_cannot_hold(map_path, tmp_path):
+    notes = export_map(map_path, tmp_path / "a.shp")
+    frame = pyogrio.read_dataframe(tmp_path / "a.shp")
+    assert list(frame.columns.drop("geometry")) == [SHAPEFILE_NAMES[name] for name in FOOTPRINT_COLUMNS]
+    assert (tmp_path / "a.cpg").read_text() == "UTF-8"
+    assert "seam_unconfirmed is seam_unc" in notes[0]
+    assert notes[1] == "shapefile: yes and no are 1 and 0 in seam_unc"
+
+
+def test_texts_too_long_for_a_shapefile_are_told(tmp_path):
+    long = footprint(shapely.box(0, 0, 9, 9), modalities=tuple(f"modalität{k}" for k in range(40)))
+    write_map(tmp_path / "map.gpkg", [long], POLAR, [], {})
+    notes = export_map(tmp_path / "map.gpkg", tmp_path / "a.shp")
+    assert "shapefile: 1 texts in modalities were cut to 254 bytes" in notes
+    (text,) = pyogrio.read_dataframe(tmp_path / "a.shp")["modalities"]
+    assert ",".join(long.modalities).startswith(text)
+    assert len(text.encode()) > 240
+
+
+def test_scores_below_the_least_are_left_out(map_path, tmp_path):
+    scores = read_map(map_path)["score"]
+    export_map(map_path, tmp_path / "a.fgb", min_score=0.6)
+    assert sorted(read_any(tmp_path / "a.fgb")["score"]) == sorted(scores[scores >= 0.6])
+    export_map(map_path, tmp_path / "a.gpkg", min_score=0.6)
+    part = read_layers(tmp_path / "a.gpkg")
+    assert sorted(part.footprints["score"]) == sorted(scores[scores >= 0.6])
+    assert len(part.coverage) == 3
+    assert part.run_record == RECORD
+
+
+def test_outputs_are_not_replaced_unasked(map_path, tmp_path):
+    for suffix in SUFFIXES:
+        out = tmp_path / f"out{suffix}"
+        out.write_bytes(b"precious")
+        with pytest.raises(InputError, match="exists already"):
+            export_map(map_path, out)
+        assert out.read_bytes() == b"precious"
+        export_map(map_path, out, overwrite=True)
+        assert len(read_any(out)) == 12
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix != ".gpkg"])
+def test_a_failure_while_writing_leaves_no_part_behind(map_path, tmp_path, monkeypatch, suffix):
+    def fail(path, driver, frame, layer):
+        original(path, driver, frame, layer)
+        raise OSError(28, "No space left on device")
+
+    original = formats._write
+    monkeypatch.setattr(formats, "_write", fail)
+    with pytest.raises(InputError, match="cannot be written"):
+        export_map(map_path, tmp_path / f"out{suffix}")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_impossible_exports_are_refused(map_path, tmp_path):
+    with pytest.raises(OptionsError, match="onto itself"):
+        export_map(map_path, map_path, overwrite=True)
+    with pytest.raises(OptionsError, match="min_score"):
+        export_map(map_path, tmp_path / "a.shp", min_score=50)
+    with pytest.raises(InputError, match=r"cannot tell the format from '\.tif'"):
+        export_map(map_path, tmp_path / "a.tif")
+    with pytest.raises(InputError, match="no such file"):
+        export_map(tmp_path / "no.gpkg", tmp_path / "a.shp")
+    with pytest.raises(InputError, match="no layer 'slumps'"):
+        export_map(map_path, tmp_path / "a.shp", layer="slumps")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]

@@ -41,7 +41,10 @@ NETWORK = {
 STAGES = {
     "optical": (InputSpec(4.0, (OPTICAL_RGB,)), TrainOptions(steps=2600, dense_only_steps=2600, lr=8e-4)),
     "terrain": (InputSpec(4.0, (TERRAIN,)), TrainOptions(steps=2600, dense_only_steps=2600, lr=8e-4, seed=1)),
-    "fused": (InputSpec(4.0, (OPTICAL_RGB, TERRAIN)), TrainOptions(steps=1500, lr=5e-4, seed=2)),
+    "fused": (
+        InputSpec(4.0, (OPTICAL_RGB, TERRAIN)),
+        TrainOptions(steps=2600, dense_only_steps=1500, lr=8e-4, dense_loss=0.7, seed=2),
+    ),
 }
 
 
@@ -57,7 +60,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     spec, options = STAGES[arguments.stage]
     if arguments.steps:
-        dense_only = arguments.steps if options.dense_only_steps else 0
+        dense_only = round(arguments.steps * options.dense_only_steps / options.steps)
         options = replace(options, steps=arguments.steps, dense_only_steps=dense_only)
     ranks = Ranks.from_torchrun()
     seed_everything(options.seed)
@@ -65,7 +68,10 @@ def main() -> None:
     if arguments.stage == "fused":
         start_from_branches(network, arguments.run)
     source = SampleSource(
-        groups(arguments.stage, arguments.packs), spec, SampleOptions(chip_px=192), options.seed
+        groups(arguments.stage, arguments.packs),
+        spec,
+        SampleOptions(chip_px=192, slump_share=0.7),
+        options.seed,
     )
     held_out = held_out_samples(arguments.stage, arguments.packs, spec)
     train(
@@ -74,7 +80,7 @@ def main() -> None:
         options,
         arguments.run / arguments.stage,
         ranks=ranks,
-        validate=None if options.dense_only_steps else lambda net, _: scores(net, held_out),
+        validate=lambda net, step: scores(net, held_out) if step > options.dense_only_steps else {},
         on_step=lambda step, row: print(step, {k: round(v, 4) for k, v in row.items()}, flush=True),
     )
 
@@ -113,7 +119,7 @@ def groups(stage: str, packs: Path) -> list[tuple[float, list[PackedImage]]]:
     return {
         "optical": [(0.5, simulated), (0.5, real)],
         "terrain": [(1.0, simulated)],
-        "fused": [(0.65, simulated), (0.35, real)],
+        "fused": [(0.75, simulated), (0.25, real)],
     }[stage]
 
 

@@ -55,6 +55,7 @@ def turn(image: TrainingImage, quarter_turns: int, mirror: bool) -> TrainingImag
         optical_valid=pixels(image.optical_valid).astype(bool),
         labels=pixels(image.labels).astype(np.int16),
         terrain=terrain,
+        kinds=None if image.kinds is None else pixels(image.kinds).astype(np.uint8),
     )
 
 
@@ -127,6 +128,7 @@ def zoom(image: TrainingImage, shape: tuple[int, int]) -> TrainingImage:
         optical_valid=nearest(image.optical_valid).astype(bool),
         labels=nearest(image.labels).astype(np.int16),
         terrain=terrain,
+        kinds=None if image.kinds is None else nearest(image.kinds).astype(np.uint8),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from rtsmap.mm.packs import UNKNOWN_KIND
 from rtsmap.mm.register import Target
 from rtsmap.mm.samples import Sample
 from rtsmap.rasters.bands import InputSpec, Modality
@@ -43,6 +44,17 @@ def collate(
             valid[i, :rows, :cols] = layer.valid
         inputs[modality.name] = (torch.from_numpy(pixels).to(device), torch.from_numpy(valid).to(device))
     return inputs, [_target(sample, (height, width), device) for sample in samples]
+
+
+def stack_kinds(samples: Sequence[Sample], device: str) -> Tensor:
+    """Kinds (B, H, W) uint8, padded like `collate` does, with unknown."""
+    height = max(sample.kinds.shape[0] for sample in samples)
+    width = max(sample.kinds.shape[1] for sample in samples)
+    kinds = np.full((len(samples), height, width), UNKNOWN_KIND, np.uint8)
+    for i, sample in enumerate(samples):
+        rows, cols = sample.kinds.shape
+        kinds[i, :rows, :cols] = sample.kinds
+    return torch.from_numpy(kinds).to(device)
 
 
 def _target(sample: Sample, shape: tuple[int, int], device: str) -> Target:

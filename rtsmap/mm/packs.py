@@ -8,9 +8,11 @@ Each image `i` of a pack has the tensors
     i/relative_elevation (H, W)   float16  metres above the mean within 100 m
     i/terrain_valid     (H, W)    uint8    1 = data
     i/labels            (H, W)    int16    0 background, n > 0 slump n, -1 ground to ignore
+    i/kinds             (H, W)    uint8    0 plain ground, k > 0 look-alike KINDS[k - 1], 255 unknown
 
-The three terrain tensors are absent where there is no elevation model. Gradients are stored instead of
-slope and shading, so that flips and rotations can recompute the shading for the true sun.
+The three terrain tensors are absent where there is no elevation model, `kinds` where look-alikes are not
+known. Gradients are stored instead of slope and shading, so that flips and rotations can recompute the
+shading for the true sun.
 """
 
 from __future__ import annotations
@@ -27,6 +29,11 @@ from safetensors.numpy import save_file
 
 from rtsmap.errors import GridMismatchError, InputError
 from rtsmap.rasters.tiling import Window
+
+KINDS = ("bare_patch", "bank", "gully", "drained_basin", "stable_scar", "snow", "road", "cloud_shadow")
+"""Look-alikes that simulated scenes know by name."""
+
+UNKNOWN_KIND = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,7 @@ class TrainingImage:
     optical_valid: npt.NDArray[np.bool_]
     labels: npt.NDArray[np.int16]
     terrain: Terrain | None
+    kinds: npt.NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         shape = self.labels.shape
@@ -59,6 +67,8 @@ class TrainingImage:
         if self.terrain:
             terrain = self.terrain
             shapes += [terrain.gradient.shape[1:], terrain.relative_elevation.shape, terrain.valid.shape]
+        if self.kinds is not None:
+            shapes.append(self.kinds.shape)
         if any(s != shape for s in shapes):
             raise GridMismatchError(f"training image {self.name}: labels are {shape}, other arrays {shapes}")
 
@@ -75,12 +85,15 @@ def write_pack(path: Path, images: Iterable[TrainingImage]) -> None:
             tensors[f"{i}/gradient"] = image.terrain.gradient.astype(np.float16)
             tensors[f"{i}/relative_elevation"] = image.terrain.relative_elevation.astype(np.float16)
             tensors[f"{i}/terrain_valid"] = image.terrain.valid.astype(np.uint8)
+        if image.kinds is not None:
+            tensors[f"{i}/kinds"] = image.kinds
         index.append(
             {
                 "name": image.name,
                 "group": image.group,
                 "shape": list(image.labels.shape),
                 "terrain": image.terrain is not None,
+                "kinds": image.kinds is not None,
                 "slumps": _slump_windows(image.labels),
             }
         )
@@ -108,6 +121,7 @@ class PackedImage:
     group: str
     shape: tuple[int, int]
     has_terrain: bool
+    has_kinds: bool
     slumps: tuple[tuple[int, Window], ...]
 
     def read(self, window: Window) -> TrainingImage:
@@ -133,6 +147,7 @@ class PackedImage:
                 part("optical_valid").astype(bool),
                 part("labels").astype(np.int16),
                 terrain,
+                part("kinds").astype(np.uint8) if self.has_kinds else None,
             )
 
 
@@ -145,4 +160,13 @@ def read_index(path: Path) -> Iterator[PackedImage]:
     for i, entry in enumerate(json.loads(metadata["index"])):
         slumps = tuple((int(s[0]), Window(*s[1:])) for s in entry["slumps"])
         height, width = entry["shape"]
-        yield PackedImage(path, i, entry["name"], entry["group"], (height, width), entry["terrain"], slumps)
+        yield PackedImage(
+            path=path,
+            number=i,
+            name=entry["name"],
+            group=entry["group"],
+            shape=(height, width),
+            has_terrain=entry["terrain"],
+            has_kinds=entry.get("kinds", False),
+            slumps=slumps,
+        )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.mm.augment import AugmentOptions, disturb_colour, disturb_terrain, turn, zoom
-from rtsmap.mm.packs import PackedImage, Terrain, TrainingImage
+from rtsmap.mm.packs import UNKNOWN_KIND, PackedImage, Terrain, TrainingImage
 from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.chips import Layer
 from rtsmap.rasters.terrain import shaded_relief, slope_degrees
@@ -41,7 +41,8 @@ class Sample:
     """One chip with its slumps.
 
     `layers` as in a Chip; `boxes` (n, 4) float32 x0, y0, x1, y1 in pixels; `masks` (n, H, W) bool,
-    True = slump; `ignored` (H, W) bool, True = ground on which the network is not judged.
+    True = slump; `ignored` (H, W) bool, True = ground on which the network is not judged; `kinds` (H, W)
+    uint8 as in packs.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Sample:
     boxes: npt.NDArray[np.float32]
     masks: npt.NDArray[np.bool_]
     ignored: npt.NDArray[np.bool_]
+    kinds: npt.NDArray[np.uint8]
 
 
 class SampleSource:
@@ -120,7 +122,8 @@ def make_sample(
         else:
             layers[modality.name] = _optical_layer(optical, image.optical_valid, modality.band_names)
     boxes, masks, ignored = _targets(image.labels, options)
-    return Sample(image.name, layers, boxes, masks, ignored)
+    unknown = np.full(image.labels.shape, UNKNOWN_KIND, np.uint8)
+    return Sample(image.name, layers, boxes, masks, ignored, unknown if image.kinds is None else image.kinds)
 
 
 def _optical_layer(

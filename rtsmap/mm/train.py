@@ -21,12 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rtsmap.errors import OptionsError, RunError
-from rtsmap.mm.batches import collate
+from rtsmap.mm.batches import collate, stack_kinds
+from rtsmap.mm.packs import KINDS, UNKNOWN_KIND
 from rtsmap.mm.register import Target
 from rtsmap.mm.samples import Sample, SampleSource
-
+from rtsmap.nets.fusion import Inputs
 
 _SLUMP_WEIGHT = 5.0
 """Slumps cover about a twentieth of a chip; unweighted, predicting none is a comfortable answer."""
@@ -82,14 +84,13 @@ def train(
 
     Under torchrun each process draws `batch_size` samples of its own and gradients are averaged; the
     first process writes. Resumes from `directory/last.pt` when it is there. Raises RunError when the
-    loss is not finite,
-    with the numbers of the samples that gave it.
+    loss is not finite, with the names of the batch's images.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ranks = ranks or Ranks()
-    dense = DenseLoss(network, source.spec.names).to(device) if options.dense_loss else None
     network.to(device).train()
     average = Average(network, options.ema_decay)
+    dense = DenseLoss(network).to(device) if options.dense_loss else None
     optimizer = torch.optim.AdamW(
         _parameter_groups(network, dense, options), lr=options.lr, betas=(0.9, 0.98)
     )
@@ -101,9 +102,9 @@ def train(
         _set_lr(optimizer, options, step)
         inputs, targets = collate(samples, source.spec, device)
         with _autocast(options, device):
-            losses = _losses(
-                network, dense, inputs, targets, options, dense_only=step < options.dense_only_steps
-            )
+            losses = _losses(network, inputs, targets, dense_only=step < options.dense_only_steps)
+            if dense is not None:
+                losses["loss_dense"] = options.dense_loss * dense(targets, stack_kinds(samples, device))
         total = torch.stack([value.float() for value in losses.values()]).sum()
         if not torch.isfinite(total):
             parts = {name: value.item() for name, value in losses.items()}
@@ -135,22 +136,12 @@ def train(
 
 
 def _losses(
-    network: nn.Module,
-    dense: DenseLoss | None,
-    inputs: Mapping[str, tuple[Tensor, Tensor]],
-    targets: Sequence[Target],
-    options: TrainOptions,
-    *,
-    dense_only: bool,
+    network: nn.Module, inputs: Inputs, targets: Sequence[Target], *, dense_only: bool
 ) -> dict[str, Tensor]:
     if dense_only:
         network.detector.neck(network.pyramid(inputs))
-        losses = {}
-    else:
-        losses = dict(network.loss(inputs, targets))
-    if dense is not None:
-        losses["loss_dense"] = options.dense_loss * dense(targets)
-    return losses
+        return {}
+    return dict(network.loss(inputs, targets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,17 +174,17 @@ class Ranks:
 
 
 class DenseLoss(nn.Module):
-    """Per-pixel slump probability on the finest pyramid level, for training only.
+    """Per-pixel slumps and look-alikes on the finest pyramid level, for training only.
 
-    It listens to the neck's output, so neither the network nor its saved weights know of it.
+    It listens to the neck's output, so neither the network nor its saved weights know of it. Naming what
+    is no slump (snow, roads, gullies) is easier than finding slumps and teaches the features for it.
     """
 
-    def __init__(self, network: nn.Module, modalities: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.modalities = tuple(modalities)
         channels = int(network.detector.neck.out_channels)
         self.predict = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1), nn.GELU(), nn.Conv2d(channels, 1, 1)
+            nn.Conv2d(channels, channels, 3, padding=1), nn.GELU(), nn.Conv2d(channels, 1 + len(KINDS), 1)
         )
         self._finest: Tensor | None = None
         self._handle = network.detector.neck.register_forward_hook(self._listen)
@@ -205,22 +196,32 @@ class DenseLoss(nn.Module):
         """Stop listening."""
         self._handle.remove()
 
-    def forward(self, targets: Sequence[Target]) -> Tensor:
-        """Cross-entropy, in which slump pixels weigh more, plus Dice."""
+    def forward(self, targets: Sequence[Target], kinds: Tensor) -> Tensor:
+        """Cross-entropy, in which slump pixels weigh more, plus Dice, plus cross-entropy of the kinds."""
         assert self._finest is not None  # noqa: S101 - the neck runs before the loss
-        logits = self.predict(self._finest)[:, 0].float()
+        logits = self.predict(self._finest).float()
         size = tuple(logits.shape[-2:])
         truth = torch.stack([_occupancy(target, size) for target in targets])
         weight = logits.new_tensor(_SLUMP_WEIGHT)
-        entropy = nn.functional.binary_cross_entropy_with_logits(logits, truth, pos_weight=weight)
-        probability = logits.sigmoid()
+        slump = logits[:, 0]
+        entropy = functional.binary_cross_entropy_with_logits(slump, truth, pos_weight=weight)
+        probability = slump.sigmoid()
         dice = 1 - (2 * (probability * truth).sum() + 1) / ((probability + truth).sum() + 1)
-        return entropy + dice
+        return entropy + dice + self._kinds_loss(logits[:, 1:], kinds, weight)
+
+    def _kinds_loss(self, logits: Tensor, kinds: Tensor, weight: Tensor) -> Tensor:
+        known = (kinds != UNKNOWN_KIND).flatten(1).all(dim=1)
+        if not known.any():
+            return logits.sum() * 0
+        present = torch.stack([kinds[known] == number for number in range(1, len(KINDS) + 1)], dim=1)
+        truth = functional.adaptive_avg_pool2d(present.float(), tuple(logits.shape[-2:]))
+        # the mean over kinds, scaled so that all look-alikes together weigh about as much as slumps
+        return 3 * functional.binary_cross_entropy_with_logits(logits[known], truth, pos_weight=weight)
 
 
 def _occupancy(target: Target, size: tuple[int, ...]) -> Tensor:
     """Share of slump in each cell of the finest level."""
-    return nn.functional.adaptive_avg_pool2d(target.masks.any(dim=0)[None, None].float(), size)[0, 0]
+    return functional.adaptive_avg_pool2d(target.masks.any(dim=0)[None, None].float(), size)[0, 0]
 
 
 class Average:

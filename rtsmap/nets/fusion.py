@@ -113,8 +113,8 @@ class CrossAttention(nn.Module):
 
     The modalities lie on one grid, so what answers a query is near: windows of `window` tokens at every
     level, which at stride 32 is a whole chip. A learned bias for each relative position lets a query
-    find its own place. Keys with less than half their pixels valid are masked; a query without any
-    valid key gets exactly zero.
+    find its own place; it starts there, since uniform attention would blur what must be learned from.
+    Keys with less than half their pixels valid are masked; a query without any valid key gets exactly zero.
     """
 
     def __init__(self, dim: int, dim_key: int, *, window: int, head_dim: int) -> None:
@@ -126,7 +126,7 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(dim, inner)
         self.key, self.value = nn.Linear(dim_key, inner), nn.Linear(dim_key, inner)
         self.project = nn.Linear(inner, dim)
-        self.bias = nn.Parameter(torch.zeros(self.heads, 2 * window - 1, 2 * window - 1))
+        self.bias = nn.Parameter(_nearness(window).repeat(self.heads, 1, 1))
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
@@ -162,6 +162,12 @@ class CrossAttention(nn.Module):
         col = cols[None, :, None, None] - cols[None, None, None, :] + self.window - 1
         n = side[0] * side[1]
         return self.bias[:, row, col].reshape(1, self.heads, n, n)
+
+
+def _nearness(window: int) -> Tensor:
+    """Minus half the squared distance in tokens for each relative position, (1, 2 w - 1, 2 w - 1)."""
+    offset = torch.arange(2 * window - 1, dtype=torch.float32) - (window - 1)
+    return -0.5 * (offset[:, None] ** 2 + offset[None, :] ** 2).clamp(max=32)[None]
 
 
 FUSIONS: dict[str, Callable[..., Any]] = {

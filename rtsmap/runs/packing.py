@@ -10,19 +10,27 @@ import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 from shapely.geometry.base import BaseGeometry
 
-from rtsmap.mm.packs import Terrain, TrainingImage
+from rtsmap.mm.packs import KINDS, Terrain, TrainingImage
 from rtsmap.rasters import sources
 from rtsmap.rasters.bands import OPTICAL_RGB, InputSpec
 from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.elevation import ElevationReader
 from rtsmap.rasters.tiling import Window
-from rtsmap.vectors.labels import read_polygons
+from rtsmap.vectors.labels import Polygons, read_polygons
 
 
 def training_image(
-    scene: Path, dem: Path | None, labels: Path, resolution_m: float, *, group: str | None = None
+    scene: Path,
+    dem: Path | None,
+    labels: Path,
+    resolution_m: float,
+    *,
+    group: str | None = None,
+    lookalikes: Path | None = None,
 ) -> TrainingImage:
     """One scene on its run grid at `resolution_m`, with gradients instead of shading, and label numbers.
+
+    `lookalikes` are polygons with a column `kind`, as the simulator writes them.
 
     Polygons are burned largest first, so a small slump on a large one keeps its place.
     """
@@ -39,6 +47,7 @@ def training_image(
         optical_valid=layer.valid,
         labels=burn_labels(polygons, grid),
         terrain=None if dem is None else _terrain(dem, grid, window),
+        kinds=None if lookalikes is None else burn_kinds(read_polygons(lookalikes).to_crs(grid.crs), grid),
     )
 
 
@@ -58,3 +67,17 @@ def burn_labels(polygons: Sequence[BaseGeometry], grid: GeoBox) -> npt.NDArray[n
     shapes = [(polygon, number) for number, polygon in enumerate(ordered, start=1)]
     burned = rasterize(shapes, out_shape=tuple(grid.shape), transform=grid.transform, fill=0, dtype="int32")
     return np.asarray(burned, np.int16)
+
+
+def burn_kinds(lookalikes: Polygons, grid: GeoBox) -> npt.NDArray[np.uint8]:
+    """Kind of look-alike at each pixel centre: 0 = none, k = KINDS[k - 1]."""
+    from rasterio.features import rasterize
+
+    names = lookalikes.columns["kind"]
+    shapes = [
+        (shape, KINDS.index(name) + 1) for shape, name in zip(lookalikes.geometries, names, strict=True)
+    ]
+    if not shapes:
+        return np.zeros(grid.shape, np.uint8)
+    burned = rasterize(shapes, out_shape=tuple(grid.shape), transform=grid.transform, fill=0, dtype="uint8")
+    return np.asarray(burned, np.uint8)

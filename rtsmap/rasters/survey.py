@@ -112,6 +112,8 @@ def _scene_problems(info: RasterInfo, geobox: GeoBox) -> list[str]:
         return [f"{info.path}: its pixels of {wider}; they are interpolated, and small slumps cannot be seen"]
     if ratio >= 2 and not info.overviews and prod(info.geobox.shape) > _LARGE_PX:
         cure = "gdaladdo -r average --config COMPRESS_OVERVIEW DEFLATE FILE makes them once"
+        if info.path.lower().endswith(".vrt"):
+            cure = "gdaladdo -r average --config VRT_VIRTUAL_OVERVIEWS YES FILE passes on its sources'"
         return [f"{info.path}: has no overviews, so each run reads every pixel of it; {cure}"]
     return []
 

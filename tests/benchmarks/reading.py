@@ -133,30 +133,35 @@ def make_dem(path: Path, grid: GeoBox) -> None:
 
 
 def measure_reading(server: RangeServer, path: Path, block_px: int) -> None:
-    """Read the whole scene at 4 m in blocks of `block_px`, and print what it took."""
+    """Read the whole scene at 4 m in blocks of `block_px`, served and from disk; print what it took."""
     server.sent.value = server.requests.value = 0
-    with rasterio.Env(
-        VSI_CACHE=False, CPL_VSIL_CURL_CACHE_SIZE=16384, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"
-    ):
-        info = sources.probe(server.url(path.name))
-        grid = sources.run_grid(info, 4.0).geobox
-        reader = ChipReader(info.path, None, InputSpec(4.0, (OPTICAL_RGB,)), grid)
-        started, used = time.perf_counter(), time.process_time()
-        for row in range(0, grid.shape[0], block_px):
-            for col in range(0, grid.shape[1], block_px):
-                window = Window(row, col, row + block_px, col + block_px)
-                reader.read_block(window.intersection(Window(0, 0, *grid.shape)))
-    seconds, used = time.perf_counter() - started, time.process_time() - used
+    with rasterio.Env(VSI_CACHE=False, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        read_all(server.url(path.name), block_px)
     size = path.stat().st_size
-    pixels = grid.shape[0] * grid.shape[1]
-    level = sources.level_for(info, grid)
     print(
-        f"{path.name}: level {level}; {server.sent.value:,} of {size:,} bytes fetched "
-        f"({server.sent.value / size:.2%}) in {server.requests.value} requests; "
-        f"{pixels / 1e6:.2f} Mpx at 4 m; "
-        f"{seconds:.2f} s wall, {used:.2f} s CPU; "
-        f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB"
+        f"{path.name}: {server.sent.value:,} of {size:,} bytes fetched "
+        f"({server.sent.value / size:.2%}) in {server.requests.value} requests"
     )
+    used, wall = time.process_time(), time.perf_counter()
+    pixels = read_all(str(path), block_px)
+    used, wall = time.process_time() - used, time.perf_counter() - wall
+    memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(
+        f"  from disk: {pixels / 1e6:.2f} Mpx at 4 m in {used:.2f} s of CPU, {wall:.2f} s; "
+        f"{size / 1e6 / used:.0f} MB of file per s of CPU; peak memory {memory_mib:.0f} MiB"
+    )
+
+
+def read_all(name: str, block_px: int) -> int:
+    """Read a scene at 4 m block by block; the number of pixels."""
+    info = sources.probe(name)
+    grid = sources.run_grid(info, 4.0).geobox
+    reader = ChipReader(name, None, InputSpec(4.0, (OPTICAL_RGB,)), grid)
+    whole = Window(0, 0, *grid.shape)
+    for row in range(0, grid.shape[0], block_px):
+        for col in range(0, grid.shape[1], block_px):
+            reader.read_block(Window(row, col, row + block_px, col + block_px).intersection(whole))
+    return int(grid.shape[0] * grid.shape[1])
 
 
 def measure_terrain(dem: Path, grid: GeoBox, block_px: int) -> None:

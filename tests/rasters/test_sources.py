@@ -59,7 +59,7 @@ def test_odd_files_are_read_or_refused_with_a_sentence(name, reason):
     path = shared(f"odd_rasters/{name}")
     if reason is None:
         info = sources.probe(path)
-        grid = sources.run_grid(info, max(info.ground_sample_distance_m, 4.0)).geobox
+        grid = sources.run_grid(info, max(3 * info.ground_sample_distance_m, 4.0)).geobox
         pixels, valid = sources.read_onto(info, [1], grid)
         assert pixels.shape == (1, *grid.shape)
         assert not pixels[:, ~valid].any()
@@ -186,6 +186,33 @@ def test_an_overview_is_also_taken_onto_another_crs(tmp_path):
     pixels, valid = sources.read_onto(path, [1, 2, 3], box)
     assert 0.2 < valid.mean() < 0.8
     np.testing.assert_allclose(pixels[:, valid], 80, atol=1e-3)
+
+
+def test_a_mosaic_passes_on_the_overviews_of_its_sources(tmp_path):
+    parts, bands = "ab", []
+    for name in parts:
+        sentinel_scene(tmp_path / f"{name}.tif", 512, 0.5, SENTINELS)
+    for band, color in enumerate(("Red", "Green", "Blue"), 1):
+        simple = [
+            f'<SimpleSource><SourceFilename relativeToVRT="1">{name}.tif</SourceFilename>'
+            f'<SourceBand>{band}</SourceBand><SrcRect xOff="0" yOff="0" xSize="512" ySize="512"/>'
+            f'<DstRect xOff="{512 * i}" yOff="0" xSize="512" ySize="512"/></SimpleSource>'
+            for i, name in enumerate(parts)
+        ]
+        interp = f"<ColorInterp>{color}</ColorInterp>"
+        bands.append(
+            f'<VRTRasterBand dataType="Byte" band="{band}">{interp}{"".join(simple)}</VRTRasterBand>'
+        )
+    (tmp_path / "all.vrt").write_text(
+        '<VRTDataset rasterXSize="1024" rasterYSize="512"><SRS>EPSG:32608</SRS>'
+        "<GeoTransform>500000,0.5,0,7700000,0,-0.5</GeoTransform>" + "".join(bands) + "</VRTDataset>"
+    )
+    with rasterio.Env(VRT_VIRTUAL_OVERVIEWS=True), rasterio.open(tmp_path / "all.vrt", "r+") as dst:
+        dst.build_overviews([2, 4, 8], Resampling.average)
+    info = sources.probe(tmp_path / "all.vrt")
+    pixels, valid = sources.read_onto(info, [1, 2, 3], sources.run_grid(info, 4.0).geobox)
+    assert valid.all()
+    assert np.unique(pixels).tolist() == [80]
 
 
 def test_uneven_overviews_keep_their_place(tmp_path):

@@ -125,8 +125,8 @@ def link_parts(
 ) -> list[tuple[int, int]]:
     """Pairs (position in `a`, position in `b`) that show the same slump.
 
-    `a` are parts of `tile_a`, `b` of `tile_b`. Only parts that reach into both read windows matter;
-    others may be left out. Tiles that merely abut share no ground: there, masks that touch across
+    `a` are parts of `tile_a`, `b` of `tile_b`; those that `matters_to` denies may be left
+    out. Tiles that merely abut share no ground: there, masks that touch across
     the border are linked, since losing the link would cut every slump on the border.
     """
     if not a or not b:
@@ -136,10 +136,18 @@ def link_parts(
         return _link_abutting(a, b, tile_a.read, tile_b.read, options)
     cuts_a, cuts_b = _cuts(a, band, options), _cuts(b, band, options)
     links = _overlapping(cuts_a, cuts_b, options)
-    rims_a = _rims(cuts_a, {i for i, _ in links}, tile_a, cuts_b, owner=tile_b, options=options)
-    rims_b = _rims(cuts_b, {j for _, j in links}, tile_b, cuts_a, owner=tile_a, options=options)
-    links |= {*rims_a, *((i, j) for j, i in rims_b)}
-    return sorted((cuts_a[i].position, cuts_b[j].position) for i, j in links)
+    left_a = [cut for i, cut in enumerate(cuts_a) if i not in {i for i, _ in links}]
+    left_b = [cut for j, cut in enumerate(cuts_b) if j not in {j for _, j in links}]
+    rims_a = _rims(left_a, tile_a, b, tile_b, options)
+    rims_b = _rims(left_b, tile_b, a, tile_a, options)
+    positions = {(cuts_a[i].position, cuts_b[j].position) for i, j in links}
+    return sorted(positions.union(rims_a, ((i, j) for j, i in rims_b)))
+
+
+def matters_to(part: Detection, tile: Tile, options: MergeOptions) -> bool:
+    """True when a part of another tile may be linked with one of `tile`: it lies within or near it."""
+    near = _grown(tile.read, max(1, options.outline_tolerance_px))
+    return not part.window.intersection(near).empty
 
 
 def _overlapping(a: Sequence[_Cut], b: Sequence[_Cut], options: MergeOptions) -> set[tuple[int, int]]:
@@ -185,27 +193,23 @@ def _mostly_inside(pair: _Pair, options: MergeOptions) -> bool:
 
 
 def _rims(
-    cuts: Sequence[_Cut],
-    linked: set[int],
-    tile: Tile,
-    others: Sequence[_Cut],
-    *,
-    owner: Tile,
-    options: MergeOptions,
+    cuts: Sequence[_Cut], tile: Tile, others: Sequence[Detection], owner: Tile, options: MergeOptions
 ) -> Iterator[tuple[int, int]]:
     """Slivers at a tile's edge, each with the one part of the other tile whose rim it must be.
 
     A sliver thinner than the tolerance, cut off by its tile's edge, on ground for which `owner`
-    answers: there `owner` sees the slump better, and draws its outline a bit further off.
+    answers: there `owner` sees the slump better, and draws its outline a bit further off, maybe so far
+    that nothing of it is left in the band. Gives positions in the two sequences of parts.
     """
-    for i, cut in enumerate(cuts):
-        thin = min(cut.window.shape) <= options.outline_tolerance_px
-        if i in linked or not thin or not cut.whole or not owner.core.contains(cut.window):
-            continue
-        if touched_sides(cut.window, tile) != Side.NONE:
-            near = [j for j, other in enumerate(others) if _beside(cut, other, options.outline_tolerance_px)]
+    tolerance_px = options.outline_tolerance_px
+    for cut in cuts:
+        owned = cut.whole and owner.core.contains(cut.window)
+        cut_off = touched_sides(cut.window, tile) != Side.NONE
+        if owned and cut_off and min(cut.window.shape) <= tolerance_px:
+            around = _cuts(others, _grown(cut.window, tolerance_px), options)
+            near = [other.position for other in around if _beside(cut, other, tolerance_px)]
             if len(near) == 1:
-                yield i, near[0]
+                yield cut.position, near[0]
 
 
 def _beside(a: _Cut, b: _Cut, distance_px: int) -> bool:

@@ -25,6 +25,7 @@ from rtsmap.instances.linking import (
     MergeOptions,
     boxes,
     link_parts,
+    matters_to,
     part_key,
     suppress_duplicates,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "is_wanted",
     "join_parts",
     "link_parts",
+    "matters_to",
     "merge_detections",
     "part_key",
     "suppress_duplicates",

@@ -19,10 +19,11 @@ from rtsmap.instances.seams import (
     is_wanted,
     join_parts,
     link_parts,
+    matters_to,
     suppress_duplicates,
     warn_if_oversized,
 )
-from rtsmap.rasters.tiling import Tile, Window
+from rtsmap.rasters.tiling import Tile
 from rtsmap.runs.plan import ShardPlan
 from rtsmap.runs.shards import Shard
 
@@ -78,7 +79,7 @@ def _link(
             if other.index in kept:
                 _link_tiles(links, kept[other.index], parts, options)
         to_come = [other for other in neighbours if (turn[other.index], other.index) > here]
-        reaching = _reaching(parts, to_come)
+        reaching = _reaching(parts, to_come, options)
         if reaching.parts:
             kept[parts.tile.index] = reaching
             last = max(turn[other.index] for other in to_come)
@@ -100,18 +101,14 @@ def _link_tiles(links: UnionFind, a: _Parts, b: _Parts, options: MergeOptions) -
         links.union(a.numbers[i], b.numbers[j])
 
 
-def _reaching(parts: _Parts, tiles: Sequence[Tile]) -> _Parts:
-    """Those parts that lie in, or abut on, the read window of one of the tiles."""
+def _reaching(parts: _Parts, tiles: Sequence[Tile], options: MergeOptions) -> _Parts:
+    """Those parts that may be linked with parts of one of the tiles."""
     reach = [
         (part, number)
         for part, number in zip(parts.parts, parts.numbers, strict=True)
-        if any(not _grown(part.window).intersection(tile.read).empty for tile in tiles)
+        if any(matters_to(part, tile, options) for tile in tiles)
     ]
     return _Parts(parts.tile, tuple(part for part, _ in reach), tuple(number for _, number in reach))
-
-
-def _grown(window: Window) -> Window:
-    return Window(window.row0 - 1, window.col0 - 1, window.row1 + 1, window.col1 + 1)
 
 
 def _numbered(

@@ -20,6 +20,10 @@ from torch.nn import functional
 Layout = Literal["detection", "classification"]
 
 LN_EPS = 1e-6
+
+BLIND = -1e4
+"""Added to the score of padding: its weight after softmax is exactly zero, also in half precision."""
+
 STAGES = 4
 
 
@@ -172,17 +176,27 @@ class PooledAttention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, blind: Tensor | None, *, windowed: bool = False
     ) -> Tensor:
         """softmax(q k / sqrt(d) + q R_h + q R_w) v for maps (B, h, w, d); `blind` keys (B, n) see none."""
-        rel_h = relative_positions(self.rel_pos_h, q.shape[1], k.shape[1], exact=windowed)
-        rel_w = relative_positions(self.rel_pos_w, q.shape[2], k.shape[2], exact=windowed)
+        (_, height, width, dim), (batch, rows, cols, _) = q.shape, k.shape
+        rel_h = relative_positions(self.rel_pos_h, height, rows, exact=windowed)
+        rel_w = relative_positions(self.rel_pos_w, width, cols, exact=windowed)
+        # The bias of key (i, j) is one number for its row plus one for its column: appended to q, they
+        # meet one-hot rows and columns appended to k, and no attention matrix is ever built.
         bias_h = torch.einsum("bhwc,hkc->bhwk", q, rel_h)
         bias_w = torch.einsum("bhwc,wkc->bhwk", q, rel_w)
-        bias = (bias_h[..., :, None] + bias_w[..., None, :]).flatten(3).flatten(1, 2)  # (B, n_q, n_k)
+        row_of = torch.eye(rows, device=q.device, dtype=k.dtype)[:, None].expand(rows, cols, rows)
+        col_of = torch.eye(cols, device=q.device, dtype=k.dtype)[None].expand(rows, cols, cols)
+        places = torch.cat([row_of, col_of], dim=-1).expand(batch, rows, cols, rows + cols)
+        asking = [q * dim**-0.5, bias_h, bias_w]
+        answering = [k, places]
         if blind is not None:
-            bias = bias.masked_fill(blind[:, None], float("-inf"))
-        out = functional.scaled_dot_product_attention(
-            q.flatten(1, 2)[:, None], k.flatten(1, 2)[:, None], v.flatten(1, 2)[:, None], bias[:, None]
-        )
-        return out[:, 0].reshape(q.shape)
+            asking.append(torch.ones_like(q[..., :1]))
+            answering.append(blind.reshape(batch, rows, cols, 1).to(k.dtype) * BLIND)
+        long_q, long_k = torch.cat(asking, dim=-1), torch.cat(answering, dim=-1)
+        # the fast kernels want values as long as queries
+        long_v = functional.pad(v, (0, long_q.shape[-1] - dim))
+        long_q, long_k, long_v = (t.flatten(1, 2)[:, None] for t in (long_q, long_k, long_v))
+        out = functional.scaled_dot_product_attention(long_q, long_k, long_v, scale=1.0)
+        return out[:, 0, :, :dim].reshape(q.shape)
 
 
 def _pool_conv(channels: int, stride: int) -> nn.Conv2d:

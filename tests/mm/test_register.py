@@ -79,11 +79,11 @@ def test_a_fused_detector_at_step_0_is_the_optical_detector():
 
 @pytest.mark.parametrize("fusion", ["residual_cross_attention", "data_level"])
 def test_a_tiny_network_learns_to_find_bright_squares(fusion):
-    network = tiny_network(fusion=fusion).train()
-    inputs, targets = squares()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    network = tiny_network(fusion=fusion, rois_per_chip=16).train()
+    inputs, targets = squares(count=2, side=48)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     losses = []
-    for _ in range(60):
+    for _ in range(45):
         total = torch.stack(list(network.loss(inputs, targets).values())).sum()
         optimizer.zero_grad()
         total.backward()
@@ -91,10 +91,10 @@ def test_a_tiny_network_learns_to_find_bright_squares(fusion):
         optimizer.step()
         losses.append(total.item())
     assert all(torch.isfinite(torch.tensor(losses)))
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     for found, target in zip(network.eval().detect(inputs), targets, strict=True):
-        assert found.scores[0] > 0.5
-        assert box_iou(found.boxes[0], target.boxes[0]) > 0.6
+        assert found.scores[0] > 0.4
+        assert box_iou(found.boxes[0], target.boxes[0]) > 0.5
         assert found.masks[0].mean() > 0.5
 
 

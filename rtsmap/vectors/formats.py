@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import geopandas
+import numpy as np
+import numpy.typing as npt
 import pyogrio
 import shapely
 from pandas.api.types import is_object_dtype
 
 from rtsmap.errors import InputError, RunError
 from rtsmap.vectors.atomic import whole_file
+from rtsmap.vectors.repair import Shapes, is_polygonal, make_polygons_valid
 
 DRIVERS: Mapping[str, str] = {
     ".shp": "ESRI Shapefile",
@@ -50,23 +52,30 @@ def write_frame(
         try:
             _write(temporary, driver, frame, layer or path.stem)
             written = _read_back(temporary, driver)
-            broken = ~shapely.is_valid(written)
+            broken = ~_is_good(written)
             if driver == "GeoJSON" and broken.any():
-                # Straight edges bend in longitude and latitude: rings that touch may then cross.
-                written[broken] = shapely.make_valid(written[broken])
-                repaired = frame.set_geometry(geopandas.GeoSeries(written, crs=GEOJSON_CRS))
+                # Straight edges bend in longitude and latitude and corners are rounded: rings that
+                # touch may cross, and spikes become lines.
+                shapes = make_polygons_valid(written)
+                repaired = frame.set_geometry(geopandas.GeoSeries(shapes, crs=GEOJSON_CRS))
                 _write(temporary, driver, repaired, layer or path.stem)
                 written = _read_back(temporary, driver)
         except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError) as exc:
             raise InputError(f"{path}: cannot be written as {driver}: {exc}") from exc
-        if len(written) != len(frame) or not shapely.is_valid(written).all():
+        good = int(_is_good(written).sum())
+        if not len(frame) == len(written) == good:
             raise RunError(
-                f"{path}: of {len(frame)} polygons {int(shapely.is_valid(written).sum())} "
-                f"could be read back and were valid; nothing was written"
+                f"{path}: of {len(frame)} polygons {good} could be read back and were valid; "
+                "nothing was written"
             )
     if not broken.any():
         return ()
     return (f"{driver}: {int(broken.sum())} of {len(frame)} polygons had to be repaired in {GEOJSON_CRS}",)
+
+
+def _is_good(shapes: Shapes) -> npt.NDArray[np.bool_]:
+    good: npt.NDArray[np.bool_] = shapely.is_valid(shapes) & is_polygonal(shapes)
+    return good
 
 
 def _write(path: Path, driver: str, frame: geopandas.GeoDataFrame, layer: str) -> None:
@@ -96,8 +105,11 @@ def _layer_options(driver: str) -> dict[str, str]:
     return {"RFC7946": "YES", "COORDINATE_PRECISION": "9"} if driver == "GeoJSON" else {}
 
 
-def _read_back(path: Path, driver: str) -> Any:
+def _read_back(path: Path, driver: str) -> Shapes:
     if driver == "Parquet":
-        return geopandas.read_parquet(path).geometry.to_numpy()
-    _, _, wkb, _ = pyogrio.raw.read(path, columns=[])
-    return shapely.from_wkb(wkb)
+        frame = geopandas.read_parquet(path)
+        read: Shapes = frame.geometry.to_numpy()
+    else:
+        _, _, wkb, _ = pyogrio.raw.read(path, columns=[])
+        read = shapely.from_wkb(wkb)
+    return read

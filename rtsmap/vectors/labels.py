@@ -20,6 +20,7 @@ from shapely.geometry.base import BaseGeometry
 
 from rtsmap.errors import LabelError
 from rtsmap.vectors.formats import DRIVERS, write_frame
+from rtsmap.vectors.repair import is_polygonal, make_polygons_valid
 
 MAP_LAYER = "rts_footprints"
 ZIPPED_SUFFIXES = (".shp", ".gpkg", ".geojson", ".json", ".fgb", ".kml")
@@ -46,7 +47,7 @@ class Polygons:
                     f"column '{name}' has {len(values)} values for {len(self.geometries)} polygons"
                 )
         geometries = _array(self.geometries)
-        usable = _is_polygonal(geometries) & shapely.is_valid(geometries) & ~shapely.is_empty(geometries)
+        usable = is_polygonal(geometries) & shapely.is_valid(geometries) & ~shapely.is_empty(geometries)
         if not usable.all():
             at = int(np.flatnonzero(~usable)[0])
             raise LabelError(
@@ -202,16 +203,10 @@ def _usable_polygons(
     """2-D valid polygons among the geometries, their positions, and what was changed or left out."""
     missing = shapely.is_missing(geometries) | shapely.is_empty(geometries)
     with_z = shapely.has_z(geometries)
-    shapes = shapely.force_2d(geometries)
-    invalid = ~missing & ~shapely.is_valid(shapes)
-    shapes[invalid] = shapely.make_valid(shapes[invalid])
-    collections = ~missing & (shapely.get_type_id(shapes) == shapely.GeometryType.GEOMETRYCOLLECTION)
-    shapes[collections] = [_polygonal_part(shape) for shape in shapes[collections]]
-    single = (shapely.get_type_id(shapes) == shapely.GeometryType.MULTIPOLYGON) & (
-        shapely.get_num_geometries(shapes) == 1
-    )
-    shapes[single] = shapely.get_geometry(shapes[single], 0)
-    usable = ~missing & _is_polygonal(shapes) & ~shapely.is_empty(shapes)
+    flat = shapely.force_2d(geometries)
+    invalid = ~missing & ~shapely.is_valid(flat)
+    shapes = make_polygons_valid(flat)
+    usable = ~missing & is_polygonal(shapes) & ~shapely.is_empty(shapes)
     notes = [
         (int(missing.sum()), "without geometry left out"),
         (int((~missing & ~usable).sum()), "not polygons and left out"),
@@ -223,17 +218,6 @@ def _usable_polygons(
         np.flatnonzero(usable),
         tuple(f"{count} of {len(shapes)} features {what}" for count, what in notes if count),
     )
-
-
-def _polygonal_part(collection: BaseGeometry) -> BaseGeometry:
-    parts = shapely.get_parts(collection)
-    return shapely.union_all(parts[_is_polygonal(parts)])
-
-
-def _is_polygonal(geometries: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    kinds = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
-    result: npt.NDArray[np.bool_] = np.isin(shapely.get_type_id(geometries), kinds)
-    return result
 
 
 def _parse_crs(path: Path, crs: Any) -> CRS:

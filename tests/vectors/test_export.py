@@ -8,6 +8,7 @@ import pandas as pd
 import pyogrio
 import pytest
 import shapely
+import shapely.affinity
 
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import geodesic_area_m2
@@ -135,6 +136,21 @@ def test_a_shapefile_has_its_names_and_says_what_it_cannot_hold(map_path, tmp_pa
     assert (tmp_path / "a.cpg").read_text() == "UTF-8"
     assert "seam_unconfirmed is seam_unc" in notes[0]
     assert notes[1] == "shapefile: yes and no are 1 and 0 in seam_unc"
+
+
+def test_a_polygon_that_rounding_breaks_is_repaired_and_told(tmp_path):
+    # Two fields joined by a strip of a hundredth of a millimetre, which GeoJSON's decimals cannot show.
+    strip = shapely.union_all(
+        [shapely.box(0, 0, 9, 9), shapely.box(9, 4, 20, 4.00001), shapely.box(20, 0, 29, 9)]
+    )
+    slump = shapely.affinity.translate(strip, -2_000_000, 500_000)
+    write_map(tmp_path / "map.gpkg", [footprint(slump), *footprints(2)], POLAR, [], {})
+    notes = export_map(tmp_path / "map.gpkg", tmp_path / "a.geojson")
+    again = read_polygons(tmp_path / "a.geojson")
+    assert again.notes == ()
+    assert notes == ("GeoJSON: 1 of 3 polygons had to be repaired in EPSG:4326",)
+    (fields,) = [shape for shape in again.geometries if shape.geom_type == "MultiPolygon"]
+    assert geodesic_area_m2(fields, again.crs) == pytest.approx(162, rel=1e-2)
 
 
 def test_texts_too_long_for_a_shapefile_are_told(tmp_path):

@@ -1,0 +1,43 @@
+"""Polygons made valid: rings untangled, lines and points that come of it left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from shapely.geometry.base import BaseGeometry
+
+Shapes = npt.NDArray[Any]
+"""One-dimensional array of shapely geometries, where None is a missing one."""
+
+
+def is_polygonal(shapes: Shapes) -> npt.NDArray[np.bool_]:
+    """True for polygons and multipolygons, empty or not."""
+    kinds = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
+    result: npt.NDArray[np.bool_] = np.isin(shapely.get_type_id(shapes), kinds)
+    return result
+
+
+def make_polygons_valid(shapes: Shapes) -> Shapes:
+    """Valid shapes; of collections their polygons; multipolygons of one part as that polygon.
+
+    Shapes without any area are returned as they are.
+    """
+    shapes = shapes.copy()
+    invalid = ~shapely.is_missing(shapes) & ~shapely.is_valid(shapes)
+    shapes[invalid] = shapely.make_valid(shapes[invalid])
+    kind = shapely.get_type_id(shapes)
+    collections = kind == shapely.GeometryType.GEOMETRYCOLLECTION
+    shapes[collections] = [_polygons_of(shape) for shape in shapes[collections]]
+    single = (shapely.get_type_id(shapes) == shapely.GeometryType.MULTIPOLYGON) & (
+        shapely.get_num_geometries(shapes) == 1
+    )
+    shapes[single] = shapely.get_geometry(shapes[single], 0)
+    return shapes
+
+
+def _polygons_of(collection: BaseGeometry) -> BaseGeometry:
+    parts = shapely.get_parts(collection)
+    return shapely.union_all(parts[is_polygonal(parts)])

@@ -109,9 +109,7 @@ class InputSpec:
         """Plain data, as it stands in card.toml and plan.json."""
         return {
             "resolution_m": self.resolution_m,
-            "modalities": [
-                {"name": m.name, "bands": [asdict(b) for b in m.bands]} for m in self.modalities
-            ],
+            "modalities": [{"name": m.name, "bands": [asdict(b) for b in m.bands]} for m in self.modalities],
         }
 
     @classmethod

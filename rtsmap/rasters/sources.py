@@ -614,9 +614,10 @@ def _read_boxcar(
         top, bottom = (window.row0 + row) * boxcar, (window.row0 + end) * boxcar
         strip = Window(top, wide.col0, min(bottom, size.row1), wide.col1)
         values, valid, fill = _read_pixels(src, info, bands, strip)
-        count = _block_sums(valid[None].astype(np.float32), boxcar)[0]
+        inside = _block_sizes(strip, boxcar)
+        count = inside if valid.all() else _block_sums(valid[None].astype(np.float32), boxcar)[0]
         pixels[:, row:end] = _block_sums(values, boxcar) / np.maximum(count, 1)
-        share[row:end] = count / _block_sums(np.ones((1, *strip.shape), np.float32), boxcar)[0]
+        share[row:end] = count / inside
         if fill is not None:
             filled[row:end] = _block_sums(fill[None].astype(np.float32), boxcar)[0] > 0
     valid = share >= _LEAST_VALID_SHARE
@@ -630,8 +631,23 @@ def _block_sums(values: Floats, size: int) -> Floats:
     down, right = -height % size, -width % size
     if down or right:
         values = np.pad(values, ((0, 0), (0, down), (0, right)))
-    rows = values.reshape(count, -1, size, width + right).sum(axis=2)
-    return np.asarray(rows.reshape(count, rows.shape[1], -1, size).sum(axis=3))
+    rows = _add_up(np.moveaxis(values.reshape(count, -1, size, width + right), 2, 0))
+    return _add_up(np.moveaxis(rows.reshape(count, rows.shape[1], -1, size), 3, 0))
+
+
+def _add_up(parts: Floats) -> Floats:
+    """Sum along the first axis; several times faster than numpy's for strided axes of a few."""
+    total = parts[0].copy()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def _block_sizes(window: Window, size: int) -> Floats:
+    """Pixels in each of the blocks that `_block_sums` adds up; `window` begins with a whole block."""
+    rows = np.minimum(size, window.height - np.arange(0, window.height, size))
+    cols = np.minimum(size, window.width - np.arange(0, window.width, size))
+    return np.asarray(np.outer(rows, cols), np.float32)
 
 
 # --- writing -------------------------------------------------------------------------------------------

@@ -8,14 +8,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from functools import wraps
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
 
 from rtsmap import __version__
-from rtsmap.cli import models
+from rtsmap.cli import demo, doctor, export, info, models, predict, simulate, tile
 from rtsmap.cli.console import log_to_stderr, tell_error
 from rtsmap.cli.exits import BUG, FAILED, INTERRUPTED
 from rtsmap.errors import RtsmapError
@@ -71,9 +69,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-for _name in ("info", "predict", "tile", "export", "simulate", "demo", "doctor"):
-    if find_spec(f"rtsmap.cli.{_name}"):
-        app.command(_name)(guarded(import_module(f"rtsmap.cli.{_name}").command))
+for _module in (info, predict, tile, export, simulate, demo, doctor):
+    app.command(_module.__name__.rpartition(".")[2])(guarded(_module.command))
 
 app.add_typer(models.app_with(guarded), name="models")
 

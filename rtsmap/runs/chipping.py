@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from rtsmap.rasters.sources import write_geotiff
 from rtsmap.rasters.tiling import Tile, TileOptions
 from rtsmap.runs.detecting import Task, complete
 from rtsmap.runs.engine import Engine
-from rtsmap.runs.plan import exclusive, open_run
+from rtsmap.runs.plan import PLAN, exclusive, open_run
 from rtsmap.runs.preparing import Prepared, prepare
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.shards import TileResult, read_shard
@@ -34,6 +35,7 @@ from rtsmap.vectors.labels import Polygons, read_polygons, write_polygons
 
 INDEX, ANNOTATIONS, RUN = "chips.parquet", "annotations.json", ".run"
 SHARD_TILES = 4
+_CHIP_PATTERN = "[0-9]" * 6 + ".tif"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +150,23 @@ def _make_room(out: Path, *, overwrite: bool) -> None:
     """Refuse a folder that is complete, or that holds something else, unless it may be overwritten."""
     if not out.exists():
         out.mkdir(parents=True)
-    elif overwrite and (out / RUN).is_dir():
-        # only what this command wrote; anything else in the folder stays
-        shutil.rmtree(out / RUN)
-        (out / INDEX).unlink(missing_ok=True)
-        (out / ANNOTATIONS).unlink(missing_ok=True)
+    elif overwrite and (out / RUN / PLAN).is_file():
+        _remove_chips(out)
     elif (out / INDEX).exists():
         raise InputError(f"{out} holds finished chips already; name another folder, or give --overwrite")
     elif not (out / RUN).is_dir() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder for the chips")
+
+
+def _remove_chips(out: Path) -> None:
+    """Remove what an earlier run wrote; whatever else lies in the folder stays."""
+    (out / INDEX).unlink(missing_ok=True)
+    (out / ANNOTATIONS).unlink(missing_ok=True)
+    for path in out.glob(f"*/{_CHIP_PATTERN}"):
+        path.unlink()
+        with suppress(OSError):
+            path.parent.rmdir()
+    shutil.rmtree(out / RUN)
 
 
 def _task(

@@ -7,7 +7,6 @@ fails is tried once more by itself, then recorded as failed; any other error sto
 from __future__ import annotations
 
 import logging
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -89,7 +88,6 @@ def map_shards(task: Task, on_shard: Callable[[Receipt], None] | None = None) ->
             on_shard(receipts[-1])
 
     with (
-        without_georeferencing_warnings(),
         _threads(task.read_threads, "read") as readers,
         ThreadPoolExecutor(1, "write") as writer,
     ):
@@ -104,17 +102,6 @@ def map_shards(task: Task, on_shard: Callable[[Receipt], None] | None = None) ->
         while written:
             finish(written.popleft())
     return receipts
-
-
-@contextmanager
-def without_georeferencing_warnings() -> Iterator[None]:
-    """Silence what rasterio says about its own scratch arrays.
-
-    It does so itself around each warp, but `warnings` is one for all threads, so that they undo each other.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Dataset has no geotransform")
-        yield
 
 
 @contextmanager

@@ -27,7 +27,6 @@ from rtsmap.runs.detecting import (
     Receipt,
     Task,
     complete,
-    without_georeferencing_warnings,
 )
 from rtsmap.runs.engine import Engine, engine_of
 from rtsmap.runs.executors import ahead
@@ -211,10 +210,7 @@ def _footprints(
     """All slumps of the shards that are large enough."""
     read = _counted(partial(_read, task.run), 2 * len(task.shards), progress)
     ranked = with_ranks(merge_shards(read, task.shards, maker.tiles, merge))
-    with (
-        without_georeferencing_warnings(),
-        ThreadPoolExecutor(task.read_threads, "footprints") as pool,
-    ):
+    with ThreadPoolExecutor(task.read_threads, "footprints") as pool:
         made = ahead(pool, maker.make, ranked, depth=4 * task.read_threads)
         return [footprint for footprint in made if footprint.area_m2 >= (options.min_area_m2 or 0.0)]
 

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import rtsmap
+from rtsmap.cli.main import app, guarded
+from rtsmap.errors import InputError, PlanMismatchError, ShardError, WeightsError
+
+COMMANDS = ["info", "predict", "tile", "export", "simulate", "demo", "doctor", "models"]
+
+
+def test_help_names_every_command_and_every_command_has_examples():
+    shown = CliRunner().invoke(app, ["--help"])
+    assert shown.exit_code == 0
+    for name in COMMANDS:
+        assert name in shown.stdout
+        text = CliRunner().invoke(app, [name, "--help"]).stdout
+        assert "Usage" in text
+        assert "Example" in text or name == "models"
+    for name in ("list", "show", "verify"):
+        assert "Example" in CliRunner().invoke(app, ["models", name, "--help"]).stdout
+
+
+def test_version():
+    shown = CliRunner().invoke(app, ["--version"])
+    assert shown.stdout.strip() == f"rtsmap {rtsmap.__version__}"
+
+
+def test_wrong_usage_is_2():
+    assert CliRunner().invoke(app, ["predict"]).exit_code == 2
+    assert CliRunner().invoke(app, ["predict", "a.tif", "--nonsense"]).exit_code == 2
+    assert CliRunner().invoke(app, ["nonsense"]).exit_code == 2
+
+
+def one_command(raises: BaseException) -> typer.Typer:
+    """An app whose only command fails in a certain way, behind the handler."""
+    small = typer.Typer()
+
+    def command() -> None:
+        raise raises
+
+    small.command()(guarded(command))
+    return small
+
+
+@pytest.mark.parametrize("error", [InputError, PlanMismatchError, ShardError, WeightsError])
+def test_errors_of_ours_are_a_message_without_traceback_and_1(error):
+    shown = CliRunner().invoke(one_command(error("scene.tif: has no CRS")), [])
+    assert shown.exit_code == 1
+    assert "scene.tif: has no CRS" in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert shown.stdout == ""
+
+
+def test_a_message_keeps_its_brackets():
+    """rich would take [optical] for a style."""
+    shown = CliRunner().invoke(one_command(InputError("layer [optical] of [red]")), [])
+    assert "layer [optical] of [red]" in shown.stderr
+
+
+def test_a_bug_is_70_with_traceback_and_a_sentence():
+    shown = CliRunner().invoke(one_command(ZeroDivisionError("oops")), [])
+    assert shown.exit_code == 70
+    assert "Traceback" in shown.stderr
+    assert "ZeroDivisionError: oops" in shown.stderr
+    assert "bug of rtsmap" in shown.stderr
+
+
+def test_interrupting_is_130():
+    shown = CliRunner().invoke(one_command(KeyboardInterrupt()), [])
+    assert shown.exit_code == 130
+    assert "Traceback" not in shown.stderr
+
+
+def test_a_command_may_choose_its_exit_code():
+    assert CliRunner().invoke(one_command(typer.Exit(3)), []).exit_code == 3
+    assert CliRunner().invoke(one_command(typer.BadParameter("no")), []).exit_code == 2
+
+
+def test_the_script_starts():
+    out = subprocess.run(
+        [sys.executable, "-c", "from rtsmap.cli.main import run; run()", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert out.stdout.strip() == f"rtsmap {rtsmap.__version__}"

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import warnings
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from pycocotools import mask as coco_mask
+from typer.testing import CliRunner
+
+from rtsmap.cli.main import app
+from rtsmap.errors import InputError, PlanMismatchError
+from rtsmap.instances.polygons import mask_to_polygon
+from rtsmap.rasters.tiling import Window
+from rtsmap.runs import chipping
+from rtsmap.runs.chipping import ChipOptions, cut_scene
+from rtsmap.vectors.labels import Polygons, write_polygons
+from tests.runs.blob_scenes import BlobScene, blob_labels, write_dem, write_scene
+
+SMALL = ChipOptions(chip_px=64, min_valid_share=0.5)
+
+
+@pytest.fixture
+def scene(tmp_path) -> BlobScene:
+    valid = np.ones((150, 200), bool)
+    valid[:70, :70] = False
+    return write_scene(tmp_path / "scene.tif", blob_labels((150, 200), 3, 12), valid)
+
+
+def labels_file(path, scene: BlobScene):
+    window = Window(0, 0, *scene.labels.shape)
+    shapes = tuple(
+        mask_to_polygon(scene.labels == label, window, scene.geobox)
+        for label in range(1, scene.labels.max() + 1)
+    )
+    write_polygons(path, Polygons(shapes, scene.geobox.crs))
+    return path
+
+
+def test_chips_hold_the_scene_and_say_where_they_have_data(tmp_path, scene):
+    dem = write_dem(tmp_path / "dem.tif", scene.geobox, share=0.5)
+    report = cut_scene(scene.path, dem, out=tmp_path / "chips", options=SMALL)
+    index = geopandas.read_parquet(tmp_path / "chips" / "chips.parquet")
+    assert len(index) == report.chips == 11
+    assert report.no_data == 1
+    with rasterio.open(scene.path) as whole:
+        red, seen = whole.read(1), whole.dataset_mask() > 0
+        for row in index.itertuples():
+            window = np.s_[row.row : row.row + row.height, row.col : row.col + row.width]
+            with rasterio.open(tmp_path / "chips" / row.optical) as chip:
+                valid = chip.dataset_mask() > 0
+                assert (valid == seen[window]).all()
+                assert (chip.read(1)[valid] == red[window][valid]).all()
+                assert chip.descriptions == ("red", "green", "blue")
+                assert shapely.box(*chip.bounds).equals(row.geometry)
+                assert row.optical_valid_share == pytest.approx(valid.mean())
+            with rasterio.open(tmp_path / "chips" / row.terrain) as chip:
+                slope = chip.read(2)
+                known = ~np.isnan(slope)
+                assert row.terrain_valid_share == pytest.approx(known.mean())
+                assert slope[known] == pytest.approx(np.degrees(np.arctan(0.1)), abs=0.5)
+    assert 0 < index["terrain_valid_share"].mean() < 1
+
+
+def test_chips_without_overlap_hold_every_pixel_once(tmp_path, scene):
+    cut_scene(scene.path, out=tmp_path / "chips", options=ChipOptions(chip_px=64, min_valid_share=0))
+    index = geopandas.read_parquet(tmp_path / "chips" / "chips.parquet")
+    assert "terrain" not in index
+    union = index.geometry.union_all()
+    # the chip without any imagery is left out even then
+    assert index.geometry.area.sum() >= union.area
+    assert union.area <= 150 * 200 * 16
+
+
+def test_annotations_have_the_area_of_the_labels_that_chips_show(tmp_path, scene):
+    labels = labels_file(tmp_path / "labels.gpkg", scene)
+    report = cut_scene(scene.path, out=tmp_path / "chips", labels=labels, options=SMALL)
+    document = json.loads((tmp_path / "chips" / "annotations.json").read_text())
+    assert len(document["annotations"]) == report.annotations > 0
+    assert len(document["images"]) == report.chips
+    index = geopandas.read_parquet(tmp_path / "chips" / "chips.parquet").set_index("chip")
+    for image in document["images"]:
+        row = index.loc[image["id"]]
+        assert image["file_name"] == row["optical"]
+        window = np.s_[row["row"] : row["row"] + row["height"], row["col"] : row["col"] + row["width"]]
+        drawn = np.zeros((image["height"], image["width"]), bool)
+        for annotation in document["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                runs = coco_mask.frPyObjects(annotation["segmentation"], *drawn.shape)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools on numpy 2
+                    parts = coco_mask.decode(runs if isinstance(runs, list) else [runs])
+                drawn |= parts.any(axis=2)
+        assert np.count_nonzero(drawn != (scene.labels[window] > 0)) <= 0.02 * drawn.size
+
+
+def test_an_interrupted_cut_goes_on_and_a_finished_one_is_kept(tmp_path, scene, monkeypatch):
+    out = tmp_path / "chips"
+    real, written = chipping.write_geotiff, []
+
+    def failing(path, *args, **kwargs):
+        if len(written) == 7:
+            raise KeyboardInterrupt
+        written.append(path)
+        real(path, *args, **kwargs)
+
+    monkeypatch.setattr(chipping, "SHARD_TILES", 1)
+    monkeypatch.setattr(chipping, "write_geotiff", failing)
+    with pytest.raises(KeyboardInterrupt):
+        cut_scene(scene.path, out=out, options=SMALL)
+    assert not (out / "chips.parquet").exists()
+    with pytest.raises(PlanMismatchError, match="chip_px"):
+        cut_scene(scene.path, out=out, options=ChipOptions(chip_px=32))
+    first = list(written)
+    written.clear()
+    monkeypatch.setattr(
+        chipping, "write_geotiff", lambda path, *a, **k: (written.append(path), real(path, *a, **k))
+    )
+    report = cut_scene(scene.path, out=out, options=SMALL)
+    assert report.chips == 11
+    assert len(set(first) & set(written)) <= 3
+    with pytest.raises(InputError, match="--overwrite"):
+        cut_scene(scene.path, out=out, options=SMALL)
+    other = cut_scene(scene.path, out=out, options=ChipOptions(chip_px=96), overwrite=True)
+    files = sorted(p.name for p in (out / "optical").iterdir())
+    assert len(files) == other.chips
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path, scene):
+    (tmp_path / "chips").mkdir()
+    (tmp_path / "chips" / "thesis.docx").write_text("years")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="not empty"):
+            cut_scene(scene.path, out=tmp_path / "chips", options=SMALL, overwrite=overwrite)
+    assert (tmp_path / "chips" / "thesis.docx").read_text() == "years"
+
+
+def test_the_command(tmp_path, scene):
+    labels = labels_file(tmp_path / "labels.gpkg", scene)
+    arguments = ["tile", str(scene.path), "--out", str(tmp_path / "c"), "--labels", str(labels)]
+    done = CliRunner().invoke(app, [*arguments, "--chip-px", "64"])
+    assert done.exit_code == 0, done.stderr
+    assert "11 chips" in done.stderr
+    again = CliRunner().invoke(app, [*arguments, "--chip-px", "64"])
+    assert again.exit_code == 1

@@ -637,7 +637,7 @@ def _block_sums(values: Floats, size: int) -> Floats:
 
 def _add_up(parts: Floats) -> Floats:
     """Sum along the first axis; several times faster than numpy's for strided axes of a few."""
-    total = parts[0].copy()
+    total: Floats = parts[0].copy()
     for part in parts[1:]:
         total += part
     return total

@@ -45,12 +45,12 @@ def command(
     overlap_px: Annotated[int | None, typer.Option(help="Overlap of chips, instead of the model's.")] = None,
     origin_px: Annotated[int, typer.Option(min=0, help="Where the first full chip begins.")] = 0,
     shard_tiles: Annotated[int, typer.Option(min=1, help="A shard is this many tiles high and wide.")] = 4,
-    batch_size: Annotated[int, typer.Option(min=1, help="Chips that the network sees at once.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Chips that the network sees at once.")] = 8,
     min_valid_share: Annotated[
         float, typer.Option(min=0, max=1, help="Skip tiles with data in less than this share of pixels.")
     ] = 0.01,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     read_threads: Annotated[int, typer.Option(min=1, help="Blocks that are read at the same time.")] = 2,
 ) -> None:
     """Map the slumps of a scene into a GeoPackage.

@@ -187,7 +187,6 @@ def _task(
         reader=prepared.reader,
         shards=prepared.plan.shards(),
         engine=engine,
-        batch_size=1,
         min_valid_share=options.min_valid_share,
         read_threads=2,
     )

@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 
 from odc.geo.geobox import GeoBox
 
@@ -47,7 +46,6 @@ class Task:
     reader: ChipReader
     shards: tuple[ShardPlan, ...]
     engine: Engine
-    batch_size: int
     min_valid_share: float
     read_threads: int
 
@@ -95,7 +93,7 @@ def map_shards(task: Task, on_shard: Callable[[Receipt], None] | None = None) ->
         detector = task.engine.load()
         written: deque[Future[Receipt]] = deque()
         for block in blocks:
-            _detect(detector, block, task.batch_size)
+            _detect(detector, block)
             written.append(writer.submit(_write, task.run, block))
             while len(written) > _WRITES_BEHIND:
                 finish(written.popleft())
@@ -229,14 +227,12 @@ def _read_alone(reader: ChipReader, tile: Tile, grid: GeoBox) -> Chip | str:
 # Detecting
 
 
-def _detect(detector: Detector, block: _Block, batch_size: int) -> None:
-    """Run the network over the block's chips, in batches of the same make-up in every run."""
-    rest = iter(block.chips)
-    while batch := list(islice(rest, batch_size)):
-        if (reason := _try(detector, block, batch)) is not None:
-            logger.warning("a batch failed (%s); trying its %d tiles one by one", reason, len(batch))
-            for chip in batch:
-                _detect_alone(detector, block, chip)
+def _detect(detector: Detector, block: _Block) -> None:
+    """Show the detector the block's chips all at once: it makes its own batches, the same in every run."""
+    if block.chips and (reason := _try(detector, block, block.chips)) is not None:
+        logger.warning("block %d failed (%s); trying its tiles one by one", block.shard.index, reason)
+        for chip in block.chips:
+            _detect_alone(detector, block, chip)
     block.chips.clear()
 
 
@@ -250,7 +246,7 @@ def _detect_alone(detector: Detector, block: _Block, chip: Chip) -> None:
 
 
 def _try(detector: Detector, block: _Block, chips: Sequence[Chip]) -> str | None:
-    """Detect on a batch; the reason if that failed. A model that cannot be used stops the run."""
+    """Detect on chips; the reason if that failed. A model that cannot be used stops the run."""
     try:
         found = _ask(detector, chips)
     except ModelError:

@@ -32,22 +32,26 @@ class Engine:
 
 
 def engine_of(
-    model: Engine | ModelCard | str | Path | None, device: str = "auto", precision: str = "auto"
+    model: Engine | ModelCard | str | Path | None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 8,
 ) -> Engine:
     """The engine of a model bundle: shipped (by name), elsewhere (by path), or the default one."""
     if isinstance(model, Engine):
         return model
     card = model if isinstance(model, ModelCard) else load_bundle(model)
     # torch takes seconds to import, so it waits until here
-    from rtsmap.mm.detector import load_detector, resolve_device
+    from rtsmap.mm.detector import load_detector, resolve_device, resolve_precision
 
     where = resolve_device(device)
+    exactly = resolve_precision(precision, where)
     return Engine(
         spec=card.spec,
         chip_px=card.chip_px,
         overlap_px=card.overlap_px,
-        identity={**card.identity, "device": where.split(":")[0], "precision": precision},
-        load=partial(load_detector, card, where, precision),
+        identity={**card.identity, "device": where.partition(":")[0], "precision": exactly},
+        load=partial(load_detector, card, where, exactly, batch_size),
         min_score=card.score_threshold,
         mask_threshold=card.mask_threshold,
     )

@@ -46,7 +46,7 @@ class PredictOptions:
 
     `chip_px`, `overlap_px`, `origin_px` and `shard_tiles` lay out the tiles. Tiles with data in less than
     `min_valid_share` of their pixels are not mapped. `device` is auto, cpu, cuda or cuda:N; `precision`
-    auto, float32, float16 or bfloat16.
+    auto, fp32, bf16 or fp16.
 
     `min_score`, `min_area_m2` (default: ten pixels), `simplify_m` (default: half a pixel) and
     `min_speck_px` (smaller pieces and holes are left out) are used when slumps are written, so they may
@@ -57,7 +57,7 @@ class PredictOptions:
     overlap_px: int | None = None
     origin_px: int = 0
     shard_tiles: int = 4
-    batch_size: int = 4
+    batch_size: int = 8
     min_valid_share: float = 0.01
     min_score: float | None = None
     min_area_m2: float | None = None
@@ -135,7 +135,7 @@ def predict(
     started = time.time()
     out, options = Path(out), options or PredictOptions()
     _check_out(out, overwrite=overwrite)
-    engine = engine_of(model, options.device, options.precision)
+    engine = engine_of(model, options.device, options.precision, options.batch_size)
     prepared = _prepare(scene, dem, engine, options)
     run = open_run(Path(run_dir) if run_dir else out.with_suffix(".rtsrun"), prepared.plan)
     task = Task(
@@ -143,7 +143,6 @@ def predict(
         reader=prepared.reader,
         shards=prepared.plan.shards(),
         engine=engine,
-        batch_size=options.batch_size,
         min_valid_share=options.min_valid_share,
         read_threads=options.read_threads,
     )

@@ -76,7 +76,7 @@ def disturb_colour(
     if rng.random() < options.blur_share:
         out = ndimage.gaussian_filter(out, (0, *[rng.uniform(0.4, 1.2)] * 2))
     out += rng.normal(0, rng.uniform(0, options.noise_dn), out.shape)
-    return np.clip(out, 0, 255).astype(np.float32)
+    return np.asarray(np.clip(out, 0, 255), np.float32)
 
 
 def disturb_terrain(
@@ -114,7 +114,7 @@ def zoom(image: TrainingImage, shape: tuple[int, int]) -> TrainingImage:
     cols = _sample_points(image.labels.shape[1], shape[1])
 
     def nearest(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        return array[np.rint(rows).astype(int)][:, np.rint(cols).astype(int)]
+        return np.asarray(array[np.rint(rows).astype(int)][:, np.rint(cols).astype(int)])
 
     terrain = image.terrain
     if terrain is not None:
@@ -143,4 +143,4 @@ def _bilinear(band: FloatArray, rows: npt.NDArray[np.float64], cols: npt.NDArray
     down, across = (rows - top)[:, None].astype(np.float32), (cols - left)[None].astype(np.float32)
     upper = band[top][:, left] * (1 - across) + band[top][:, right] * across
     lower = band[bottom][:, left] * (1 - across) + band[bottom][:, right] * across
-    return (upper * (1 - down) + lower * down).astype(np.float32)
+    return np.asarray(upper * (1 - down) + lower * down, np.float32)

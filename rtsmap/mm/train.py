@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch.nn import functional
 from rtsmap.errors import OptionsError, RunError
 from rtsmap.mm.batches import collate, stack_kinds
 from rtsmap.mm.packs import KINDS, UNKNOWN_KIND
-from rtsmap.mm.register import Target
+from rtsmap.mm.register import SlumpNetwork, Target
 from rtsmap.mm.samples import Sample, SampleSource
 from rtsmap.nets.fusion import Inputs
 
@@ -70,16 +71,16 @@ class TrainOptions:
 
 
 def train(
-    network: nn.Module,
+    network: SlumpNetwork,
     source: SampleSource,
     options: TrainOptions,
     directory: Path,
     *,
     device: str = "cpu",
     ranks: Ranks | None = None,
-    validate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+    validate: Callable[[SlumpNetwork, int], Mapping[str, float]] | None = None,
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
-) -> nn.Module:
+) -> SlumpNetwork:
     """Train `network` in place; keep checkpoints and a log in `directory`; return the averaged copy.
 
     Under torchrun each process draws `batch_size` samples of its own and gradients are averaged; the
@@ -136,12 +137,16 @@ def train(
 
 
 def _losses(
-    network: nn.Module, inputs: Inputs, targets: Sequence[Target], *, dense_only: bool
+    network: SlumpNetwork, inputs: Inputs, targets: Sequence[Target], *, dense_only: bool
 ) -> dict[str, Tensor]:
     if dense_only:
-        network.detector.neck(network.pyramid(inputs))
+        _neck(network)(network.pyramid(inputs))
         return {}
     return dict(network.loss(inputs, targets))
+
+
+def _neck(network: SlumpNetwork) -> nn.Module:
+    return cast("nn.Module", network.detector.neck)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +185,15 @@ class DenseLoss(nn.Module):
     is no slump (snow, roads, gullies) is easier than finding slumps and teaches the features for it.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: SlumpNetwork) -> None:
         super().__init__()
-        channels = int(network.detector.neck.out_channels)
+        neck = _neck(network)
+        channels = cast("int", neck.out_channels)
         self.predict = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1), nn.GELU(), nn.Conv2d(channels, 1 + len(KINDS), 1)
         )
         self._finest: Tensor | None = None
-        self._handle = network.detector.neck.register_forward_hook(self._listen)
+        self._handle = neck.register_forward_hook(self._listen)
 
     def _listen(self, _module: nn.Module, _inputs: object, outputs: Sequence[Tensor]) -> None:
         self._finest = outputs[0]
@@ -200,26 +206,27 @@ class DenseLoss(nn.Module):
         """Cross-entropy, in which slump pixels weigh more, plus Dice, plus cross-entropy of the kinds."""
         assert self._finest is not None  # noqa: S101 - the neck runs before the loss
         logits = self.predict(self._finest).float()
-        size = tuple(logits.shape[-2:])
+        size = (logits.shape[-2], logits.shape[-1])
         truth = torch.stack([_occupancy(target, size) for target in targets])
         weight = logits.new_tensor(_SLUMP_WEIGHT)
         slump = logits[:, 0]
         entropy = functional.binary_cross_entropy_with_logits(slump, truth, pos_weight=weight)
         probability = slump.sigmoid()
         dice = 1 - (2 * (probability * truth).sum() + 1) / ((probability + truth).sum() + 1)
-        return entropy + dice + self._kinds_loss(logits[:, 1:], kinds, weight)
+        loss: Tensor = entropy + dice + self._kinds_loss(logits[:, 1:], kinds, weight)
+        return loss
 
     def _kinds_loss(self, logits: Tensor, kinds: Tensor, weight: Tensor) -> Tensor:
         known = (kinds != UNKNOWN_KIND).flatten(1).all(dim=1)
         if not known.any():
             return logits.sum() * 0
         present = torch.stack([kinds[known] == number for number in range(1, len(KINDS) + 1)], dim=1)
-        truth = functional.adaptive_avg_pool2d(present.float(), tuple(logits.shape[-2:]))
+        truth = functional.adaptive_avg_pool2d(present.float(), (logits.shape[-2], logits.shape[-1]))
         # the mean over kinds, scaled so that all look-alikes together weigh about as much as slumps
         return 3 * functional.binary_cross_entropy_with_logits(logits[known], truth, pos_weight=weight)
 
 
-def _occupancy(target: Target, size: tuple[int, ...]) -> Tensor:
+def _occupancy(target: Target, size: tuple[int, int]) -> Tensor:
     """Share of slump in each cell of the finest level."""
     return functional.adaptive_avg_pool2d(target.masks.any(dim=0)[None, None].float(), size)[0, 0]
 
@@ -227,12 +234,11 @@ def _occupancy(target: Target, size: tuple[int, ...]) -> Tensor:
 class Average:
     """Exponential moving average of a network's weights (Polyak), warmed up over the first steps."""
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: SlumpNetwork, decay: float) -> None:
         import copy
 
         self.network = copy.deepcopy(network).eval()
-        for parameter in self.network.parameters():
-            parameter.requires_grad_(requires_grad=False)
+        self.network.requires_grad_(requires_grad=False)
         self.decay, self.updates = decay, 0
 
     @torch.no_grad()
@@ -252,7 +258,7 @@ class Average:
 class TrainState:
     """All that a resumed run needs."""
 
-    network: nn.Module
+    network: SlumpNetwork
     dense: DenseLoss | None
     average: Average
     optimizer: torch.optim.Optimizer

@@ -2,8 +2,10 @@
 
 Paper: Li et al. 2022, "MViTv2: Improved Multiscale Vision Transformers for Classification and
 Detection" (arXiv 2112.01526). Checked against timm's `mvitv2_*`; the detection layout (windows, global
-last blocks, wider key strides there) follows detectron2's `modeling/backbone/mvit.py`. Parameters carry
-the official names (`blocks.3.attn.pool_q.weight`), so that official checkpoints fit as they are.
+last blocks, wider key strides there) follows detectron2's `modeling/backbone/mvit.py`, with one change:
+windows share the map evenly and their padding is not seen, where detectron2 pads to whole windows and
+lets queries look at the zeros; on maps of whole windows the two are the same. Parameters carry the
+official names (`blocks.3.attn.pool_q.weight`), so that official checkpoints fit as they are.
 Feature maps are kept as (B, H, W, C); outputs are (B, C, H, W).
 """
 

@@ -128,7 +128,7 @@ def test_ground_to_ignore_is_not_learnt_as_background():
     assert ignored["loss_rpn_cls"] == 0
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (37, 90), (150, 61)])
+@pytest.mark.parametrize("shape", [(3, 5), (32, 32), (37, 90), (150, 61)])
 def test_any_chip_shape_can_be_searched(shape):
     (found,) = every_detection(tiny_network()).detect(flat_inputs(*shape))
     assert 0 < len(found.boxes) == len(found.scores) == len(found.masks)

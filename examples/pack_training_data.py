@@ -3,9 +3,9 @@
     python examples/pack_training_data.py PACKS --scenes 60
     python examples/pack_training_data.py PACKS --scenes 0 --chips CHIPS_FOLDER
 
-CHIPS_FOLDER holds `images/`, `coco_train.json`, `coco_val.json` and `overlap_groups.json` (lists of
-file names that show common ground). Chips of one group stay together: a tenth of the groups goes to `real_dev.pack`.
-Scenes with seeds from 9000 on are for watching the training.
+CHIPS_FOLDER holds `images/`, `coco_train.json`, `coco_val.json` and `overlap_groups.json` (lists of file
+names that show common ground). Chips of one group stay together: a tenth of the groups goes to
+`real_dev.pack`. Scenes with seeds from 9000 on are for watching the training.
 """
 
 from __future__ import annotations

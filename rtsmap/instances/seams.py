@@ -56,8 +56,8 @@ class Instance:
 
     `mask` (h, w) uint8 is a probability on `window` (pixels of the run's grid); values of
     `mask_threshold` and more are slump and reach all four sides of the window. `pixel` (row, column)
-    is a slump pixel near the centroid. `seam_unconfirmed`: a tile that answers for some of this
-    ground looked at it and did not see a slump. `oversized`: longer than
+    is a slump pixel near the centroid. `seam_unconfirmed`: tiles that answer for some of this
+    ground looked at it and saw no slump. `oversized`: longer than
     `MergeOptions.max_extent_px`, which real slumps are not.
     """
 
@@ -330,11 +330,8 @@ def _unconfirmed(
     tiles: TileMap,
     options: MergeOptions,
 ) -> bool:
-    """True when a tile that looked holds slump pixels in its core, but has no part in the slump."""
+    """True when tiles that looked hold slump pixels in their cores, but have no part in the slump."""
     enough_px = min(options.min_shared_px, int(np.count_nonzero(inside)))
-    for tile in tiles.answering_for(window):
-        if tile.index not in seen_by:
-            ground = tile.core.intersection(window)
-            if np.count_nonzero(inside[ground.slices(window)]) >= enough_px:
-                return True
-    return False
+    silent = [t.core for t in tiles.answering_for(window) if t.index not in seen_by]
+    grounds = [core.intersection(window).slices(window) for core in silent]
+    return sum(int(np.count_nonzero(inside[ground])) for ground in grounds) >= enough_px

@@ -155,7 +155,7 @@ def geodesic_area_m2(polygon: Polygon | MultiPolygon, crs: CRS) -> float:
 
 def geodesic_perimeter_m(polygon: Polygon | MultiPolygon, crs: CRS) -> float:
     """Length of all rings on the WGS84 ellipsoid, those of holes included."""
-    rings = shapely.get_rings(_on_ellipsoid(polygon, crs))
+    rings = shapely.get_rings(shapely.get_parts(_on_ellipsoid(polygon, crs)))
     return sum(_WGS84.line_length(*shapely.get_coordinates(ring).T) for ring in rings)
 
 

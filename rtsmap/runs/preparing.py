@@ -10,6 +10,7 @@ from typing import Any
 from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.sources import fingerprint, probe, run_grid
+from rtsmap.rasters.survey import survey
 from rtsmap.rasters.tiling import TileOptions
 from rtsmap.runs.engine import Engine
 from rtsmap.runs.plan import Plan, package_versions
@@ -54,7 +55,8 @@ def prepare(
     first = engine.spec.modalities[0]
     alone = InputSpec(engine.spec.resolution_m, (first,))
     leading = ChipReader(scene, dem if first.is_terrain else None, alone, grid.geobox)
-    return Prepared(plan, reader, leading, (*((grid.note,) if grid.note else ()), *reader.notes))
+    problems = survey(scene, dem, engine.spec, tiles).problems
+    return Prepared(plan, reader, leading, tuple(dict.fromkeys((*problems, *reader.notes))))
 
 
 def _full(path: Path | str) -> str:

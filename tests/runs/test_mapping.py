@@ -153,6 +153,21 @@ class EverythingDetector:
         ]
 
 
+def test_a_slump_in_pieces_with_a_hole_has_the_length_of_all_its_rings(tmp_path):
+    @dataclass(frozen=True, slots=True)
+    class PiecesDetector:
+        def detect(self, chips: Sequence[Chip]) -> list[list[Detection]]:
+            mask = np.zeros((40, 40), np.uint8)
+            mask[5:15, 5:15] = mask[20:35, 20:35] = 255
+            mask[25:30, 25:30] = 0
+            return [[Detection(0.9, Window(0, 0, 40, 40), mask, c.tile.index)] for c in chips]
+
+    scene = write_scene(tmp_path / "s.tif", np.zeros((60, 60), int))
+    predict(scene.path, out=tmp_path / "m.gpkg", model=engine(64, 0, PiecesDetector()), options=EXACT)
+    (perimeter_m,) = read_map(tmp_path / "m.gpkg")["perimeter_m"]
+    assert perimeter_m == pytest.approx(4 * 4 * (10 + 15 + 5), rel=1e-3)
+
+
 def test_valid_share_is_that_of_the_imagery_under_the_footprint(tmp_path):
     valid = np.ones((100, 100), bool)
     valid[:30] = False

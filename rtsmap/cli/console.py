@@ -12,18 +12,18 @@ from contextlib import contextmanager
 
 
 def tell_error(message: str) -> None:
-    """Print an error message, wrapped to the terminal, in colour where there is one."""
+    """Print an error message on one line, so that paths in it can be copied; in colour where there is one."""
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=False)
+    Console(stderr=True).print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
 
 
 def tell(message: str) -> None:
     """Print a note for people."""
     from rich.console import Console
 
-    Console(stderr=True).print(message, markup=False, highlight=False)
+    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Lines(logging.Handler):

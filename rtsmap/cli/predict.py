@@ -51,7 +51,9 @@ def command(
     ] = 0.01,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    read_threads: Annotated[int, typer.Option(min=1, help="Blocks that are read at the same time.")] = 2,
+    read_threads: Annotated[
+        int | None, typer.Option(min=1, help="Blocks read at the same time; default: half the cores.")
+    ] = None,
 ) -> None:
     """Map the slumps of a scene into a GeoPackage.
 

@@ -24,7 +24,7 @@ from rtsmap.rasters.chips import Chip
 from rtsmap.rasters.grids import window_geobox
 from rtsmap.rasters.sources import write_geotiff
 from rtsmap.rasters.tiling import Tile, TileOptions
-from rtsmap.runs.detecting import Task, complete
+from rtsmap.runs.detecting import Task, complete, default_read_threads
 from rtsmap.runs.engine import Engine
 from rtsmap.runs.plan import PLAN, exclusive, open_run
 from rtsmap.runs.preparing import Prepared, prepare
@@ -188,7 +188,7 @@ def _task(
         shards=prepared.plan.shards(),
         engine=engine,
         min_valid_share=options.min_valid_share,
-        read_threads=2,
+        read_threads=default_read_threads(),
     )
     return prepared, task
 

@@ -7,6 +7,7 @@ fails is tried once more by itself, then recorded as failed; any other error sto
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -74,6 +75,11 @@ class _Block:
     pending: dict[int, TileResult] = field(default_factory=dict)
     results: list[TileResult] = field(default_factory=list)
     detections: list[Detection] = field(default_factory=list)
+
+
+def default_read_threads() -> int:
+    """Half the cores, 2 to 8: a core aligns about 2 Mpx of terrain a second, a GPU looks at some more."""
+    return max(2, min(8, (os.cpu_count() or 1) // 2))
 
 
 def map_shards(task: Task, on_shard: Callable[[Receipt], None] | None = None) -> list[Receipt]:

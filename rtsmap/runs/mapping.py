@@ -27,6 +27,7 @@ from rtsmap.runs.detecting import (
     Receipt,
     Task,
     complete,
+    default_read_threads,
 )
 from rtsmap.runs.engine import Engine, engine_of
 from rtsmap.runs.executors import ahead
@@ -45,7 +46,8 @@ class PredictOptions:
     """The numbers of a mapping run; None means what the model's card says.
 
     `chip_px`, `overlap_px`, `origin_px` and `shard_tiles` lay out the tiles. Tiles with data in less than
-    `min_valid_share` of their pixels are not mapped. `device` is auto, cpu, cuda or cuda:N; `precision`
+    `min_valid_share` of their pixels are not mapped. `read_threads` (default: half the cores, 2 to 8) read
+    ahead of the network. `device` is auto, cpu, cuda or cuda:N; `precision`
     auto, fp32, bf16 or fp16.
 
     `min_score`, `min_area_m2` (default: ten pixels), `simplify_m` (default: half a pixel) and
@@ -65,7 +67,7 @@ class PredictOptions:
     min_speck_px: int = 4
     device: str = "auto"
     precision: str = "auto"
-    read_threads: int = 2
+    read_threads: int | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -144,7 +146,7 @@ def predict(
         shards=prepared.plan.shards(),
         engine=engine,
         min_valid_share=options.min_valid_share,
-        read_threads=options.read_threads,
+        read_threads=options.read_threads or default_read_threads(),
     )
     receipts, computed = complete(task, progress)
     merge = _merge_options(engine, options)
@@ -156,7 +158,7 @@ def predict(
         record = _record(prepared, options, merge, receipts)
         write_map(out, footprints, prepared.plan.geobox.crs, coverage, record, overwrite=overwrite)
     if discard_run:
-        shutil.rmtree(run.directory)
+        run.discard()
     return RunReport(
         out=out,
         run_dir=None if discard_run else run.directory,

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +30,7 @@ FORMAT = 1
 PACKAGES = ("numpy", "scipy", "rasterio", "pyproj", "odc-geo", "torch", "torchvision")
 """Packages whose versions can change pixels, masks or scores."""
 
+_LOCK = ".lock"
 _LOCK_WAIT_S = 30.0
 
 
@@ -130,6 +131,13 @@ class Run:
         """Where shard `index` is, or will be."""
         return self.directory / f"shard-{index:06d}.arrow"
 
+    def discard(self) -> None:
+        """Remove the run's files, and the directory unless something else lies in it."""
+        for path in (*self.directory.glob("shard-*.arrow"), self.directory / PLAN, self.directory / _LOCK):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.directory.rmdir()
+
 
 def open_run(directory: Path, plan: Plan) -> Run:
     """Create a run directory, or resume the one that is there.
@@ -200,7 +208,7 @@ def _canonical(data: Mapping[str, Any]) -> bytes:
 def exclusive(directory: Path) -> Iterator[None]:
     """Hold the run's lock (planning and merging); the system frees it when the process dies."""
     deadline = time.monotonic() + _LOCK_WAIT_S
-    with (directory / ".lock").open("a+b") as stream:
+    with (directory / _LOCK).open("a+b") as stream:
         while not _try_lock(stream.fileno()):
             if time.monotonic() > deadline:
                 raise RunError(

@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rtsmap
-from rtsmap.errors import EngineError, InputError, OptionsError, PlanMismatchError
+from rtsmap.errors import EngineError, InputError, OptionsError, PlanMismatchError, ShardError
 from rtsmap.instances.detections import Detection
 from rtsmap.instances.threshold import ThresholdDetector
 from rtsmap.rasters.chips import Chip, ChipReader
 from rtsmap.rasters.tiling import Window
+from rtsmap.runs import detecting
 from rtsmap.runs.mapping import PredictOptions, predict
 from rtsmap.vectors.geopackage import read_layers, read_map
 from tests.runs.blob_scenes import BlobScene, blob_labels, engine, write_dem, write_scene
@@ -330,6 +331,25 @@ def test_interrupting_keeps_finished_shards_and_says_how_to_go_on(tmp_path, capl
     assert done > 0
     report = predict(scene.path, out=tmp_path / "m.gpkg", model=engine(), options=options)
     assert report.shards_reused == done
+    assert report.footprints == scene.labels.max()
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(tmp_path, scene, monkeypatch):
+    real, written = detecting.write_shard, []
+
+    def write_shard(path, *arguments):
+        if len(written) == 1:
+            raise ShardError("No space left on device")
+        written.append(path)
+        real(path, *arguments)
+
+    options = replace(EXACT, shard_tiles=1)
+    monkeypatch.setattr(detecting, "write_shard", write_shard)
+    with pytest.raises(ShardError, match="No space"):
+        predict(scene.path, out=tmp_path / "m.gpkg", model=engine(), options=options)
+    monkeypatch.undo()
+    report = predict(scene.path, out=tmp_path / "m.gpkg", model=engine(), options=options)
+    assert report.shards_reused == 1
     assert report.footprints == scene.labels.max()
 
 

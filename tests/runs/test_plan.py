@@ -5,7 +5,7 @@ import multiprocessing
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
@@ -30,6 +30,7 @@ def some_plan(shape=(100, 150), shard_tiles=2, **changes) -> Plan:
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 5), st.integers(8, 40), st.data())
+@settings(max_examples=50, deadline=None)
 def test_every_tile_is_in_exactly_one_shard_and_every_shard_reads_its_tiles(h, w, block, chip, data):
     overlap = data.draw(st.integers(0, chip // 2))
     plan = some_plan((h, w), block, tiles=TileOptions(chip, overlap))

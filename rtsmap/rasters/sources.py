@@ -323,12 +323,29 @@ def _missing_bands_sentence(info: RasterInfo, missing: Sequence[str]) -> str:
 # --- reading -------------------------------------------------------------------------------------------
 
 
+MOST_ENLARGED = 3.0
+"""A raster up to this many times coarser than wanted is interpolated; beyond, only empty work would grow."""
+
+
 def run_grid(info: RasterInfo, resolution_m: float) -> RunGrid:
-    """The grid to map a raster on, see `grids.run_grid`."""
+    """The grid to map a raster on, see `grids.run_grid`.
+
+    Rasters more than `MOST_ENLARGED` times coarser than `resolution_m` keep their own ground sample
+    distance, and the note says so.
+    """
+    native_m = info.ground_sample_distance_m
+    too_coarse = native_m > MOST_ENLARGED * resolution_m
     try:
-        return grids.run_grid(info.geobox, resolution_m)
+        grid = grids.run_grid(info.geobox, native_m if too_coarse else resolution_m)
     except InputError as exc:
         raise InputError(f"{info.path}: {exc}") from exc
+    if not too_coarse:
+        return grid
+    note = (
+        f"the scene has {native_m:.3g} m per pixel where {resolution_m:g} m are wanted: it is mapped at its own"
+        " resolution, at which slumps look smaller than what a model was trained for"
+    )
+    return RunGrid(grid.geobox, note if grid.note is None else f"{grid.note}; {note}")
 
 
 def choose_level(info: RasterInfo, ratio: float, leave: float = 2.0) -> Level:

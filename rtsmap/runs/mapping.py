@@ -20,7 +20,6 @@ from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea, coverage_areas
 from rtsmap.instances.seams import MergeOptions, TileMap
 from rtsmap.models import ModelCard
-from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.tiling import TileOptions
 from rtsmap.runs.detecting import (
     COVERAGE_STRIDE_PX,
@@ -152,7 +151,7 @@ def predict(
     merge = _merge_options(engine, options)
     with exclusive(run.directory):
         _sweep(run, out, before=started)
-        maker = _footprint_maker(prepared, engine.spec, receipts, options)
+        maker = _footprint_maker(prepared, receipts, options)
         footprints = _footprints(task, maker, merge, options, progress)
         coverage = _coverage(task)
         record = _record(prepared, options, merge, receipts)
@@ -240,9 +239,9 @@ def _counted(
 
 
 def _footprint_maker(
-    prepared: Prepared, spec: InputSpec, receipts: Sequence[Receipt], options: PredictOptions
+    prepared: Prepared, receipts: Sequence[Receipt], options: PredictOptions
 ) -> FootprintMaker:
-    half_a_pixel_m = spec.resolution_m / 2
+    half_a_pixel_m = abs(prepared.plan.geobox.resolution.x) / 2
     return FootprintMaker(
         geobox=prepared.plan.geobox,
         leading=prepared.leading,

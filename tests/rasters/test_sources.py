@@ -533,3 +533,11 @@ def test_a_file_that_fails_midway_leaves_the_old_one_alone(tmp_path):
 def test_an_array_must_fit_its_grid(tmp_path):
     with pytest.raises(GridMismatchError):
         sources.write_geotiff(tmp_path / "a.tif", np.ones((3, 4), np.uint8), geobox((4, 3)))
+
+
+@pytest.mark.parametrize(("resolution_m", "wanted_m"), [(0.5, 4.0), (4.0, 4.0), (11.0, 4.0), (30.0, 30.0)])
+def test_only_moderately_coarse_scenes_are_enlarged(tmp_path, resolution_m, wanted_m):
+    path = write(tmp_path / "s.tif", np.full((3, 64, 64), 90, np.uint8), resolution_m, photometric="RGB")
+    grid = sources.run_grid(sources.probe(path), 4.0)
+    assert abs(grid.geobox.resolution.x) == pytest.approx(wanted_m, rel=0.01)
+    assert (grid.note is not None) == (wanted_m != 4.0)

@@ -50,7 +50,7 @@ def test_what_stands_in_the_way_comes_first():
 
 def test_coarse_scenes_and_other_grids_are_named():
     problems = " ".join(look(shared("scenes/rmnp/rmnp-rgb.tif"), shared("scenes/rmnp/rmnp-dem.tif")).problems)
-    assert "wider than the model looks at" in problems
+    assert "mapped at its own resolution" in problems
     assert "mapping in EPSG:32613" in problems
     assert "relative elevation looks" in problems
 

@@ -342,8 +342,8 @@ def run_grid(info: RasterInfo, resolution_m: float) -> RunGrid:
     if not too_coarse:
         return grid
     note = (
-        f"the scene has {native_m:.3g} m per pixel where {resolution_m:g} m are wanted: it is mapped at its own"
-        " resolution, at which slumps look smaller than what a model was trained for"
+        f"the scene has {native_m:.3g} m per pixel where {resolution_m:g} m are wanted: it is mapped at its "
+        "own resolution, at which slumps look smaller than what a model was trained for"
     )
     return RunGrid(grid.geobox, note if grid.note is None else f"{grid.note}; {note}")
 

@@ -136,8 +136,9 @@ def link_parts(
         return _link_abutting(a, b, tile_a.read, tile_b.read, options)
     cuts_a, cuts_b = _cuts(a, band, options), _cuts(b, band, options)
     links = _overlapping(cuts_a, cuts_b, options)
-    left_a = [cut for i, cut in enumerate(cuts_a) if i not in {i for i, _ in links}]
-    left_b = [cut for j, cut in enumerate(cuts_b) if j not in {j for _, j in links}]
+    linked_a, linked_b = {i for i, _ in links}, {j for _, j in links}
+    left_a = [cut for i, cut in enumerate(cuts_a) if i not in linked_a]
+    left_b = [cut for j, cut in enumerate(cuts_b) if j not in linked_b]
     rims_a = _rims(left_a, tile_a, b, tile_b, options)
     rims_b = _rims(left_b, tile_b, a, tile_a, options)
     positions = {(cuts_a[i].position, cuts_b[j].position) for i, j in links}

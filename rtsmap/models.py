@@ -108,7 +108,7 @@ class ModelCard:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the model's answers, as plain data: name, version, hashes, input, thresholds."""
+        """What decides the model's answers, as plain data: name, version, hashes, input."""
         return {
             "name": self.name,
             "version": self.version,
@@ -369,6 +369,10 @@ def write_bundle(
     folder, weights = Path(folder), Path(weights)
     if folder.exists() and not overwrite:
         raise CardError(f"{folder} exists; choose another folder or allow overwriting")
+    if folder.exists() and not (folder / CARD).is_file():
+        raise CardError(
+            f"{folder} is no bundle (it has no {CARD}), so it is not replaced; choose another folder"
+        )
     _check_safetensors(weights)
     network_text = json.dumps(dict(network), indent=1, sort_keys=True, allow_nan=False) + "\n"
     card = ModelCard(

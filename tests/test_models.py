@@ -75,6 +75,14 @@ def test_an_existing_bundle_is_replaced_only_when_allowed(tmp_path):
     assert bundle(tmp_path / "tiny", version="2.0", overwrite=True).version == "2.0"
 
 
+def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.docx").write_text("years")
+    with pytest.raises(CardError, match="no bundle"):
+        bundle(tmp_path / "home", overwrite=True)
+    assert (tmp_path / "home" / "thesis.docx").read_text() == "years"
+
+
 @pytest.mark.parametrize("place", [0.0, 0.5, 0.999])
 def test_one_changed_byte_of_the_weights_is_noticed(tmp_path, place):
     card = bundle(tmp_path / "tiny")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module, metadata
 from pathlib import Path
 
 import typer
@@ -48,6 +45,8 @@ def command() -> None:
 
 def examine() -> Iterator[Finding]:
     """Look at everything rtsmap stands on, the most basic first."""
+    import platform
+
     yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
     for subject, look in {
         "rtsmap": _rtsmap,
@@ -79,6 +78,8 @@ def _rtsmap() -> Iterator[Finding]:
 
 
 def _arrays() -> Iterator[Finding]:
+    from importlib import import_module, metadata
+
     names = ("numpy", "scipy", "shapely", "pyarrow", "odc-geo")
     for name in ("numpy", "scipy.ndimage", "shapely", "pyarrow", "odc.geo.geobox"):
         import_module(name)
@@ -87,6 +88,8 @@ def _arrays() -> Iterator[Finding]:
 
 def _rasters() -> Iterator[Finding]:
     """A raster written and read again: this needs GDAL, and PROJ's database as GDAL finds it."""
+    import tempfile
+
     import numpy as np
     import rasterio
     from odc.geo.geobox import GeoBox
@@ -120,6 +123,9 @@ def _projections() -> Iterator[Finding]:
 
 def _vectors() -> Iterator[Finding]:
     """Polygons written to a GeoPackage and read again."""
+    import tempfile
+    from importlib import metadata
+
     import shapely
     from odc.geo.crs import CRS
 

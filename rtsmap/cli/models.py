@@ -37,7 +37,9 @@ def list_models() -> None:
 def show(model: Model = None) -> None:
     """Show what a model wants to see, what it was trained on and how it was measured.
 
-    Examples: rtsmap models show · rtsmap models show path/to/bundle
+    Examples:
+      rtsmap models show
+      rtsmap models show path/to/bundle
     """
     from rtsmap.models import find_bundle, read_card
 
@@ -63,7 +65,9 @@ def show(model: Model = None) -> None:
 def verify(model: Model = None) -> None:
     """Check that a model's files are whole and are those its card was written for.
 
-    Examples: rtsmap models verify · rtsmap models verify path/to/bundle
+    Examples:
+      rtsmap models verify
+      rtsmap models verify path/to/bundle
     """
     from rtsmap.models import load_bundle
 

@@ -57,12 +57,12 @@ def command(
 ) -> None:
     """Map the slumps of a scene into a GeoPackage.
 
-    Run the same command again to go on where it stopped. Exit code 3: the map is written, but some tiles
-    failed; they stand in its coverage layer.
+    Run the same command again to go on where it stopped.
+    Exit code 3: the map is written, but some tiles failed.
 
     Examples:
       rtsmap predict scene.tif --dem dem.tif
-      rtsmap predict scene.tif --dem dem.tif -o map.gpkg --min-score 0.7 --overwrite
+      rtsmap predict scene.tif --dem dem.tif -o map.gpkg --min-score 0.7
     """
     from rtsmap.cli.console import progress_bars, tell
     from rtsmap.runs.mapping import PredictOptions

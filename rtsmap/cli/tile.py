@@ -27,13 +27,14 @@ def command(
     ] = 0.5,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace chips that are there.")] = False,
 ) -> None:
-    """Cut a scene and its elevation model into chips, as GeoTIFF with a GeoParquet index.
+    """Cut a scene into chips: GeoTIFF files with a GeoParquet index.
 
-    Run the same command again to go on where it stopped. Exit code 3: some chips could not be read.
+    Run the same command again to go on where it stopped.
+    Exit code 3: some chips could not be read.
 
     Examples:
       rtsmap tile scene.tif --dem dem.tif --out chips
-      rtsmap tile scene.tif --out chips --labels slumps.gpkg --resolution-m 2 --chip-px 512
+      rtsmap tile scene.tif --out chips --labels slumps.gpkg --chip-px 512
     """
     from rtsmap.cli.console import progress_bars, tell
     from rtsmap.runs.chipping import ChipOptions, cut_scene

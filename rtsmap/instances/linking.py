@@ -148,7 +148,7 @@ def link_parts(
 def matters_to(part: Detection, tile: Tile, options: MergeOptions) -> bool:
     """True when a part of another tile may be linked with one of `tile`: it lies within or near it."""
     near = _grown(tile.read, max(1, options.outline_tolerance_px))
-    return not part.window.intersection(near).empty
+    return part.window.meets(near)
 
 
 def _overlapping(a: Sequence[_Cut], b: Sequence[_Cut], options: MergeOptions) -> set[tuple[int, int]]:
@@ -293,11 +293,7 @@ def _cut(position: int, part: Detection, band: Window, options: MergeOptions) ->
 
 def _cuts(parts: Sequence[Detection], band: Window, options: MergeOptions) -> list[_Cut]:
     """The parts that have slump in the band, cut to it."""
-    cuts = (
-        _cut(i, part, band, options)
-        for i, part in enumerate(parts)
-        if not part.window.intersection(band).empty
-    )
+    cuts = (_cut(i, part, band, options) for i, part in enumerate(parts) if part.window.meets(band))
     return [cut for cut in cuts if cut.area]
 
 

@@ -114,7 +114,7 @@ class TileMap:
         """Tiles whose core holds a pixel of `window`."""
         found = self._reads.query(boxes([window])[0])
         tiles = [self._tiles[i] for i in sorted(found)]
-        return [tile for tile in tiles if not tile.core.intersection(window).empty]
+        return [tile for tile in tiles if tile.core.meets(window)]
 
 
 class UnionFind:
@@ -291,9 +291,8 @@ def _highest(parts: Sequence[Detection], window: Window) -> npt.NDArray[np.uint8
     mask = np.zeros(window.shape, np.uint8)
     for part in parts:
         common = part.window.intersection(window)
-        there = mask[common.slices(window)] if not common.empty else mask[:0]
-        if there.size:
-            np.maximum(there, part.mask[common.slices(part.window)], out=there)
+        there = mask[common.slices(window)]
+        np.maximum(there, part.mask[common.slices(part.window)], out=there)
     return mask
 
 

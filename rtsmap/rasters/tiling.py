@@ -47,6 +47,12 @@ class Window:
         row1, col1 = min(self.row1, other.row1), min(self.col1, other.col1)
         return Window(row0, col0, max(row0, row1), max(col0, col1))
 
+    def meets(self, other: Window) -> bool:
+        """True when the two have a pixel in common."""
+        return max(self.row0, other.row0) < min(self.row1, other.row1) and max(self.col0, other.col0) < min(
+            self.col1, other.col1
+        )
+
     def union(self, other: Window) -> Window:
         """The smallest rectangle that holds both."""
         return Window(

@@ -105,6 +105,9 @@ def test_pieces_and_holes_add_up():
     assert geodesic_area_m2(first, POLAR) == pytest.approx(
         geodesic_area_m2(filled, POLAR) - geodesic_area_m2(hole, POLAR)
     )
+    assert geodesic_perimeter_m(both, POLAR) == pytest.approx(
+        geodesic_perimeter_m(first, POLAR) + geodesic_perimeter_m(second, POLAR)
+    )
     assert geodesic_perimeter_m(first, POLAR) == pytest.approx(
         geodesic_perimeter_m(filled, POLAR) + geodesic_perimeter_m(hole, POLAR)
     )

@@ -220,9 +220,17 @@ class TestLinks:
         shape = (100, 160)
         upper = rectangle(shape, 0, 0, 50, 70)
         lower = rectangle(shape, 50, 30, 95, 150)
-        wandered = lower | rectangle(shape, 35, 60, 50, 72)
+        wandered = lower | rectangle(shape, 10, 60, 50, 72)
         a = [part_on(tiles[0], upper), part_on(tiles[0], lower)]
         assert link_parts(a, [part_on(tiles[1], wandered)], *tiles, ANY_SCORE) == [(1, 0)]
+
+    def test_a_part_that_two_claim_goes_to_the_one_that_has_more_of_it(self):
+        tiles = two_tiles()
+        shape = (100, 160)
+        small = part_on(tiles[0], rectangle(shape, 20, 70, 50, 90))
+        upper, lower = rectangle(shape, 0, 65, 40, 160), rectangle(shape, 28, 65, 80, 160)
+        b = [part_on(tiles[1], upper), part_on(tiles[1], lower)]
+        assert link_parts([small], b, *tiles, ANY_SCORE) == [(0, 1)]
 
     def test_few_shared_pixels_prove_nothing(self):
         tiles = two_tiles()

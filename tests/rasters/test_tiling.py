@@ -119,6 +119,7 @@ def test_windows_behave_like_sets_of_pixels(a, b):
     assert painted(a.union(b)) >= painted(a) | painted(b)
     assert a.contains(b) == (a.intersection(b) == b)
     assert a.empty == (not painted(a))
+    assert a.meets(b) == bool(painted(a) & painted(b))
 
 
 @law(100)

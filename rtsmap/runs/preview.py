@@ -60,7 +60,7 @@ def draw_preview(
 def _colours(layer: Any) -> npt.NDArray[np.uint8]:
     """RGB with a gentle stretch; ground without data is white."""
     pixels = layer.pixels.transpose(1, 2, 0)
-    low, high = np.percentile(pixels[layer.valid], (0.5, 99.5)) if layer.valid.any() else (0, 255)
+    low, high = np.percentile(pixels[layer.valid], (0.2, 99.8)) if layer.valid.any() else (0, 255)
     stretched = np.clip((pixels - low) / max(high - low, 1), 0, 1) * 255
     return np.where(layer.valid[..., None], stretched, 255).astype(np.uint8)
 
@@ -83,11 +83,16 @@ def _draw_outlines(
 
 
 def _draw_scale(axis: Any, extent: tuple[float, float, float, float]) -> None:
+    from matplotlib.patheffects import withStroke
+
     left, right, bottom, top = extent
     raw = (right - left) / 5
     length = next(
         step * 10 ** int(np.log10(raw)) for step in (5, 2, 1) if step * 10 ** int(np.log10(raw)) <= raw
     )
     x, y = left + 0.03 * (right - left), bottom + 0.03 * (top - bottom)
-    axis.plot([x, x + length], [y, y], color="white", linewidth=4, solid_capstyle="butt")
-    axis.text(x + length / 2, y + 0.012 * (top - bottom), f"{length:g} m", color="white", ha="center")
+    dark_rim = [withStroke(linewidth=6, foreground="black", alpha=0.7)]
+    axis.plot([x, x + length], [y, y], color="white", linewidth=4, path_effects=dark_rim)
+    label_y = y + 0.012 * (top - bottom)
+    rim = [withStroke(linewidth=2, foreground="black")]
+    axis.text(x + length / 2, label_y, f"{length:g} m", color="white", ha="center", path_effects=rim)

@@ -17,6 +17,7 @@ def test_the_demo_goes_the_whole_way_with_the_shipped_model(tmp_path):
     assert "rts-starter" in str(read_run_record(out / "slumps.gpkg"))
     if len(read_map(out / "slumps.gpkg")):
         assert len(read_polygons(out / "slumps.shp")) == len(read_map(out / "slumps.gpkg"))
-    assert Image.open(out / "preview.png").width > 1000
+    with Image.open(out / "preview.png") as picture:
+        assert picture.width > 1000
     again = CliRunner().invoke(app, ["demo", "--out", str(out), "--size-px", "200", "--seed", "3"])
     assert again.exit_code == 1

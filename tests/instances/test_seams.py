@@ -12,7 +12,7 @@ from scipy import ndimage, sparse
 
 from rtsmap.errors import GridMismatchError, OptionsError
 from rtsmap.instances.detections import Detection
-from rtsmap.instances.linking import link_parts, matters_to, suppress_duplicates
+from rtsmap.instances.linking import link_parts, matters_to, part_key, suppress_duplicates
 from rtsmap.instances.seams import MergeOptions, TileMap, UnionFind, join_parts, merge_detections
 from rtsmap.rasters.tiling import Tile, TileOptions, Window, plan_tiles
 from tests.instances.tiled import (
@@ -232,12 +232,18 @@ class TestLinks:
         b = [part_on(tiles[1], upper), part_on(tiles[1], lower)]
         assert link_parts([small], b, *tiles, ANY_SCORE) == [(0, 1)]
 
+    def test_neighbours_whose_outlines_overlap_a_little_stay_apart(self):
+        tiles = two_tiles()
+        shape = (100, 160)
+        assert self.links(rectangle(shape, 10, 0, 50, 160), rectangle(shape, 42, 0, 90, 160), tiles) == []
+
     def test_few_shared_pixels_prove_nothing(self):
         tiles = two_tiles()
         shape = (100, 160)
-        long_a = rectangle(shape, 0, 0, 30, 60) | rectangle(shape, 30, 55, 33, 64)
-        long_b = rectangle(shape, 31, 62, 95, 150)
-        assert self.links(long_a, long_b, tiles) == []
+        nosed = rectangle(shape, 10, 0, 40, 58) | rectangle(shape, 20, 58, 26, 62)
+        assert self.links(nosed, rectangle(shape, 15, 60, 60, 150), tiles) == []
+        long_nosed = nosed | rectangle(shape, 20, 58, 26, 63)
+        assert self.links(long_nosed, rectangle(shape, 15, 60, 60, 150), tiles) == [(0, 0)]
 
     def test_unless_that_is_all_the_smaller_one_has(self):
         tiles = two_tiles()
@@ -297,6 +303,19 @@ class TestLinks:
             of_b = [p for p in scene.parts if p.tile == b.index]
             forward = link_parts(of_a, of_b, a, b, ANY_SCORE)
             assert sorted((i, j) for j, i in link_parts(of_b, of_a, b, a, ANY_SCORE)) == forward
+
+
+@law(60)
+@given(st.permutations(range(6)))
+def test_parts_on_the_same_window_have_an_order_too(order):
+    tile = whole_grid((20, 20))
+    corner = np.tri(20, dtype=bool)
+    masks = [corner, corner.T, corner[::-1], corner[:, ::-1], corner, corner]
+    scores = [0.7, 0.7, 0.7, 0.7, 0.8, 0.9]
+    parts = [part_on(tile, mask, score=score) for mask, score in zip(masks, scores, strict=True)]
+    expected = [(p.score, p.mask.tobytes()) for p in sorted(parts, key=part_key)]
+    again = sorted((parts[i] for i in order), key=part_key)
+    assert [(p.score, p.mask.tobytes()) for p in again] == expected
 
 
 class TestTilesThatAbut:

@@ -14,10 +14,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from odc.geo.geobox import GeoBox
+
 from rtsmap import __version__
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea, coverage_areas
+from rtsmap.instances.polygons import MAX_AREA_CHANGE
 from rtsmap.instances.seams import MergeOptions, TileMap
 from rtsmap.models import ModelCard
 from rtsmap.rasters.tiling import TileOptions
@@ -148,7 +151,7 @@ def predict(
         read_threads=options.read_threads or default_read_threads(),
     )
     receipts, computed = complete(task, progress)
-    merge = _merge_options(engine, options)
+    merge = _merge_options(engine, options, _pixel_m(prepared))
     with exclusive(run.directory):
         _sweep(run, out, before=started)
         maker = _footprint_maker(prepared, receipts, options)
@@ -193,14 +196,18 @@ def _prepare(scene: Path | str, dem: Path | str | None, engine: Engine, options:
     return prepare(scene, dem, engine, tiles=tiles, shard_tiles=options.shard_tiles, options=decisive)
 
 
-def _merge_options(engine: Engine, options: PredictOptions) -> MergeOptions:
+def _pixel_m(prepared: Prepared) -> float:
+    return abs(float(prepared.plan.geobox.resolution.x))
+
+
+def _merge_options(engine: Engine, options: PredictOptions, pixel_m: float) -> MergeOptions:
     min_score = engine.min_score if options.min_score is None else options.min_score
     return MergeOptions(
         min_score=min_score,
         min_part_score=min(_PART_SCORE, min_score),
         mask_threshold=engine.mask_threshold,
         min_instance_px=_SMALLEST_PX if options.min_area_m2 is None else 1,
-        max_extent_px=math.ceil(LONGEST_SLUMP_M / engine.spec.resolution_m),
+        max_extent_px=math.ceil(LONGEST_SLUMP_M / pixel_m),
     )
 
 
@@ -212,7 +219,15 @@ def _footprints(
     ranked = with_ranks(merge_shards(read, task.shards, maker.tiles, merge))
     with ThreadPoolExecutor(task.read_threads, "footprints") as pool:
         made = ahead(pool, maker.make, ranked, depth=4 * task.read_threads)
-        return [footprint for footprint in made if footprint.area_m2 >= (options.min_area_m2 or 0.0)]
+        return [footprint for footprint in made if _is_large_enough(footprint, maker.geobox, options)]
+
+
+def _is_large_enough(footprint: Footprint, geobox: GeoBox, options: PredictOptions) -> bool:
+    if options.min_area_m2 is not None:
+        return footprint.area_m2 >= options.min_area_m2
+    # again, for specks were taken off meanwhile; simplifying may have taken a share, too
+    pixel_area = abs(geobox.affine.determinant)
+    return bool(footprint.polygon.area >= _SMALLEST_PX * pixel_area * (1 - MAX_AREA_CHANGE))
 
 
 def _coverage(task: Task) -> list[CoverageArea]:
@@ -241,7 +256,7 @@ def _counted(
 def _footprint_maker(
     prepared: Prepared, receipts: Sequence[Receipt], options: PredictOptions
 ) -> FootprintMaker:
-    half_a_pixel_m = abs(prepared.plan.geobox.resolution.x) / 2
+    half_a_pixel_m = _pixel_m(prepared) / 2
     return FootprintMaker(
         geobox=prepared.plan.geobox,
         leading=prepared.leading,

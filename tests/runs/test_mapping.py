@@ -379,10 +379,28 @@ def test_small_slumps_are_left_out_and_specks_do_not_count(tmp_path):
     predict(scene.path, out=tmp_path / "m.gpkg", model=engine(), options=PredictOptions(simplify_m=0))
     found = read_map(tmp_path / "m.gpkg")
     assert found.geometry.area.tolist() == [1600.0]
+    coarse = PredictOptions(simplify_m=0, min_speck_px=200)
+    report = predict(scene.path, out=tmp_path / "m.gpkg", model=engine(), options=coarse, overwrite=True)
+    assert report.footprints == 1, "the largest piece stays, however small"
     options = PredictOptions(simplify_m=0, min_area_m2=100, min_speck_px=1)
     predict(scene.path, out=tmp_path / "m.gpkg", model=engine(), options=options, overwrite=True)
     areas = sorted(read_map(tmp_path / "m.gpkg").geometry.area)
     assert areas == [144.0, 1584.0]
+
+
+def test_specks_do_not_make_a_slump_large_enough(tmp_path):
+    """Four pieces of three pixels are more than ten pixels, but no slump."""
+
+    @dataclass(frozen=True, slots=True)
+    class SpeckDetector:
+        def detect(self, chips: Sequence[Chip]) -> list[list[Detection]]:
+            mask = np.zeros((8, 8), np.uint8)
+            mask[0:8:2, :3] = 255
+            return [[Detection(0.9, Window(10, 10, 18, 18), mask, c.tile.index)] for c in chips]
+
+    scene = write_scene(tmp_path / "s.tif", np.zeros((60, 60), int))
+    report = predict(scene.path, out=tmp_path / "m.gpkg", model=engine(64, 0, SpeckDetector()))
+    assert report.footprints == 0
 
 
 def test_options_are_checked_at_the_door():

@@ -120,29 +120,43 @@ def suppress_duplicates(parts: Sequence[Detection], options: MergeOptions) -> li
     return sorted((parts[usable[j].position] for j in kept), key=part_key)
 
 
+@dataclass(frozen=True, slots=True)
+class Links:
+    """What the parts of two tiles a and b have to do with each other, as positions in their sequences.
+
+    `pairs` (a, b) show the same slump. `rims_a` and `rims_b` show no more than the rim of a slump that
+    the other tile sees better.
+    """
+
+    pairs: tuple[tuple[int, int], ...] = ()
+    rims_a: tuple[int, ...] = ()
+    rims_b: tuple[int, ...] = ()
+
+
 def link_parts(
     a: Sequence[Detection], b: Sequence[Detection], tile_a: Tile, tile_b: Tile, options: MergeOptions
-) -> list[tuple[int, int]]:
-    """Pairs (position in `a`, position in `b`) that show the same slump.
+) -> Links:
+    """Compare the parts `a` of `tile_a` with the parts `b` of `tile_b`.
 
-    `a` are parts of `tile_a`, `b` of `tile_b`; those that `matters_to` denies may be left
-    out. Tiles that merely abut share no ground: there, masks that touch across
-    the border are linked, since losing the link would cut every slump on the border.
+    Parts that `matters_to` denies may be left out. Tiles that merely abut share no ground:
+    there, masks that touch across the border are linked, since not linking them would cut every slump
+    on the border.
     """
     if not a or not b:
-        return []
+        return Links()
     band = tile_a.read.intersection(tile_b.read)
     if band.empty:
-        return _link_abutting(a, b, tile_a.read, tile_b.read, options)
+        return Links(tuple(_link_abutting(a, b, tile_a.read, tile_b.read, options)))
     cuts_a, cuts_b = _cuts(a, band, options), _cuts(b, band, options)
-    links = _overlapping(cuts_a, cuts_b, options)
-    linked_a, linked_b = {i for i, _ in links}, {j for _, j in links}
+    pairs = _overlapping(cuts_a, cuts_b, options)
+    linked_a, linked_b = {i for i, _ in pairs}, {j for _, j in pairs}
     left_a = [cut for i, cut in enumerate(cuts_a) if i not in linked_a]
     left_b = [cut for j, cut in enumerate(cuts_b) if j not in linked_b]
-    rims_a = _rims(left_a, tile_a, b, tile_b, options)
-    rims_b = _rims(left_b, tile_b, a, tile_a, options)
-    positions = {(cuts_a[i].position, cuts_b[j].position) for i, j in links}
-    return sorted(positions.union(rims_a, ((i, j) for j, i in rims_b)))
+    return Links(
+        tuple(sorted((cuts_a[i].position, cuts_b[j].position) for i, j in pairs)),
+        tuple(_rims(left_a, tile_a, b, tile_b, options)),
+        tuple(_rims(left_b, tile_b, a, tile_a, options)),
+    )
 
 
 def matters_to(part: Detection, tile: Tile, options: MergeOptions) -> bool:
@@ -195,12 +209,12 @@ def _mostly_inside(pair: _Pair, options: MergeOptions) -> bool:
 
 def _rims(
     cuts: Sequence[_Cut], tile: Tile, others: Sequence[Detection], owner: Tile, options: MergeOptions
-) -> Iterator[tuple[int, int]]:
-    """Slivers at a tile's edge, each with the one part of the other tile whose rim it must be.
+) -> Iterator[int]:
+    """Positions of slivers at the tile's edge that show the rim of a slump of the other tile.
 
-    A sliver thinner than the tolerance, cut off by its tile's edge, on ground for which `owner`
-    answers: there `owner` sees the slump better, and draws its outline a bit further off, maybe so far
-    that nothing of it is left in the band. Gives positions in the two sequences of parts.
+    A sliver thinner than the tolerance, cut off by its tile's edge, on ground for which `owner` answers,
+    close to a slump of `owner`: there `owner` sees better, and draws the outline a bit further off,
+    maybe so far that nothing of the slump is left in the band.
     """
     tolerance_px = options.outline_tolerance_px
     for cut in cuts:
@@ -208,9 +222,8 @@ def _rims(
         cut_off = touched_sides(cut.window, tile) != Side.NONE
         if owned and cut_off and min(cut.window.shape) <= tolerance_px:
             around = _cuts(others, _grown(cut.window, tolerance_px), options)
-            near = [other.position for other in around if _beside(cut, other, tolerance_px)]
-            if len(near) == 1:
-                yield cut.position, near[0]
+            if any(_beside(cut, other, tolerance_px) for other in around):
+                yield cut.position
 
 
 def _beside(a: _Cut, b: _Cut, distance_px: int) -> bool:

@@ -21,6 +21,7 @@ import shapely
 from rtsmap.errors import GridMismatchError, OptionsError
 from rtsmap.instances.detections import Detection, crop_mask
 from rtsmap.instances.linking import (
+    Links,
     MaskOrder,
     MergeOptions,
     boxes,
@@ -33,7 +34,9 @@ from rtsmap.rasters.tiling import Tile, Window
 
 __all__ = [
     "Instance",
+    "Links",
     "MergeOptions",
+    "PartLinks",
     "TileMap",
     "UnionFind",
     "instance_key",
@@ -147,6 +150,27 @@ class UnionFind:
         return [sets[root] for root in sorted(sets)]
 
 
+class PartLinks(UnionFind):
+    """Which numbered parts of a run are one slump, and which are no more than a rim of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rims: set[int] = set()
+
+    def add(self, numbers_a: Sequence[int], numbers_b: Sequence[int], links: Links) -> None:
+        """Take in what `link_parts` found, given the numbers of the parts that it was given."""
+        for i, j in links.pairs:
+            self.union(numbers_a[i], numbers_b[j])
+        self._rims.update(numbers_a[i] for i in links.rims_a)
+        self._rims.update(numbers_b[j] for j in links.rims_b)
+
+    def only_rims(self) -> set[int]:
+        """Smallest numbers of the sets (single parts too) in which every part is a rim: no slumps."""
+        whole = [root for root, *others in self.components() if self._rims.issuperset((root, *others))]
+        single = {number for number in self._rims if number not in self._parent}
+        return single.union(whole)
+
+
 def join_parts(parts: Sequence[Detection], tiles: TileMap, options: MergeOptions) -> Instance:
     """One slump from the parts that were linked (or from a single one).
 
@@ -192,21 +216,22 @@ def merge_detections(
     """
     tile_map = TileMap(tiles)
     kept: list[Detection] = []
-    first_of: dict[int, int] = {}
     by_tile: dict[int, list[Detection]] = {}
+    numbers: dict[int, range] = {}
     for tile, group in groupby(sorted(detections, key=part_key), key=lambda part: part.tile):
-        first_of[tile] = len(kept)
         by_tile[tile] = suppress_duplicates(list(group), options)
+        numbers[tile] = range(len(kept), len(kept) + len(by_tile[tile]))
         kept.extend(by_tile[tile])
-    links = UnionFind()
+    links = PartLinks()
     for a, b in tile_map.pairs():
-        for i, j in link_parts(by_tile.get(a.index, []), by_tile.get(b.index, []), a, b, options):
-            links.union(first_of[a.index] + i, first_of[b.index] + j)
+        if a.index in by_tile and b.index in by_tile:
+            found = link_parts(by_tile[a.index], by_tile[b.index], a, b, options)
+            links.add(numbers[a.index], numbers[b.index], found)
     linked = links.components()
-    alone = sorted(set(range(len(kept))).difference(*linked))
-    joined = [
-        join_parts([kept[i] for i in rows], tile_map, options) for rows in [*linked, *([i] for i in alone)]
-    ]
+    alone = set(range(len(kept))).difference(*linked)
+    rims = links.only_rims()
+    groups = [group for group in [*linked, *([i] for i in alone)] if group[0] not in rims]
+    joined = [join_parts([kept[i] for i in group], tile_map, options) for group in groups]
     instances = sorted((i for i in joined if is_wanted(i, options)), key=instance_key)
     for instance in instances:
         warn_if_oversized(instance)

@@ -14,8 +14,8 @@ from rtsmap.instances.detections import Detection
 from rtsmap.instances.seams import (
     Instance,
     MergeOptions,
+    PartLinks,
     TileMap,
-    UnionFind,
     is_wanted,
     join_parts,
     link_parts,
@@ -50,6 +50,7 @@ def merge_shards(
     """
     links = _link(read, shards, tiles, options)
     sizes = {members[0]: len(members) for members in links.components()}
+    rims = links.only_rims()
     waiting: dict[int, list[Detection]] = {}
     for parts in _numbered(read, shards, options):
         for part, number in zip(parts.parts, parts.numbers, strict=True):
@@ -57,7 +58,10 @@ def merge_shards(
             together = waiting.setdefault(root, [])
             together.append(part)
             if len(together) == sizes.get(root, 1):
-                instance = join_parts(waiting.pop(root), tiles, options)
+                members = waiting.pop(root)
+                if root in rims:
+                    continue
+                instance = join_parts(members, tiles, options)
                 if is_wanted(instance, options):
                     warn_if_oversized(instance)
                     yield instance
@@ -65,10 +69,10 @@ def merge_shards(
 
 def _link(
     read: Callable[[ShardPlan], Shard], shards: Sequence[ShardPlan], tiles: TileMap, options: MergeOptions
-) -> UnionFind:
+) -> PartLinks:
     """Numbers of parts that show the same slump."""
     turn = {tile.index: i for i, shard in enumerate(shards) for tile in shard.tiles}
-    links = UnionFind()
+    links = PartLinks()
     kept: dict[int, _Parts] = {}
     expiring: dict[int, list[int]] = {}
     for parts in _numbered(read, shards, options):
@@ -94,11 +98,10 @@ def _forget(kept: dict[int, _Parts], expiring: dict[int, list[int]], *, before: 
             del kept[tile]
 
 
-def _link_tiles(links: UnionFind, a: _Parts, b: _Parts, options: MergeOptions) -> None:
+def _link_tiles(links: PartLinks, a: _Parts, b: _Parts, options: MergeOptions) -> None:
     # the lower tile first: the rule decides ties by order, and shards come in another order than tiles
     a, b = sorted((a, b), key=lambda parts: parts.tile.index)
-    for i, j in link_parts(a.parts, b.parts, a.tile, b.tile, options):
-        links.union(a.numbers[i], b.numbers[j])
+    links.add(a.numbers, b.numbers, link_parts(a.parts, b.parts, a.tile, b.tile, options))
 
 
 def _reaching(parts: _Parts, tiles: Sequence[Tile], options: MergeOptions) -> _Parts:

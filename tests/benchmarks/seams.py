@@ -29,6 +29,7 @@ from rtsmap.instances.detections import Detection, crop_mask, touched_sides
 from rtsmap.instances.evaluate import Matches, Pair, match_pairs
 from rtsmap.instances.seams import (
     MergeOptions,
+    PartLinks,
     TileMap,
     UnionFind,
     join_parts,
@@ -239,16 +240,15 @@ def our_links_by_core(seen: Seen) -> list[Found]:
 
 
 def _our_groups(seen: Seen) -> list[list[Detection]]:
-    links = UnionFind()
+    links = PartLinks()
     rows: dict[int, list[int]] = {}
     for i, part in enumerate(seen.parts):
         rows.setdefault(part.tile, []).append(i)
     for a, b in TileMap(seen.tiles).pairs():
         of_a, of_b = rows.get(a.index, []), rows.get(b.index, [])
         parts_a, parts_b = [seen.parts[k] for k in of_a], [seen.parts[k] for k in of_b]
-        for i, j in link_parts(parts_a, parts_b, a, b, ANY_SCORE):
-            links.union(of_a[i], of_b[j])
-    return _groups(seen.parts, links)
+        links.add(of_a, of_b, link_parts(parts_a, parts_b, a, b, ANY_SCORE))
+    return _groups(seen.parts, links, links.only_rims())
 
 
 def box_nms(iou: float) -> Rule:
@@ -325,10 +325,13 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _groups(parts: Sequence[Detection], links: UnionFind) -> list[list[Detection]]:
+def _groups(
+    parts: Sequence[Detection], links: UnionFind, dropped: set[int] | None = None
+) -> list[list[Detection]]:
+    """Linked parts and single ones; `dropped` are the smallest numbers of those to leave out."""
     sets = links.components()
-    alone = sorted(set(range(len(parts))).difference(*sets))
-    return [[parts[i] for i in rows] for rows in [*sets, *([i] for i in alone)]]
+    sets += [[i] for i in set(range(len(parts))).difference(*sets)]
+    return [[parts[i] for i in rows] for rows in sets if rows[0] not in (dropped or set())]
 
 
 def _united(parts: Sequence[Detection]) -> Found:

@@ -12,8 +12,15 @@ from scipy import ndimage, sparse
 
 from rtsmap.errors import GridMismatchError, OptionsError
 from rtsmap.instances.detections import Detection
-from rtsmap.instances.linking import link_parts, matters_to, part_key, suppress_duplicates
-from rtsmap.instances.seams import MergeOptions, TileMap, UnionFind, join_parts, merge_detections
+from rtsmap.instances.linking import Links, link_parts, matters_to, part_key, suppress_duplicates
+from rtsmap.instances.seams import (
+    MergeOptions,
+    PartLinks,
+    TileMap,
+    UnionFind,
+    join_parts,
+    merge_detections,
+)
 from rtsmap.rasters.tiling import Tile, TileOptions, Window, plan_tiles
 from tests.instances.tiled import (
     ANY_SCORE,
@@ -190,20 +197,20 @@ class TestWobblyOutlines:
 class TestLinks:
     def links(self, mask_a, mask_b, tiles, options=ANY_SCORE):
         a, b = part_on(tiles[0], mask_a), part_on(tiles[1], mask_b)
-        return link_parts([a], [b], *tiles, options)
+        return link_parts([a], [b], *tiles, options).pairs
 
     def test_halves_of_a_slump_across_the_seam(self):
         tiles = two_tiles()
         slump = rectangle((100, 160), 30, 20, 60, 140)
-        assert self.links(slump, slump, tiles) == [(0, 0)]
+        assert self.links(slump, slump, tiles) == ((0, 0),)
 
     def test_only_the_shared_band_counts(self):
         # Their IoU is tiny: each tile sees a long slump of which 40 px are shared.
         tiles = two_tiles()
         shape = (100, 160)
-        assert self.links(rectangle(shape, 0, 0, 40, 100), rectangle(shape, 3, 60, 37, 160), tiles) == [
-            (0, 0)
-        ]
+        assert self.links(rectangle(shape, 0, 0, 40, 100), rectangle(shape, 3, 60, 37, 160), tiles) == (
+            (0, 0),
+        )
 
     def test_abutting_neighbours_stay_apart(self):
         tiles = two_tiles()
@@ -212,7 +219,7 @@ class TestLinks:
         upper_drawn_lower = rectangle(shape, 10, 0, 55, 160)
         a = [part_on(tiles[0], upper_drawn_lower), part_on(tiles[0], lower)]
         b = [part_on(tiles[1], upper), part_on(tiles[1], lower)]
-        assert link_parts(a, b, *tiles, ANY_SCORE) == [(0, 0), (1, 1)]
+        assert link_parts(a, b, *tiles, ANY_SCORE).pairs == ((0, 0), (1, 1))
 
     def test_a_sliver_of_a_neighbour_links_nothing(self):
         # Tile 1 sees nothing of the upper slump, and its lower slump wandered over the upper one's rim.
@@ -222,7 +229,7 @@ class TestLinks:
         lower = rectangle(shape, 50, 30, 95, 150)
         wandered = lower | rectangle(shape, 10, 60, 50, 72)
         a = [part_on(tiles[0], upper), part_on(tiles[0], lower)]
-        assert link_parts(a, [part_on(tiles[1], wandered)], *tiles, ANY_SCORE) == [(1, 0)]
+        assert link_parts(a, [part_on(tiles[1], wandered)], *tiles, ANY_SCORE).pairs == ((1, 0),)
 
     def test_a_part_that_two_claim_goes_to_the_one_that_has_more_of_it(self):
         tiles = two_tiles()
@@ -230,27 +237,27 @@ class TestLinks:
         small = part_on(tiles[0], rectangle(shape, 20, 70, 50, 90))
         upper, lower = rectangle(shape, 0, 65, 40, 160), rectangle(shape, 28, 65, 80, 160)
         b = [part_on(tiles[1], upper), part_on(tiles[1], lower)]
-        assert link_parts([small], b, *tiles, ANY_SCORE) == [(0, 1)]
+        assert link_parts([small], b, *tiles, ANY_SCORE).pairs == ((0, 1),)
 
     def test_neighbours_whose_outlines_overlap_a_little_stay_apart(self):
         tiles = two_tiles()
         shape = (100, 160)
-        assert self.links(rectangle(shape, 10, 0, 50, 160), rectangle(shape, 42, 0, 90, 160), tiles) == []
+        assert self.links(rectangle(shape, 10, 0, 50, 160), rectangle(shape, 42, 0, 90, 160), tiles) == ()
 
     def test_few_shared_pixels_prove_nothing(self):
         tiles = two_tiles()
         shape = (100, 160)
         nosed = rectangle(shape, 10, 0, 40, 58) | rectangle(shape, 20, 58, 26, 62)
-        assert self.links(nosed, rectangle(shape, 15, 60, 60, 150), tiles) == []
+        assert self.links(nosed, rectangle(shape, 15, 60, 60, 150), tiles) == ()
         long_nosed = nosed | rectangle(shape, 20, 58, 26, 63)
-        assert self.links(long_nosed, rectangle(shape, 15, 60, 60, 150), tiles) == [(0, 0)]
+        assert self.links(long_nosed, rectangle(shape, 15, 60, 60, 150), tiles) == ((0, 0),)
 
     def test_unless_that_is_all_the_smaller_one_has(self):
         tiles = two_tiles()
         shape = (100, 160)
-        assert self.links(rectangle(shape, 30, 10, 60, 90), rectangle(shape, 31, 70, 34, 73), tiles) == [
-            (0, 0)
-        ]
+        assert self.links(rectangle(shape, 30, 10, 60, 90), rectangle(shape, 31, 70, 34, 73), tiles) == (
+            (0, 0),
+        )
 
     def test_arms_that_meet_beyond_the_band(self):
         tiles = two_tiles()
@@ -259,50 +266,77 @@ class TestLinks:
         bridge = rectangle(shape, 10, 130, 80, 160)
         upper, lower = (part_on(tiles[0], arms & rectangle(shape, r, 0, r + 50, 160)) for r in (0, 50))
         b = part_on(tiles[1], arms | bridge)
-        assert link_parts([upper, lower], [b], *tiles, ANY_SCORE) == [(0, 0), (1, 0)]
+        assert link_parts([upper, lower], [b], *tiles, ANY_SCORE).pairs == ((0, 0), (1, 0))
 
-    def test_a_rim_seen_at_the_edge_goes_to_its_slump(self):
+    def test_a_rim_seen_at_the_edge_is_no_slump(self):
         # Tile 1 still sees three columns of a slump that ends, for tile 0, just short of tile 1.
         tiles = two_tiles()
-        shape = (100, 160)
-        assert self.links(rectangle(shape, 20, 10, 70, 58), rectangle(shape, 30, 60, 60, 63), tiles) == [
-            (0, 0)
-        ]
+        slump, rim = self.slump_and_rim(tiles, 60, 63)
+        assert link_parts([slump], [rim], *tiles, ANY_SCORE) == Links((), (), (0,))
+        (found,) = merge_detections([slump, rim], tiles, ANY_SCORE)
+        assert (found.window, found.n_parts) == (slump.window, 1)
 
-    def test_a_rim_between_two_slumps_goes_to_neither(self):
-        tiles = two_tiles()
-        shape = (100, 160)
-        a = [part_on(tiles[0], rectangle(shape, r, 10, r + 30, 58)) for r in (10, 42)]
-        rim = part_on(tiles[1], rectangle(shape, 35, 60, 47, 63))
-        assert link_parts(a, [rim], *tiles, ANY_SCORE) == []
+    def test_unless_another_tile_sees_more_of_it(self):
+        links = PartLinks()
+        links.add([10], [20], Links((), (0,), ()))
+        links.add([10], [30], Links(((0, 0),), (), ()))
+        links.add([11], [21], Links((), (0,), (0,)))
+        assert links.only_rims() == {11, 21}
 
     def test_a_slump_of_its_own_in_the_halo_is_no_rim(self):
         tiles = two_tiles()
+        slump, other = self.slump_and_rim(tiles, 60, 79)
+        assert link_parts([slump], [other], *tiles, ANY_SCORE) == Links()
+        assert len(merge_detections([slump, other], tiles, ANY_SCORE)) == 2
+
+    def test_a_sliver_that_its_tile_sees_whole_is_no_rim(self):
+        tiles = two_tiles()
+        slump, other = self.slump_and_rim(tiles, 61, 64)
+        assert link_parts([slump], [other], *tiles, ANY_SCORE) == Links()
+
+    def test_a_sliver_far_from_any_slump_is_no_rim(self):
+        tiles = two_tiles()
+        slump, other = self.slump_and_rim(tiles, 60, 63, ends=43)
+        assert link_parts([slump], [other], *tiles, ANY_SCORE) == Links()
+
+    def slump_and_rim(self, tiles, col0, col1, ends=58):
         shape = (100, 160)
-        assert self.links(rectangle(shape, 20, 10, 70, 58), rectangle(shape, 30, 60, 60, 79), tiles) == []
+        slump = part_on(tiles[0], rectangle(shape, 20, 10, 70, ends))
+        return slump, part_on(tiles[1], rectangle(shape, 30, col0, 60, col1))
 
     @law(60)
     @given(st.data(), blobs(40))
     def test_parts_that_do_not_matter_may_be_left_out(self, data, mask):
         tiles = plan_tiles(mask.shape, data.draw(tilings(mask.shape)))
-        parts = {tile.index: detect_on_tiles(mask, [tile]) for tile in tiles}
+        self.same_without_the_others(tiles, detect_on_tiles(mask, tiles))
+
+    @law(15)
+    @given(st.integers(0, 2**32 - 1))
+    def test_also_where_outlines_wobble(self, seed):
+        scene = Wobbly(seed, wobble_px=3, chip_px=80, overlap_px=30)
+        self.same_without_the_others(scene.tiles, scene.parts)
+
+    def same_without_the_others(self, tiles, parts):
         for a, b in TileMap(tiles).pairs():
-            of_a = [p for p in parts[a.index] if matters_to(p, b, ANY_SCORE)]
-            of_b = [p for p in parts[b.index] if matters_to(p, a, ANY_SCORE)]
-            some = [(id(of_a[i]), id(of_b[j])) for i, j in link_parts(of_a, of_b, a, b, ANY_SCORE)]
-            all_of_a, all_of_b = parts[a.index], parts[b.index]
-            expected = link_parts(all_of_a, all_of_b, a, b, ANY_SCORE)
-            assert some == [(id(all_of_a[i]), id(all_of_b[j])) for i, j in expected]
+            of_a, of_b = ([p for p in parts if p.tile == tile.index] for tile in (a, b))
+            near_a = [i for i, p in enumerate(of_a) if matters_to(p, b, ANY_SCORE)]
+            near_b = [j for j, p in enumerate(of_b) if matters_to(p, a, ANY_SCORE)]
+            found = link_parts([of_a[i] for i in near_a], [of_b[j] for j in near_b], a, b, ANY_SCORE)
+            assert link_parts(of_a, of_b, a, b, ANY_SCORE) == Links(
+                tuple((near_a[i], near_b[j]) for i, j in found.pairs),
+                tuple(near_a[i] for i in found.rims_a),
+                tuple(near_b[j] for j in found.rims_b),
+            )
 
     @law(15)
     @given(st.integers(0, 2**32 - 1))
     def test_the_two_tiles_are_treated_alike(self, seed):
         scene = Wobbly(seed, wobble_px=2, chip_px=60, overlap_px=20)
         for a, b in TileMap(scene.tiles).pairs():
-            of_a = [p for p in scene.parts if p.tile == a.index]
-            of_b = [p for p in scene.parts if p.tile == b.index]
-            forward = link_parts(of_a, of_b, a, b, ANY_SCORE)
-            assert sorted((i, j) for j, i in link_parts(of_b, of_a, b, a, ANY_SCORE)) == forward
+            of_a, of_b = ([p for p in scene.parts if p.tile == tile.index] for tile in (a, b))
+            there, back = link_parts(of_a, of_b, a, b, ANY_SCORE), link_parts(of_b, of_a, b, a, ANY_SCORE)
+            assert sorted((i, j) for j, i in back.pairs) == list(there.pairs)
+            assert (back.rims_b, back.rims_a) == (there.rims_a, there.rims_b)
 
 
 @law(60)
@@ -424,6 +458,13 @@ class TestJoinedSlump:
             row, col = slump.pixel[0] - slump.window.row0, slump.pixel[1] - slump.window.col0
             assert slump.inside[row, col]
             assert np.hypot(row - centre[0], col - centre[1]) == pytest.approx(nearest)
+
+    def test_the_nearest_pixel_may_lie_beyond_the_first_look(self):
+        mask = np.zeros((41, 41), bool)
+        mask[np.ix_([12, 28], [12, 28])] = True
+        mask[[11, 29], 20] = True
+        tile = whole_grid(mask.shape)
+        assert join_parts([part_on(tile, mask)], TileMap([tile]), ANY_SCORE).pixel == (11, 20)
 
     def test_outvoted_parts_are_kept(self):
         # Two tiles agree on a few pixels, and a third, with the loudest voice there, says no.

@@ -21,12 +21,13 @@ from torch.nn import functional
 
 from rtsmap.errors import CardError
 from rtsmap.mm.ops import load_mmdet
-from rtsmap.nets.fusion import FUSIONS, Inputs
-from rtsmap.nets.mvit import MViT
+from rtsmap.nets.fusion import FUSIONS, Inputs, fusion_options
+from rtsmap.nets.mvit import STEMS, MViT
 from rtsmap.nets.roi_align import RoIAlign
 from rtsmap.rasters.bands import InputSpec
 
-BRANCH_KEYS = ("embed_dim", "num_heads", "stage_blocks", "window", "drop_path", "mlp_ratio")
+DEFAULT_FUSION = "residual_cross_attention"
+BRANCH_KEYS = ("embed_dim", "num_heads", "stage_blocks", "window", "drop_path", "mlp_ratio", "stem")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +36,23 @@ class NetworkConfig:
 
     `enlarge` is the factor by which chips are resized before the network; `anchor_px` are the sides of
     the anchors in chip pixels, one for each level. Backbone numbers of one modality are overridden by
-    keys like "terrain.embed_dim", which end up in `branches`.
+    keys like "terrain.embed_dim", which end up in `branches`; keys like "fusion.window" are options of
+    the fusion, `fusion_options`.
     """
 
-    fusion: str = "residual_cross_attention"
+    fusion: str = DEFAULT_FUSION
     embed_dim: int = 32
     num_heads: int = 1
     stage_blocks: tuple[int, ...] = (1, 1, 2, 1)
     window: int = 32
     drop_path: float = 0.0
     mlp_ratio: float = 4.0
+    stem: str = "patches"
     patch_stride: int = 4
     table_px: int = 256
     validity_plane: bool = True
     branches: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fusion_options: Mapping[str, Any] = field(default_factory=dict)
     enlarge: float = 1.0
     fpn_channels: int = 96
     anchor_px: tuple[float, ...] = (16.0, 32.0, 64.0, 128.0, 256.0)
@@ -71,6 +75,8 @@ class NetworkConfig:
             raise CardError(
                 f"model.json: unknown fusion '{self.fusion}'; known: {', '.join(sorted(FUSIONS))}"
             )
+        if self.stem not in STEMS:
+            raise CardError(f"model.json: stem must be one of {', '.join(STEMS)}, got {self.stem!r}")
         if len(self.stage_blocks) != 4 or min(self.stage_blocks) < 1 or len(self.anchor_px) != 5:
             raise CardError(
                 "model.json: wanted four stage_blocks of 1 or more and five anchor_px, "
@@ -89,17 +95,30 @@ class NetworkConfig:
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> NetworkConfig:
         """Read model.json's data; raises CardError on unknown keys and values of the wrong kind."""
-        known = {f.name: str(f.type) for f in fields(cls) if f.name != "branches"}
+        known = {f.name: str(f.type) for f in fields(cls) if f.name not in {"branches", "fusion_options"}}
+        options = _fusion_option_kinds(config.get("fusion", DEFAULT_FUSION))
         values: dict[str, Any] = {}
+        chosen: dict[str, Any] = {}
         branches: dict[str, dict[str, Any]] = {}
         for key, value in config.items():
-            modality, dot, number = key.rpartition(".")
-            if number not in (BRANCH_KEYS if dot else known):
-                names = ", ".join([*sorted(known), *(f"<modality>.{name}" for name in BRANCH_KEYS)])
+            part, dot, number = key.rpartition(".")
+            kinds = options if part == "fusion" else known
+            if number not in (BRANCH_KEYS if dot and part != "fusion" else kinds):
+                of_parts = [f"fusion.{name}" for name in options]
+                of_parts += [f"<modality>.{name}" for name in BRANCH_KEYS]
+                names = ", ".join([*sorted(known), *of_parts])
                 raise CardError(f"model.json: unknown key '{key}'; known: {names}")
-            place = branches.setdefault(modality, {}) if dot else values
-            place[number] = _typed(key, value, known[number])
-        return cls(**values, branches=branches)
+            place = chosen if part == "fusion" else branches.setdefault(part, {}) if dot else values
+            place[number] = _typed(key, value, kinds[number])
+        return cls(**values, branches=branches, fusion_options=chosen)
+
+
+def _fusion_option_kinds(fusion: Any) -> dict[str, str]:
+    """Kinds of the options of a fusion by name; none when there is no such fusion."""
+    if fusion not in FUSIONS:
+        return {}
+    kinds = {name: type(default).__name__ for name, default in fusion_options(fusion).items()}
+    return {name: "tuple[int, ...]" if kind == "tuple" else kind for name, kind in kinds.items()}
 
 
 def _typed(key: str, value: Any, kind: str) -> Any:
@@ -267,7 +286,12 @@ def make_fusion(config: NetworkConfig, bands: Mapping[str, int]) -> Any:
         numbers = {key: getattr(config, key) for key in BRANCH_KEYS} | dict(config.branches.get(name, {}))
         return MViT(in_chans=in_chans, patch_stride=config.patch_stride, table_px=config.table_px, **numbers)
 
-    return FUSIONS[config.fusion](bands, make_branch, plane=config.validity_plane)
+    try:
+        return FUSIONS[config.fusion](
+            bands, make_branch, plane=config.validity_plane, **config.fusion_options
+        )
+    except ValueError as error:
+        raise CardError(f"model.json: fusion '{config.fusion}': {error}") from error
 
 
 @cache

@@ -11,15 +11,18 @@ Feature maps are kept as (B, H, W, C); outputs are (B, C, H, W).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 Layout = Literal["detection", "classification"]
+Stem = Literal["patches", "convolutions"]
+STEMS: tuple[str, ...] = get_args(Stem)
 
 LN_EPS = 1e-6
 
@@ -111,6 +114,50 @@ class PatchEmbed(nn.Module):
         """Pixels to tokens."""
         tokens: Tensor = self.proj(pixels)
         return tokens.permute(0, 2, 3, 1)
+
+
+class ConvStem(nn.Module):
+    """Convolutions in the place of patches: the same tokens, from a learned hierarchy of small kernels.
+
+    Xiao et al. 2021, "Early Convolutions Help Transformers See Better" (arXiv 2106.14881): without
+    pre-training a transformer learns sooner this way. Halves the resolution until `stride` is reached;
+    two residual blocks follow.
+    """
+
+    def __init__(self, in_chans: int, dim: int, stride: int) -> None:
+        super().__init__()
+        halvings = stride.bit_length() - 1
+        if stride != 1 << halvings:
+            raise ValueError(f"a stem of convolutions needs a stride that is a power of two, got {stride}")
+        layers: list[nn.Module] = []
+        width = in_chans
+        for left in reversed(range(halvings)):
+            wider = max(dim >> left, 8)
+            layers += [*_convolved(width, wider, 2), *_convolved(wider, wider, 1)]
+            width = wider
+        self.layers = nn.Sequential(*layers, ConvBlock(width), ConvBlock(width), nn.Conv2d(width, dim, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels to tokens."""
+        tokens: Tensor = self.layers(pixels)
+        return tokens.permute(0, 2, 3, 1)
+
+
+class ConvBlock(nn.Module):
+    """Two 3 x 3 convolutions whose result is added to their input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*_convolved(width, width, 1), *_convolved(width, width, 1)[:-1])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """The same shape."""
+        return functional.gelu(pixels + self.layers(pixels))
+
+
+def _convolved(width: int, wider: int, stride: int) -> list[nn.Module]:
+    conv = nn.Conv2d(width, wider, 3, stride, padding=1, bias=False)
+    return [conv, nn.GroupNorm(math.gcd(wider, 8), wider), nn.GELU()]
 
 
 class Mlp(nn.Module):
@@ -299,7 +346,8 @@ class MViT(nn.Module):
 
     `window` is in tokens of the first stage. `layout="classification"` has no windows and no doubled
     key strides: the published ImageNet network, whose feature maps timm gives too. Then, with `norms`
-    off, the maps are the raw outputs of the stages.
+    off, the maps are the raw outputs of the stages. `stem="convolutions"` is ours, for small networks
+    that start from nothing.
     """
 
     def __init__(
@@ -315,6 +363,7 @@ class MViT(nn.Module):
         patch_stride: int = 4,
         mlp_ratio: float = 4.0,
         table_px: int = 224,
+        stem: Stem = "patches",
         layout: Layout = "detection",
         norms: bool = True,
     ) -> None:
@@ -335,7 +384,11 @@ class MViT(nn.Module):
         self.in_chans = in_chans
         self.channels = tuple(embed_dim << stage for stage in range(STAGES))
         self.strides = tuple(patch_stride << stage for stage in range(STAGES))
-        self.patch_embed = PatchEmbed(in_chans, embed_dim, 2 * patch_stride - 1, patch_stride)
+        self.patch_embed: nn.Module
+        if stem == "convolutions":
+            self.patch_embed = ConvStem(in_chans, embed_dim, patch_stride)
+        else:
+            self.patch_embed = PatchEmbed(in_chans, embed_dim, 2 * patch_stride - 1, patch_stride)
         self.blocks = nn.ModuleList(Block(plan, mlp_ratio) for plan in plans)
         self.ends = tuple(sum(stage_blocks[: stage + 1]) - 1 for stage in range(STAGES))
         for stage, channels in enumerate(self.channels if norms else ()):

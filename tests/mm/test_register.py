@@ -34,8 +34,12 @@ def every_detection(network):
         ({"stage_blocks": [1, 1, 2]}, "four stage_blocks"),
         ({"stage_blocks": [1, 1, 2, 0]}, "four stage_blocks"),
         ({"cascade_iou": [0.5], "cascade_weights": [1.0, 0.5]}, "same length"),
-        ({"fusion": "magic"}, "unknown fusion 'magic'; known: data_level, residual"),
+        ({"fusion": "magic"}, "unknown fusion 'magic'; known: cbam, convolution"),
         ({"enlarge": 0}, "enlarge > 0"),
+        ({"stem": "cement"}, "patches, convolutions, got 'cement'"),
+        ({"fusion.magic": 1}, "unknown key 'fusion.magic'; known: .*fusion.window"),
+        ({"fusion.window": 8.5}, "'fusion.window' must be int"),
+        ({"fusion": "data_level", "fusion.window": 8}, "unknown key 'fusion.window'"),
     ],
 )
 def test_a_wrong_model_json_is_refused_with_its_key(changes, message):
@@ -46,6 +50,14 @@ def test_a_wrong_model_json_is_refused_with_its_key(changes, message):
 def test_numbers_for_a_modality_that_the_card_lacks_are_refused():
     with pytest.raises(CardError, match="modality terrain, but the card has optical"):
         tiny_network(InputSpec(4.0, (OPTICAL_RGB,)))
+
+
+def test_options_of_a_fusion_reach_it():
+    network = tiny_network(**{"fusion.levels": [8, 16], "fusion.mutual": True})
+    fusion = network.detector.backbone.fusion
+    assert (fusion.levels, fusion.mutual) == ((8, 16), True)
+    with pytest.raises(CardError, match="strides"):
+        tiny_network(**{"fusion.levels": [5]})
 
 
 def test_keys_of_a_modality_shape_its_branch_only():

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rtsmap.nets.fusion import FUSIONS, DataLevel, ResidualCrossAttention
+from rtsmap.nets.cross_attention import CrossAttention, ResidualCrossAttention
+from rtsmap.nets.fusion import FUSIONS, fusion_options
 from rtsmap.nets.mvit import MViT
+from rtsmap.nets.rival_fusions import DataLevel
 
 BANDS = {"optical": 3, "terrain": 2, "spectral": 1}
 WIDTHS = {"optical": 32, "terrain": 16, "spectral": 16}
@@ -14,15 +16,24 @@ def make_branch(name, in_chans):
     return MViT(in_chans=in_chans, embed_dim=WIDTHS[name], stage_blocks=(1, 1, 1, 1), window=8)
 
 
-def make(kind, bands=BANDS):
+VARIANTS = [
+    {"levels": (8, 16, 32)},
+    {"mutual": True},
+    {"residual_to": "sum"},
+    {"key_pool": 2},
+    {"key_pool": 3, "mutual": True, "levels": (4,)},
+]
+
+
+def make(kind, bands=BANDS, **options):
     torch.manual_seed(0)
-    return FUSIONS[kind](bands, make_branch).eval()
+    return FUSIONS[kind](bands, make_branch, **options).eval()
 
 
 def awake(fusion):
     """Give the fusion's zero projections and biases something to say."""
     for name, parameter in fusion.named_parameters():
-        if "crossings" in name:
+        if any(part in name for part in ("crossings", "returns", "projections", "joints")):
             torch.nn.init.normal_(parameter, std=0.2)
     return fusion
 
@@ -127,3 +138,83 @@ def test_fusion_learns_from_the_first_step():
     sum((m * torch.randn_like(m)).mean() for m in fusion(inputs)).backward()
     for crossing in fusion.crossings["terrain"]:
         assert crossing.project.weight.grad.abs().sum() > 0
+
+
+def untrained_lead(fusion, inputs):
+    pixels, valid = inputs["optical"]
+    return run(fusion.branches["optical"], torch.cat([pixels, valid[:, None].float()], 1))
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_every_variant_starts_at_the_optical_network_and_moves_away_from_it(options):
+    fusion, inputs = make("residual_cross_attention", **options), random_inputs()
+    lead = untrained_lead(fusion, inputs)
+    assert same(run(fusion, inputs), lead)
+    for stride, one, other in zip(fusion.strides, run(awake(fusion), inputs), lead, strict=True):
+        assert torch.allclose(one, other) == (stride not in options.get("levels", fusion.strides))
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_every_variant_bears_a_missing_modality(options):
+    fusion, inputs = awake(make("residual_cross_attention", **options)), random_inputs()
+    valid = torch.ones(2, 72, 60, dtype=torch.bool)
+    valid[1] = False
+    gone = with_valid(with_valid(inputs, "terrain", valid), "spectral", valid)
+    for one, alone in zip(run(fusion, gone), untrained_lead(fusion, inputs), strict=True):
+        assert torch.equal(one[1], alone[1])
+
+
+@pytest.mark.parametrize("kind", ["convolution", "squeeze_excitation", "cbam", "self_attention"])
+def test_rivals_start_near_the_optical_network(kind):
+    fusion, inputs = make(kind), random_inputs()
+    for joint in fusion.joints:
+        for name, parameter in joint.named_parameters():
+            if "place" in name or name.startswith("channel.2"):
+                torch.nn.init.zeros_(parameter)
+    for one, alone in zip(run(fusion, inputs), untrained_lead(fusion, inputs), strict=True):
+        assert (one - alone).std() < 0.5 * alone.std()
+
+
+def test_cross_attention_without_residual_replaces_the_lead_only_where_others_saw():
+    fusion, inputs = awake(make("cross_attention")), random_inputs()
+    valid = torch.ones(2, 72, 60, dtype=torch.bool)
+    valid[1] = False
+    half = run(fusion, with_valid(with_valid(inputs, "terrain", valid), "spectral", valid))
+    for one, alone in zip(half, untrained_lead(fusion, inputs), strict=True):
+        assert torch.equal(one[1], alone[1])
+        assert not torch.allclose(one[0], alone[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", sorted(set(FUSIONS) - {"data_level"}))
+def test_every_parameter_learns(kind):
+    fusion, inputs = awake(make(kind)).train(), random_inputs()
+    sum((m * torch.randn_like(m)).mean() for m in fusion(inputs)).backward()
+    # softmax does not see what shifts all scores of a query alike
+    idle = [name for name, p in fusion.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not [name for name in idle if "norm_k.bias" not in name and "key.bias" not in name]
+
+
+def test_pooled_keys_are_the_means_of_what_was_seen():
+    torch.manual_seed(3)
+    pooled = CrossAttention(32, 16, window=8, head_dim=16, key_pool=2, silent=False)
+    plain = CrossAttention(32, 16, window=4, head_dim=16, silent=False)
+    state = {k: v for k, v in pooled.state_dict().items() if k != "bias"}
+    plain.load_state_dict(state, strict=False)
+    for attention in (pooled, plain):
+        torch.nn.init.zeros_(attention.bias)
+        attention.norm_k = torch.nn.Identity()
+    asking, answering = torch.randn(1, 32, 8, 8), torch.randn(1, 16, 8, 8)
+    asking = asking[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    everywhere = torch.ones(1, 32, 32, dtype=torch.bool)
+    coarse = plain(asking[:, :, ::2, ::2], torch.nn.functional.avg_pool2d(answering, 2), everywhere)
+    with torch.no_grad():
+        assert torch.allclose(pooled(asking, answering, everywhere)[:, :, ::2, ::2], coarse, atol=1e-5)
+
+
+def test_options_are_checked():
+    assert fusion_options("data_level") == {}
+    assert fusion_options("residual_cross_attention")["window"] == 8
+    with pytest.raises(ValueError, match="strides"):
+        make("residual_cross_attention", levels=(5,))
+    with pytest.raises(ValueError, match="residual_to"):
+        make("residual_cross_attention", residual_to="optical")

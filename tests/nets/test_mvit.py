@@ -160,3 +160,19 @@ def test_stochastic_depth_keeps_the_expectation_and_rests_in_evaluation():
 def test_an_impossible_network_is_refused():
     with pytest.raises(ValueError, match="multiple of num_heads"):
         MViT(embed_dim=30, num_heads=4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (61, 35), (8, 120)])
+def test_a_stem_of_convolutions_gives_the_same_maps_as_patches(height, width):
+    pixels = torch.randn(2, 3, height, width)
+    maps = [MViT(**SMALL, stem=stem)(pixels) for stem in ("patches", "convolutions")]
+    assert [m.shape for m in maps[0]] == [m.shape for m in maps[1]]
+
+
+def test_a_stem_of_convolutions_halves_until_the_stride():
+    with pytest.raises(ValueError, match="power of two"):
+        MViT(**SMALL, stem="convolutions", patch_stride=6)
+    assert MViT(**SMALL, stem="convolutions", patch_stride=2)(torch.randn(1, 3, 32, 32))[0].shape[-2:] == (
+        16,
+        16,
+    )

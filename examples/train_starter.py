@@ -3,10 +3,12 @@
     python examples/train_starter.py optical  PACKS RUN
     python examples/train_starter.py terrain  PACKS RUN
     torchrun --nproc-per-node 2 examples/train_starter.py fused PACKS RUN
+    torchrun --nproc-per-node 2 examples/train_starter.py fused PACKS RUN2 --weights RUN/fused/last.pt
 
 PACKS holds packs written by rtsmap.mm.packs: `training/*.pack` (simulated scenes), `real_train.pack` and
 `real_dev.pack` (labelled chips without terrain). RUN is where checkpoints go; `fused` looks there for the
-two others. A killed training goes on from its last checkpoint when started again.
+two others. A killed training goes on from its last checkpoint when started again; `--weights` begins a new
+schedule at the averaged weights of another one, as far as they fit.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
 from rtsmap.rasters.tiling import Window
 
 NETWORK = {
+    "stem": "convolutions",
     "embed_dim": 32,
     "stage_blocks": [1, 2, 3, 1],
     "terrain.embed_dim": 24,
@@ -43,7 +46,7 @@ STAGES = {
     "terrain": (InputSpec(4.0, (TERRAIN,)), TrainOptions(steps=2600, dense_only_steps=2600, lr=8e-4, seed=1)),
     "fused": (
         InputSpec(4.0, (OPTICAL_RGB, TERRAIN)),
-        TrainOptions(steps=2600, dense_only_steps=1500, lr=8e-4, dense_loss=0.7, seed=2),
+        TrainOptions(steps=2600, dense_only_steps=1500, lr=8e-4, dense_loss=0.7, keep_every=500, seed=2),
     ),
 }
 
@@ -55,6 +58,9 @@ def main() -> None:
     parser.add_argument("packs", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--dense-only-steps", type=int)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--seed", type=int)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -62,15 +68,21 @@ def main() -> None:
     if arguments.steps:
         dense_only = round(arguments.steps * options.dense_only_steps / options.steps)
         options = replace(options, steps=arguments.steps, dense_only_steps=dense_only)
+    if arguments.dense_only_steps is not None:
+        options = replace(options, dense_only_steps=arguments.dense_only_steps)
+    if arguments.seed is not None:
+        options = replace(options, seed=arguments.seed)
     ranks = Ranks.from_torchrun()
     seed_everything(options.seed)
     network = build_network(stage_network(arguments.stage), spec)
-    if arguments.stage == "fused":
+    if arguments.weights:
+        start_from_weights(network, arguments.weights)
+    elif arguments.stage == "fused":
         start_from_branches(network, arguments.run)
     source = SampleSource(
         groups(arguments.stage, arguments.packs),
         spec,
-        SampleOptions(chip_px=192, slump_share=0.7),
+        SampleOptions(chip_px=192, slump_share=0.5),
         options.seed,
     )
     held_out = held_out_samples(arguments.stage, arguments.packs, spec)
@@ -91,6 +103,15 @@ def stage_network(stage: str) -> dict[str, object]:
         return NETWORK
     keep = {key: value for key, value in NETWORK.items() if "." not in key or key.startswith(f"{stage}.")}
     return {**keep, "fusion": "data_level"}
+
+
+def start_from_weights(network: SlumpNetwork, path: Path) -> None:
+    """Copy the averaged weights of another training, as far as names and shapes agree."""
+    trained = torch.load(path, map_location="cpu", weights_only=True)["average"]
+    state = network.state_dict()
+    fitting = {k: v for k, v in trained.items() if k in state and state[k].shape == v.shape}
+    print(f"{path}: {len(fitting)} of {len(state)} tensors taken", flush=True)
+    network.load_state_dict({**state, **fitting})
 
 
 def start_from_branches(network: SlumpNetwork, run: Path) -> None:
@@ -119,7 +140,7 @@ def groups(stage: str, packs: Path) -> list[tuple[float, list[PackedImage]]]:
     return {
         "optical": [(0.5, simulated), (0.5, real)],
         "terrain": [(1.0, simulated)],
-        "fused": [(0.75, simulated), (0.25, real)],
+        "fused": [(0.8, simulated), (0.2, real)],
     }[stage]
 
 

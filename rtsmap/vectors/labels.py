@@ -70,8 +70,9 @@ def read_polygons(path: Path | str, layer: str | None = None) -> Polygons:
 
     Z is dropped, invalid polygons are repaired, other geometries are left out; `notes` counts each.
     Without `layer` the file must have one polygon layer (a map of rtsmap gives its footprints).
+    A file that holds no feature is ground without slumps, and `notes` says so.
     Raises LabelError for a missing or unreadable file, a Git LFS pointer, a file without CRS, or
-    one without any polygon.
+    one with features of which none is a polygon.
     """
     path = Path(path)
     _check_content_is_here(path)
@@ -82,7 +83,8 @@ def read_polygons(path: Path | str, layer: str | None = None) -> Polygons:
             "Add it (a .prj file for a shapefile, or with ogr2ogr -a_srs)"
         )
     if not len(shapes):
-        raise LabelError(f"{path}: the file holds no feature at all")
+        nothing = {name: [] for name in columns}
+        return Polygons((), _parse_crs(path, crs), nothing, (*notes, "no feature: ground without slumps"))
     geometries, keep, repairs = _usable_polygons(shapes)
     if not len(geometries):
         kinds = ", ".join(sorted({str(g.geom_type) for g in shapes if g is not None}))

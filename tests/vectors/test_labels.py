@@ -234,10 +234,13 @@ def test_files_that_are_none_are_refused_with_their_name(tmp_path, suffix):
         read_polygons(path)
 
 
-def test_a_file_without_features_is_refused(tmp_path):
-    write_raw(tmp_path / "a.gpkg", [], geometry_type="Polygon")
-    with pytest.raises(LabelError, match="no feature at all"):
-        read_polygons(tmp_path / "a.gpkg")
+@pytest.mark.parametrize("name", ["a.gpkg", "a.shp", "a.geojson", "a.fgb"])
+def test_a_file_without_features_is_ground_without_slumps(tmp_path, name):
+    write_raw(tmp_path / name, [], geometry_type="Polygon")
+    nothing = read_polygons(tmp_path / name)
+    assert len(nothing) == 0
+    assert "no feature: ground without slumps" in nothing.notes
+    assert len(nothing.to_crs(CRS("EPSG:4326"))) == 0
 
 
 def test_several_layers_want_a_name(tmp_path):

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from rtsmap.errors import CardError
 from rtsmap.mm.ops import load_mmdet
+from rtsmap.mm.views import VIEWS, View, ViewedFeatures, can_turn, viewed
 from rtsmap.nets.fusion import FUSIONS, Inputs, fusion_options
 from rtsmap.nets.mvit import STEMS, MViT
 from rtsmap.nets.roi_align import RoIAlign
@@ -35,7 +36,8 @@ class NetworkConfig:
     """Everything that shapes a network, as it stands in model.json. Widths are in channels.
 
     `enlarge` is the factor by which chips are resized before the network; `anchor_px` are the sides of
-    the anchors in chip pixels, one for each level. Backbone numbers of one modality are overridden by
+    the anchors in chip pixels, one for each level. `views` (1, 2 or 4) is how many views of a chip are
+    averaged when slumps are sought. Backbone numbers of one modality are overridden by
     keys like "terrain.embed_dim", which end up in `branches`; keys like "fusion.window" are options of
     the fusion, `fusion_options`.
     """
@@ -69,12 +71,15 @@ class NetworkConfig:
     min_score: float = 0.05
     nms_iou: float = 0.5
     max_per_chip: int = 100
+    views: int = 1
 
     def __post_init__(self) -> None:
         if self.fusion not in FUSIONS:
             raise CardError(
                 f"model.json: unknown fusion '{self.fusion}'; known: {', '.join(sorted(FUSIONS))}"
             )
+        if self.views not in {1, 2, 4}:
+            raise CardError(f"model.json: views must be 1, 2 or 4, got {self.views}")
         if self.stem not in STEMS:
             raise CardError(f"model.json: stem must be one of {', '.join(STEMS)}, got {self.stem!r}")
         if len(self.stage_blocks) != 4 or min(self.stage_blocks) < 1 or len(self.anchor_px) != 5:
@@ -191,9 +196,34 @@ class SlumpNetwork(nn.Module):
         """Slumps of each chip."""
         shape = self._shape(inputs)
         count = len(next(iter(inputs.values()))[0])
+        large = enlarged(inputs, self.config.enlarge)
+        looked = [self._look(large, view, shape, count) for view in VIEWS[: self.config.views]]
+        views, features, proposals = zip(*looked, strict=True)
+        joint = [self._joint_proposals(of_chip) for of_chip in zip(*proposals, strict=True)]
         samples = [_sample(shape, None, self.config.enlarge) for _ in range(count)]
-        results = self.detector.predict(enlarged(inputs, self.config.enlarge), samples, rescale=False)
-        return [_found(sample.pred_instances, self.config.enlarge) for sample in results]
+        seen = ViewedFeatures(views, features, shape)
+        results = self.detector.roi_head.predict(seen, joint, samples, rescale=False)
+        return [_found(instances, self.config.enlarge) for instances in results]
+
+    def _look(
+        self, inputs: Inputs, view: View, shape: tuple[int, int], count: int
+    ) -> tuple[View, Sequence[Tensor], list[Any]]:
+        """A view, its feature maps, and what it proposes, on the chips themselves."""
+        features = self.detector.extract_feat(viewed(inputs, view, self.spec))
+        samples = [_sample(view.shape(shape), None, self.config.enlarge) for _ in range(count)]
+        proposals = self.detector.rpn_head.predict(features, samples, rescale=False)
+        for proposal in proposals:
+            proposal.bboxes = view.boxes(proposal.bboxes, view.shape(shape))
+        return view, features, proposals
+
+    def _joint_proposals(self, proposals: Sequence[Any]) -> Any:
+        """The best proposals of all views of a chip."""
+        if len(proposals) == 1:
+            return proposals[0]
+        joint = type(proposals[0]).cat(list(proposals))
+        plan = self.detector.rpn_head.test_cfg
+        kept = torchvision.ops.nms(joint.bboxes.float(), joint.scores.float(), plan.nms.iou_threshold)
+        return joint[kept[: plan.max_per_img]]
 
     def _shape(self, inputs: Inputs) -> tuple[int, int]:
         """(H, W) of the chips after enlarging."""
@@ -255,6 +285,10 @@ def build_network(config: Mapping[str, Any], spec: InputSpec) -> SlumpNetwork:
         raise CardError(
             f"model.json: keys for modality {', '.join(unknown)}, but the card has {', '.join(spec.names)}"
         )
+    if settings.views > 2 and not can_turn(spec):
+        raise CardError(
+            "model.json: views of 4 turn the chip, and shaded_relief without slope cannot be turned"
+        )
     register_parts()
     from mmdet.registry import MODELS
     from mmengine.config import ConfigDict
@@ -298,6 +332,7 @@ def make_fusion(config: NetworkConfig, bands: Mapping[str, int]) -> Any:
 def register_parts() -> None:
     """Make our parts known to mmdet's registry, once."""
     load_mmdet()
+    _register_roi_head()
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
     from mmdet.models.task_modules import MaxIoUAssigner
     from mmdet.registry import MODELS, TASK_UTILS
@@ -361,6 +396,42 @@ def register_parts() -> None:
                 ignored = shares.max(dim=1).values > self.ignore_iof_thr
                 result.gt_inds[ignored & (result.gt_inds == 0)] = -1
             return result
+
+
+def _register_roi_head() -> None:
+    from mmdet.models.roi_heads import CascadeRoIHead
+    from mmdet.registry import MODELS
+
+    @MODELS.register_module(name="RtsmapRoIHead")
+    class ViewedRoIHead(CascadeRoIHead):
+        """mmdet's cascade, which takes means over the views of a chip."""
+
+        def _bbox_forward(self, stage: int, x: Any, rois: Tensor) -> dict[str, Tensor]:
+            if not isinstance(x, ViewedFeatures):
+                return dict(super()._bbox_forward(stage, x, rois))
+            results = [
+                super(ViewedRoIHead, self)._bbox_forward(stage, *seen) for _, *seen in _by_view(x, rois)
+            ]
+            deltas = [view.deltas(one["bbox_pred"]) for view, one in zip(x.views, results, strict=True)]
+            return {
+                "cls_score": torch.stack([one["cls_score"] for one in results]).mean(0),
+                "bbox_pred": torch.stack(deltas).mean(0),
+            }
+
+        def _mask_forward(self, stage: int, x: Any, rois: Tensor) -> dict[str, Tensor]:
+            if not isinstance(x, ViewedFeatures):
+                return dict(super()._mask_forward(stage, x, rois))
+            results = [
+                super(ViewedRoIHead, self)._mask_forward(stage, *seen) for _, *seen in _by_view(x, rois)
+            ]
+            masks = [view.maps(one["mask_preds"]) for view, one in zip(x.views, results, strict=True)]
+            return {"mask_preds": torch.stack(masks).mean(0)}
+
+
+def _by_view(seen: ViewedFeatures, rois: Tensor) -> Iterator[tuple[View, Sequence[Tensor], Tensor]]:
+    """Each view with its feature maps and regions (n, 5) chip number x0 y0 x1 y1."""
+    for view, features in zip(seen.views, seen.features, strict=True):
+        yield view, features, torch.cat([rois[:, :1], view.boxes(rois[:, 1:], seen.shape)], dim=1)
 
 
 def mask_targets(masks: Tensor, indexes: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -430,7 +501,7 @@ def _coder_plan(sds: Sequence[float]) -> dict[str, Any]:
 def _roi_plan(config: NetworkConfig) -> dict[str, Any]:
     stages = range(len(config.cascade_iou))
     return {
-        "type": "CascadeRoIHead",
+        "type": "RtsmapRoIHead",
         "num_stages": len(stages),
         "stage_loss_weights": list(config.cascade_weights),
         "bbox_roi_extractor": _extractor_plan(config, 7),

@@ -20,10 +20,8 @@ import numpy as np
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from PIL import Image
-from shapely import make_valid
 from shapely.affinity import affine_transform
-from shapely.geometry import Polygon
-from shapely.ops import unary_union
+from shapely.geometry import MultiPolygon, Polygon
 
 from rtsmap.instances.evaluate import evaluate, match_polygons
 from rtsmap.mm.splits import is_held_out
@@ -32,6 +30,7 @@ from rtsmap.rasters.sources import write_geotiff
 from rtsmap.runs.mapping import PredictOptions, predict
 from rtsmap.vectors.geopackage import read_map
 from rtsmap.vectors.labels import Polygons, read_polygons, write_polygons
+from rtsmap.vectors.repair import make_polygons_valid
 from tests.shared_data import SHARED_DATA
 
 WIDTH_PX, GAP_PX, GSD_M = 2048, 12, 4.0
@@ -58,7 +57,7 @@ def unseen_chips():
 
 def _polygon(annotation):
     rings = [np.reshape(ring, (-1, 2)) for ring in annotation["segmentation"] if len(ring) >= 6]
-    return unary_union([make_valid(Polygon(ring)) for ring in rings])
+    return make_polygons_valid(np.array([MultiPolygon([Polygon(ring) for ring in rings])]))[0]
 
 
 def compose(chips, folder):

@@ -83,7 +83,7 @@ def read_polygons(path: Path | str, layer: str | None = None) -> Polygons:
             "Add it (a .prj file for a shapefile, or with ogr2ogr -a_srs)"
         )
     if not len(shapes):
-        nothing = {name: [] for name in columns}
+        nothing: dict[str, list[Any]] = {name: [] for name in columns}
         return Polygons((), _parse_crs(path, crs), nothing, (*notes, "no feature: ground without slumps"))
     geometries, keep, repairs = _usable_polygons(shapes)
     if not len(geometries):

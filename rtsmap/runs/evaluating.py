@@ -1,0 +1,137 @@
+"""A map held against outlines of slumps: both brought to one plane, ground that was not mapped left out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import shapely
+from odc.geo.crs import CRS
+from shapely.geometry.base import BaseGeometry
+
+from rtsmap.errors import InputError, OptionsError
+from rtsmap.instances.coverage import MAPPED
+from rtsmap.instances.map_scores import Figure, JudgedMap, score_maps
+from rtsmap.vectors.atomic import whole_file
+from rtsmap.vectors.geopackage import COVERAGE_LAYER, read_map
+from rtsmap.vectors.labels import read_polygons
+from rtsmap.vectors.repair import make_polygons_valid
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Figures by name; `notes` say what was left out; the counts are of what was judged."""
+
+    figures: Mapping[str, Figure]
+    footprints: int
+    slumps: int
+    ground_km2: float
+    notes: tuple[str, ...]
+
+
+def evaluate_maps(
+    pairs: Sequence[tuple[Path, Path]],
+    *,
+    min_score: float = 0.0,
+    block_km: float = 5.0,
+    outline_tolerance_m: float = 8.0,
+) -> Evaluation:
+    """Score maps of `predict` against files of true outlines, in any CRS: pairs of (map, labels).
+
+    Only ground that the map says was mapped counts; labels mostly beyond it are left out. Intervals come
+    from drawing blocks of `block_km` a side. Raises InputError or LabelError for files
+    that cannot be used.
+    """
+    if block_km <= 0 or not 0 <= min_score <= 1:
+        raise OptionsError(f"block_km={block_km} (wanted > 0), min_score={min_score} (wanted 0..1)")
+    judged, notes = [], list[str]()
+    for number, (map_path, labels_path) in enumerate(pairs):
+        one, remarks = judged_map(map_path, labels_path, min_score, block_km, name=f"{number}")
+        judged.append(one)
+        notes += remarks
+    return Evaluation(
+        score_maps(judged, outline_tolerance_m=outline_tolerance_m),
+        sum(len(one.predicted) for one in judged),
+        sum(len(one.truth) for one in judged),
+        sum(ground.area for one in judged for ground in one.ground_by_group.values()) / 1e6,
+        tuple(notes),
+    )
+
+
+def judged_map(
+    map_path: Path, labels_path: Path, min_score: float, block_km: float, *, name: str = ""
+) -> tuple[JudgedMap, list[str]]:
+    """A map and its truth on an equal-area plane around the mapped ground, and what was left out."""
+    coverage = read_map(map_path, COVERAGE_LAYER)
+    mapped = coverage[coverage["status"] == MAPPED]
+    if not len(mapped):
+        raise InputError(f"{map_path}: its coverage holds no mapped ground, so there is nothing to judge")
+    plane = _plane_around(mapped.to_crs("EPSG:4326").total_bounds)
+    ground = shapely.union_all(make_polygons_valid(mapped.to_crs(plane.proj).geometry.to_numpy()))
+    found = read_map(map_path)
+    found = found[found["score"] >= min_score].to_crs(plane.proj)
+    labels = read_polygons(labels_path)
+    notes = [f"{labels_path}: {note}" for note in labels.notes]
+    truth = [polygon for polygon in labels.to_crs(plane).geometries if _mostly_within(polygon, ground)]
+    if len(truth) < len(labels):
+        notes.append(
+            f"{labels_path}: {len(labels) - len(truth)} of {len(labels)} lie beyond the mapped ground"
+        )
+
+    def group_of(polygon: BaseGeometry) -> str:
+        point = polygon.representative_point()
+        return f"{name} {math.floor(point.x / block_km / 1e3)} {math.floor(point.y / block_km / 1e3)}"
+
+    blocks = {group_of(part): part for part in _cut_into_blocks(ground, block_km * 1e3)}
+    predicted = make_polygons_valid(found.geometry.to_numpy())
+    return JudgedMap(list(predicted), list(found["score"]), truth, blocks, group_of), notes
+
+
+def write_figures(path: Path, evaluation: Evaluation, *, overwrite: bool = False) -> None:
+    """Write all figures as .json or .csv; raises OptionsError for another suffix."""
+    rows = [
+        {
+            "figure": name,
+            "value": figure.value,
+            **dict(zip(("low", "high"), figure.interval or (), strict=False)),
+        }
+        for name, figure in evaluation.figures.items()
+    ]
+    if path.suffix not in {".json", ".csv"}:
+        raise OptionsError(f"{path}: figures are written as .json or .csv")
+    with whole_file(path, overwrite=overwrite) as temporary, temporary.open("w", newline="") as file:
+        if path.suffix == ".csv":
+            writer = csv.DictWriter(file, ["figure", "value", "low", "high"])
+            writer.writeheader()
+            writer.writerows(rows)
+            return
+        head = {key: getattr(evaluation, key) for key in ("footprints", "slumps", "ground_km2", "notes")}
+        # JSON knows no NaN: a figure of nothing is null
+        known = [{k: None if v != v else v for k, v in row.items()} for row in rows]  # noqa: PLR0124
+        json.dump({**head, "figures": known}, file, indent=1)
+
+
+def _plane_around(bounds: Sequence[float]) -> CRS:
+    west, south, east, north = bounds
+    lon = 0.0 if north > 89 or east - west > 180 else (west + east) / 2
+    return CRS(f"+proj=laea +lat_0={(south + north) / 2} +lon_0={lon} +datum=WGS84 +units=m")
+
+
+def _mostly_within(polygon: BaseGeometry, ground: BaseGeometry) -> bool:
+    return bool(shapely.intersection(polygon, ground).area >= polygon.area / 2)
+
+
+def _cut_into_blocks(ground: BaseGeometry, side_m: float) -> list[BaseGeometry]:
+    """The ground by square blocks of the plane."""
+    x0, y0, x1, y1 = (math.floor(v / side_m) for v in ground.bounds)
+    boxes = [
+        shapely.box(x * side_m, y * side_m, (x + 1) * side_m, (y + 1) * side_m)
+        for x in range(x0, x1 + 1)
+        for y in range(y0, y1 + 1)
+    ]
+    cut = shapely.intersection(ground, boxes)
+    return [part for part in cut if not part.is_empty and part.area > 0]

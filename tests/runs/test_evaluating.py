@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import shapely
+from odc.geo.crs import CRS
+
+from rtsmap.errors import InputError, OptionsError
+from rtsmap.instances.coverage import FAILED, MAPPED, TileCoverage, coverage_areas
+from rtsmap.rasters.tiling import TileOptions, plan_tiles
+from rtsmap.runs.evaluating import evaluate_maps, write_figures
+from rtsmap.vectors.geopackage import write_map
+from rtsmap.vectors.labels import Polygons, write_polygons
+from tests.vectors.samples import GRID, POLAR, RECORD, blob, footprint
+
+WEST, NORTH = -2_000_000, 1_000_000
+
+
+def slump(number):
+    """Places well within the grid of 1600 m x 1200 m."""
+    return blob(3 * number, WEST + 200 + 300 * (number % 5), NORTH - 250 - 300 * (number // 5), 60)
+
+
+def written_map(path, polygons, status=MAPPED):
+    tiles = plan_tiles(GRID.shape, TileOptions(128, 32))
+    reason = "" if status == MAPPED else "broken"
+    ground = coverage_areas(tiles, [TileCoverage(status, reason)] * len(tiles), GRID)
+    write_map(path, [footprint(p, number=i) for i, p in enumerate(polygons)], POLAR, ground, RECORD)
+    return path
+
+
+def written_labels(path, polygons, crs=POLAR):
+    write_polygons(path, Polygons(tuple(polygons), POLAR).to_crs(crs))
+    return path
+
+
+@pytest.mark.parametrize("crs", [POLAR, CRS("EPSG:4326"), CRS("EPSG:32610")])
+def test_a_map_agrees_with_its_own_outlines_in_any_crs(tmp_path, crs):
+    slumps = [slump(i) for i in range(10)]
+    labels = written_labels(tmp_path / "labels.gpkg", slumps, crs)
+    result = evaluate_maps([(written_map(tmp_path / "map.gpkg", slumps), labels)], block_km=0.5)
+    assert (result.footprints, result.slumps) == (10, 10)
+    for name in ("f1_50", "panoptic_quality", "pixel_iou", "outline_f1", "area_ratio"):
+        assert result.figures[name].value == pytest.approx(1, abs=1e-3), name
+    # the grid is 1600 m x 1200 m on a plane that stretches by about a hundredth here
+    assert result.ground_km2 == pytest.approx(1.6 * 1.2, rel=0.05)
+    low, high = result.figures["f1_50"].interval
+    assert low == high == 1
+
+
+def test_only_mapped_ground_counts(tmp_path):
+    beyond = shapely.box(WEST - 3000, NORTH, WEST - 2900, NORTH + 100)
+    half_in = shapely.box(WEST - 40, NORTH - 100, WEST + 60, NORTH - 50)
+    labels = written_labels(tmp_path / "labels.gpkg", [slump(0), beyond, half_in])
+    result = evaluate_maps([(written_map(tmp_path / "map.gpkg", [slump(0)]), labels)])
+    assert result.slumps == 2
+    assert any("1 of 3 lie beyond the mapped ground" in note for note in result.notes)
+    failed = written_map(tmp_path / "failed.gpkg", [], FAILED)
+    with pytest.raises(InputError, match="no mapped ground"):
+        evaluate_maps([(failed, labels)])
+
+
+def test_footprints_below_the_score_are_left_out(tmp_path):
+    slumps = [slump(i) for i in range(4)]
+    pair = written_map(tmp_path / "map.gpkg", slumps), written_labels(tmp_path / "labels.gpkg", slumps)
+    all_of_them, some = evaluate_maps([pair]), evaluate_maps([pair], min_score=0.4)
+    assert all_of_them.footprints == 4
+    assert some.footprints == 2
+    assert some.figures["recall_50"].value == 0.5
+
+
+def test_ground_without_slumps_counts_false_alarms(tmp_path):
+    labels = written_labels(tmp_path / "labels.gpkg", [])
+    result = evaluate_maps([(written_map(tmp_path / "map.gpkg", [slump(1)]), labels)])
+    wanted = 100 / result.ground_km2
+    assert result.figures["false_per_100_km2_empty"].value == pytest.approx(wanted)
+    assert any("ground without slumps" in note for note in result.notes)
+
+
+def test_figures_on_disk(tmp_path):
+    labels = written_labels(tmp_path / "labels.gpkg", [slump(0)])
+    result = evaluate_maps([(written_map(tmp_path / "map.gpkg", []), labels)])
+    write_figures(tmp_path / "figures.json", result)
+    write_figures(tmp_path / "figures.csv", result)
+    told = json.loads((tmp_path / "figures.json").read_text())
+    by_name = {row["figure"]: row["value"] for row in told["figures"]}
+    assert by_name["recall_30"] == 0
+    assert by_name["precision_30"] is None
+    assert told["slumps"] == 1
+    with (tmp_path / "figures.csv").open() as file:
+        assert [row["figure"] for row in csv.DictReader(file)] == list(result.figures)
+    with pytest.raises(OptionsError, match=r"\.json or \.csv"):
+        write_figures(tmp_path / "figures.xlsx", result)
+    with pytest.raises(InputError, match="overwrite"):
+        write_figures(tmp_path / "figures.json", result)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"block_km": 0}, "block_km"), ({"min_score": 2}, "min_score")]
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(OptionsError, match=message):
+        evaluate_maps([], **options)

@@ -1,8 +1,7 @@
 """How good a map is: slumps found, outlines, areas, false alarms; with intervals over groups of ground.
 
 Everything is a ratio of sums over polygons, and every polygon belongs to a group (a scene, a block of
-ground). So groups are drawn with replacement, as whole groups, to say how sure a figure is (Efron and
-Tibshirani 1993, percentile intervals): slumps of one valley are not independent of each other.
+ground), from which intervals are drawn: slumps of one valley are not independent of each other.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from shapely.geometry.base import BaseGeometry
 
 from rtsmap.errors import OptionsError
 from rtsmap.instances.evaluate import Matches, evaluate
+from rtsmap.instances.intervals import group_intervals
 
 IOUS = (0.1, 0.3, 0.5)
 SIZE_CLASSES_M2 = (0.0, 2_500.0, 10_000.0, 40_000.0, float("inf"))
@@ -73,28 +73,13 @@ def score_maps(
         raise OptionsError("no ground to judge: wanted at least one map whose coverage says 'mapped'")
     keys = sorted({key for tally in by_group.values() for key in tally})
     table = np.array([[tally[key] for key in keys] for tally in by_group.values()], dtype=float)
-    values = _figures(dict(zip(keys, table.sum(axis=0), strict=True)))
-    intervals = _intervals(keys, table, resamples, seed) if len(table) > 1 else {}
+
+    def figures_of(groups: npt.NDArray[np.int64]) -> dict[str, float]:
+        return _figures(dict(zip(keys, table[groups].sum(axis=0), strict=True)))
+
+    values = figures_of(np.arange(len(table)))
+    intervals = group_intervals(len(table), figures_of, resamples=resamples, seed=seed)
     return {name: Figure(value, intervals.get(name)) for name, value in values.items()}
-
-
-def _intervals(
-    keys: Sequence[str], table: npt.NDArray[np.float64], resamples: int, seed: int
-) -> dict[str, tuple[float, float]]:
-    """2.5 and 97.5 percentiles of each figure when groups are drawn with replacement."""
-    rng = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {}
-    for _ in range(resamples):
-        sums = table[rng.integers(len(table), size=len(table))].sum(axis=0)
-        for name, value in _figures(dict(zip(keys, sums, strict=True))).items():
-            drawn.setdefault(name, []).append(value)
-    intervals = {}
-    for name, values in drawn.items():
-        known = np.array(values)[~np.isnan(values)]
-        if len(known):
-            low, high = np.percentile(known, [2.5, 97.5])
-            intervals[name] = (float(low), float(high))
-    return intervals
 
 
 def _tallies(judged: JudgedMap, tolerance_m: float) -> dict[str, Tally]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ from shapely.geometry.base import BaseGeometry
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.instances.map_scores import Figure, JudgedMap, score_maps
-from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.geopackage import COVERAGE_LAYER, read_map
 from rtsmap.vectors.labels import read_polygons
 from rtsmap.vectors.repair import make_polygons_valid
@@ -89,30 +86,6 @@ def judged_map(
     blocks = {group_of(part): part for part in _cut_into_blocks(ground, block_km * 1e3)}
     predicted = make_polygons_valid(found.geometry.to_numpy())
     return JudgedMap(list(predicted), list(found["score"]), truth, blocks, group_of), notes
-
-
-def write_figures(path: Path, evaluation: Evaluation, *, overwrite: bool = False) -> None:
-    """Write all figures as .json or .csv; raises OptionsError for another suffix."""
-    rows = [
-        {
-            "figure": name,
-            "value": figure.value,
-            **dict(zip(("low", "high"), figure.interval or (), strict=False)),
-        }
-        for name, figure in evaluation.figures.items()
-    ]
-    if path.suffix not in {".json", ".csv"}:
-        raise OptionsError(f"{path}: figures are written as .json or .csv")
-    with whole_file(path, overwrite=overwrite) as temporary, temporary.open("w", newline="") as file:
-        if path.suffix == ".csv":
-            writer = csv.DictWriter(file, ["figure", "value", "low", "high"])
-            writer.writeheader()
-            writer.writerows(rows)
-            return
-        head = {key: getattr(evaluation, key) for key in ("footprints", "slumps", "ground_km2", "notes")}
-        # JSON knows no NaN: a figure of nothing is null
-        known = [{k: None if v != v else v for k, v in row.items()} for row in rows]  # noqa: PLR0124
-        json.dump({**head, "figures": known}, file, indent=1)
 
 
 def _plane_around(bounds: Sequence[float]) -> CRS:

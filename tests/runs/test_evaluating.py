@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import csv
-import json
-
 import pytest
 import shapely
 from odc.geo.crs import CRS
@@ -10,7 +7,7 @@ from odc.geo.crs import CRS
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.coverage import FAILED, MAPPED, TileCoverage, coverage_areas
 from rtsmap.rasters.tiling import TileOptions, plan_tiles
-from rtsmap.runs.evaluating import evaluate_maps, write_figures
+from rtsmap.runs.evaluating import evaluate_maps
 from rtsmap.vectors.geopackage import write_map
 from rtsmap.vectors.labels import Polygons, write_polygons
 from tests.vectors.samples import GRID, POLAR, RECORD, blob, footprint
@@ -77,24 +74,6 @@ def test_ground_without_slumps_counts_false_alarms(tmp_path):
     wanted = 100 / result.ground_km2
     assert result.figures["false_per_100_km2_empty"].value == pytest.approx(wanted)
     assert any("ground without slumps" in note for note in result.notes)
-
-
-def test_figures_on_disk(tmp_path):
-    labels = written_labels(tmp_path / "labels.gpkg", [slump(0)])
-    result = evaluate_maps([(written_map(tmp_path / "map.gpkg", []), labels)])
-    write_figures(tmp_path / "figures.json", result)
-    write_figures(tmp_path / "figures.csv", result)
-    told = json.loads((tmp_path / "figures.json").read_text())
-    by_name = {row["figure"]: row["value"] for row in told["figures"]}
-    assert by_name["recall_30"] == 0
-    assert by_name["precision_30"] is None
-    assert told["slumps"] == 1
-    with (tmp_path / "figures.csv").open() as file:
-        assert [row["figure"] for row in csv.DictReader(file)] == list(result.figures)
-    with pytest.raises(OptionsError, match=r"\.json or \.csv"):
-        write_figures(tmp_path / "figures.xlsx", result)
-    with pytest.raises(InputError, match="overwrite"):
-        write_figures(tmp_path / "figures.json", result)
 
 
 @pytest.mark.parametrize(

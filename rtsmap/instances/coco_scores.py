@@ -1,0 +1,207 @@
+"""Average precision of masks on labelled chips, by pycocotools: results and scores as COCO defines them."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from rtsmap.errors import LabelError
+from rtsmap.instances.detections import Detection
+from rtsmap.instances.evaluate import Matches, Pair, match_pairs
+from rtsmap.instances.intervals import group_intervals
+
+_EVERYTHING_PX2 = 1e10
+
+
+@dataclass(frozen=True, slots=True)
+class CocoSettings:
+    """How many detections of a chip count, and the size classes: name to (from, to) in square pixels."""
+
+    max_detections: tuple[int, int, int]
+    size_classes: Mapping[str, tuple[float, float]]
+
+
+STOCK = CocoSettings(
+    (1, 10, 100),
+    {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, _EVERYTHING_PX2)},
+)
+"""What pycocotools does by default."""
+
+CHALLENGE = CocoSettings(
+    (1, 5, 10),
+    {"small": (0, 300), "medium": (300, 2000), "large": (2000, _EVERYTHING_PX2)},
+)
+"""What the GeoAI Arctic Mapping Challenge of 2026 ranks by."""
+
+SETTINGS: dict[str, CocoSettings] = {"stock": STOCK, "challenge": CHALLENGE}
+
+
+def coco_results(
+    image_id: int,
+    detections: Iterable[Detection],
+    shape: tuple[int, int],
+    *,
+    category_id: int = 1,
+    mask_threshold: int = 128,
+) -> list[dict[str, Any]]:
+    """Detections on a chip of this shape as COCO results: compressed run lengths and scores."""
+    results = []
+    for found in detections:
+        whole = np.zeros(shape, np.uint8, order="F")
+        whole[found.window.slices()] = found.mask >= mask_threshold
+        runs = coco_mask.encode(whole)
+        results.append(
+            {
+                "image_id": image_id,
+                "category_id": category_id,
+                "segmentation": {"size": list(shape), "counts": runs["counts"].decode("ascii")},
+                "score": float(found.score),
+            }
+        )
+    return results
+
+
+def coco_scores(
+    document: Mapping[str, Any], results: Sequence[Mapping[str, Any]], settings: CocoSettings = STOCK
+) -> dict[str, float]:
+    """AP over IoU 0.50:0.95, AP50, AP75, AP by size, and recall (AR) with each number of detections.
+
+    `document` is a COCO dataset, `results` a list of COCO results with segmentations. NaN where a class
+    holds no slump. Raises LabelError when results name images that the dataset lacks.
+    """
+    return _scores(_evaluated(document, results, settings), settings)
+
+
+def coco_intervals(
+    document: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    group_of: Callable[[int], str],
+    settings: CocoSettings = STOCK,
+    *,
+    resamples: int = 200,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of `coco_scores`, from drawing whole groups of images; `group_of` takes an image id."""
+    evaluation = _evaluated(document, results, settings)
+    images = list(evaluation.params.imgIds)
+    by_image = np.array(evaluation.evalImgs, dtype=object).reshape(-1, len(images))
+    numbers: dict[str, list[int]] = {}
+    for number, image in enumerate(images):
+        numbers.setdefault(group_of(image), []).append(number)
+    members = list(numbers.values())
+
+    def of_drawn(drawn: npt.NDArray[np.int64]) -> dict[str, float]:
+        chosen = [number for group in drawn for number in members[group]]
+        # what `accumulate` reads, and the copy that `evaluate` left for it
+        for params in (evaluation.params, evaluation._paramsEval):  # noqa: SLF001
+            params.imgIds = list(range(len(chosen)))
+        evaluation.evalImgs = by_image[:, chosen].ravel().tolist()
+        with redirect_stdout(io.StringIO()):
+            evaluation.accumulate()
+        return _scores(evaluation, settings)
+
+    return group_intervals(len(members), of_drawn, resamples=resamples, seed=seed)
+
+
+def object_matches(
+    document: Mapping[str, Any], results: Sequence[Mapping[str, Any]], iou: float
+) -> dict[int, Matches]:
+    """One-to-one matches on each image at an IoU threshold; the best scored chooses first."""
+    shapes = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
+    truth: dict[int, list[Any]] = {image: [] for image in shapes}
+    for annotation in document["annotations"]:
+        image = annotation["image_id"]
+        truth[image].append(_runs(annotation["segmentation"], shapes[image]))
+    found: dict[int, list[Mapping[str, Any]]] = {image: [] for image in shapes}
+    for result in results:
+        found[result["image_id"]].append(result)
+    return {image: _matches(found[image], truth[image], iou) for image in shapes}
+
+
+def _matches(found: Sequence[Mapping[str, Any]], truth: Sequence[Any], iou: float) -> Matches:
+    pairs: list[Pair] = []
+    if found and truth:
+        table = coco_mask.iou([one["segmentation"] for one in found], list(truth), [0] * len(truth))
+        pairs = [Pair(int(i), int(j), float(table[i, j])) for i, j in zip(*np.nonzero(table), strict=True)]
+    chosen = match_pairs(pairs, iou, [one["score"] for one in found])
+    return Matches(iou, tuple(chosen), len(found), len(truth))
+
+
+def _runs(segmentation: Any, shape: tuple[int, int]) -> Any:
+    """A segmentation of any of COCO's three kinds as compressed run lengths."""
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, *shape))
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, *shape)
+    return segmentation
+
+
+def _scores(evaluation: COCOeval, settings: CocoSettings) -> dict[str, float]:
+    scores = {
+        "AP": _mean_precision(evaluation),
+        "AP50": _mean_precision(evaluation, iou=0.5),
+        "AP75": _mean_precision(evaluation, iou=0.75),
+    }
+    for number, name in enumerate(settings.size_classes, start=1):
+        scores[f"AP_{name}"] = _mean_precision(evaluation, size=number)
+    for number, count in enumerate(settings.max_detections):
+        recalls = evaluation.eval["recall"][:, :, 0, number]
+        scores[f"AR{count}"] = _mean_of_known(recalls)
+    return scores
+
+
+def _evaluated(
+    document: Mapping[str, Any], results: Sequence[Mapping[str, Any]], settings: CocoSettings
+) -> COCOeval:
+    known = {image["id"] for image in document["images"]}
+    strangers = sorted({result["image_id"] for result in results} - known)
+    if strangers:
+        raise LabelError(
+            f"results name {len(strangers)} images that the labels lack, first {strangers[0]}; "
+            "are they of another split?"
+        )
+    # pycocotools writes areas and boxes into what it is given, and prints
+    with redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = copy.deepcopy({"info": {}, **document})
+        truth.createIndex()
+        found = truth.loadRes(copy.deepcopy(list(results))) if results else _nothing(truth)
+        evaluation = COCOeval(truth, found, "segm")
+        evaluation.params.maxDets = list(settings.max_detections)
+        evaluation.params.areaRng = [[0, _EVERYTHING_PX2], *map(list, settings.size_classes.values())]
+        evaluation.params.areaRngLbl = ["all", *settings.size_classes]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def _nothing(truth: COCO) -> COCO:
+    """Results without any: `loadRes` cannot be given an empty list."""
+    empty = COCO()
+    empty.dataset = {**truth.dataset, "annotations": []}
+    empty.createIndex()
+    return empty
+
+
+def _mean_precision(evaluation: COCOeval, iou: float | None = None, size: int = 0) -> float:
+    """Mean over IoU thresholds, recalls and classes, with the most detections."""
+    precision = evaluation.eval["precision"]
+    if iou is not None:
+        precision = precision[np.isclose(evaluation.params.iouThrs, iou)]
+    return _mean_of_known(precision[:, :, :, size, -1])
+
+
+def _mean_of_known(values: npt.NDArray[np.float64]) -> float:
+    """Pycocotools marks with -1 what has no truth."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else float("nan")

@@ -1,0 +1,203 @@
+"""A model held against labelled chips: pictures without a place on Earth, outlines as COCO polygons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from PIL import Image
+
+from rtsmap.errors import InputError, LabelError, OptionsError
+from rtsmap.instances.coco_scores import (
+    SETTINGS,
+    CocoSettings,
+    coco_intervals,
+    coco_results,
+    coco_scores,
+    object_matches,
+)
+from rtsmap.instances.detections import Detector
+from rtsmap.instances.intervals import group_intervals
+from rtsmap.instances.map_scores import Figure
+from rtsmap.rasters.bands import InputSpec
+from rtsmap.rasters.chips import Chip, Layer
+from rtsmap.rasters.tiling import Tile, Window
+from rtsmap.runs.engine import Engine
+from rtsmap.runs.progress import Progress, silent
+from rtsmap.vectors.atomic import whole_file
+
+OBJECT_IOUS = (0.3, 0.5)
+_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledChips:
+    """A COCO dataset and the folder of its pictures; `group_of` names the group of an image id."""
+
+    document: Mapping[str, Any]
+    images: Path
+    group_of: Mapping[int, str]
+
+    @classmethod
+    def read(cls, labels: Path, images: Path | None = None, groups: Path | None = None) -> LabelledChips:
+        """Read a COCO file; `images` is `images/` beside it where none is given.
+
+        `groups` is a JSON list of lists of file names that show common ground; a chip in none of them is a
+        group of its own. Raises InputError or LabelError for files that cannot be used.
+        """
+        document = _json_of(labels)
+        missing = [key for key in ("images", "annotations") if key not in document]
+        if missing:
+            raise LabelError(f"{labels}: no {' and no '.join(missing)}; wanted a COCO dataset")
+        folder = images or labels.parent / "images"
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; name the folder of the pictures")
+        if "categories" not in document:
+            document = {**document, "categories": [{"id": 1, "name": "rts"}]}
+        listed = _json_of(groups) if groups else []
+        group = {name: f"group {number}" for number, names in enumerate(listed) for name in names}
+        return cls(
+            document,
+            folder,
+            {image["id"]: group.get(image["file_name"], image["file_name"]) for image in document["images"]},
+        )
+
+
+def find_on_chips(chips: LabelledChips, engine: Engine, progress: Progress = silent) -> list[dict[str, Any]]:
+    """What a model finds on every chip, as COCO results. Modalities that pictures do not hold are missing.
+
+    Raises InputError for a picture that is not there or not RGB, OptionsError for a model without
+    an optical modality of red, green and blue.
+    """
+    detector = engine.load()
+    results: list[dict[str, Any]] = []
+    images = list(chips.document["images"])
+    category = chips.document["categories"][0]["id"]
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH]
+        for image, found, chip in _detected(detector, batch, chips.images, engine.spec):
+            results += coco_results(
+                image["id"],
+                found,
+                chip.tile.read.shape,
+                category_id=category,
+                mask_threshold=engine.mask_threshold,
+            )
+        progress("chips", min(start + _BATCH, len(images)), len(images))
+    return results
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """COCO results from a file; raises InputError or LabelError."""
+    results = _json_of(path)
+    wanted = {"image_id", "segmentation", "score"}
+    if not isinstance(results, list) or not all(isinstance(r, dict) and wanted <= set(r) for r in results):
+        raise LabelError(f"{path}: wanted a list of COCO results, each with {', '.join(sorted(wanted))}")
+    return results
+
+
+def write_results(path: Path, results: Sequence[Mapping[str, Any]], *, overwrite: bool = False) -> None:
+    """Write COCO results, the form in which challenges take submissions."""
+    with whole_file(path, overwrite=overwrite) as temporary:
+        temporary.write_text(json.dumps(list(results)), encoding="utf-8")
+
+
+def score_chips(
+    chips: LabelledChips,
+    results: Sequence[Mapping[str, Any]],
+    *,
+    min_score: float,
+    settings: str = "stock",
+    resamples: int = 200,
+) -> dict[str, Figure]:
+    """COCO's scores, and precision, recall and F1 of objects with at least `min_score`, with intervals."""
+    if settings not in SETTINGS:
+        raise OptionsError(f"settings '{settings}': wanted one of {', '.join(SETTINGS)}")
+    chosen: CocoSettings = SETTINGS[settings]
+    values = coco_scores(chips.document, results, chosen)
+    intervals = coco_intervals(
+        chips.document, results, chips.group_of.__getitem__, chosen, resamples=resamples
+    )
+    figures = {name: Figure(value, intervals.get(name)) for name, value in values.items()}
+    sure = [result for result in results if result["score"] >= min_score]
+    for iou in OBJECT_IOUS:
+        figures |= _object_figures(chips, sure, iou)
+    return figures
+
+
+def _object_figures(
+    chips: LabelledChips, results: Sequence[Mapping[str, Any]], iou: float
+) -> dict[str, Figure]:
+    sums: dict[str, npt.NDArray[np.float64]] = {}
+    for image, matches in object_matches(chips.document, results, iou).items():
+        counts = np.array([matches.true_positives, matches.n_predicted, matches.n_truth], float)
+        group = chips.group_of[image]
+        sums[group] = sums.get(group, np.zeros(3)) + counts
+    table = np.array(list(sums.values()))
+    at = round(100 * iou)
+
+    def of_groups(groups: npt.NDArray[np.int64]) -> dict[str, float]:
+        right, predicted, true = table[groups].sum(axis=0)
+        shares = {
+            "precision": (right, predicted),
+            "recall": (right, true),
+            "f1": (2 * right, predicted + true),
+        }
+        return {
+            f"{name}_{at}": part / whole if whole else float("nan") for name, (part, whole) in shares.items()
+        }
+
+    intervals = group_intervals(len(table), of_groups)
+    values = of_groups(np.arange(len(table)))
+    return {name: Figure(float(value), intervals.get(name)) for name, value in values.items()}
+
+
+def _detected(
+    detector: Detector, images: Sequence[Mapping[str, Any]], folder: Path, spec: InputSpec
+) -> list[tuple[Mapping[str, Any], Any, Chip]]:
+    chips = [picture_chip(folder / image["file_name"], spec) for image in images]
+    return list(zip(images, detector.detect(chips), chips, strict=True))
+
+
+def picture_chip(path: Path, spec: InputSpec) -> Chip:
+    """A picture as a chip of its own pixels; terrain is missing on it."""
+    try:
+        with Image.open(path) as picture:
+            if picture.mode != "RGB":
+                raise InputError(f"{path}: wanted an RGB picture, got mode {picture.mode}")
+            pixels = np.asarray(picture, np.float32).transpose(2, 0, 1)
+    except OSError as exc:
+        raise InputError(f"{path}: cannot be read as a picture: {exc}") from exc
+    window = Window(0, 0, *pixels.shape[1:])
+    layers = {}
+    for modality in spec.modalities:
+        if modality.is_terrain:
+            nothing = np.zeros((len(modality.bands), *window.shape), np.float32)
+            layers[modality.name] = Layer(nothing, np.zeros(window.shape, np.bool_))
+        else:
+            layers[modality.name] = Layer(
+                _bands(pixels, modality.band_names), np.ones(window.shape, np.bool_)
+            )
+    return Chip(layers, GeoBox(window.shape, Affine.identity(), None), Tile(0, window, window))
+
+
+def _bands(pixels: npt.NDArray[np.float32], names: Sequence[str]) -> npt.NDArray[np.float32]:
+    order = ("red", "green", "blue")
+    strangers = [name for name in names if name not in order]
+    if strangers:
+        raise OptionsError(f"the model wants {', '.join(strangers)}, but pictures hold red, green and blue")
+    return np.ascontiguousarray(pixels[[order.index(name) for name in names]])
+
+
+def _json_of(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise InputError(f"{path}: cannot be read as JSON: {exc}") from exc

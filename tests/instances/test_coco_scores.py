@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from rtsmap.errors import LabelError
+from rtsmap.instances.coco_scores import (
+    CHALLENGE,
+    STOCK,
+    coco_intervals,
+    coco_results,
+    coco_scores,
+    object_matches,
+)
+from rtsmap.instances.detections import Detection, Side
+from rtsmap.rasters.tiling import Window
+
+SHAPE = (120, 160)
+
+
+def document(seed, images=6):
+    rng = np.random.default_rng(seed)
+    annotations = []
+    for image in range(1, images + 1):
+        for _ in range(int(rng.integers(0, 5))):
+            x, y = rng.uniform(0, 100), rng.uniform(0, 70)
+            w, h = rng.uniform(8, 60), rng.uniform(8, 50)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": 1,
+                    "iscrowd": 0,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                }
+            )
+    pictures = [
+        {"id": i, "file_name": f"{i}.png", "height": SHAPE[0], "width": SHAPE[1]}
+        for i in range(1, images + 1)
+    ]
+    return {"images": pictures, "annotations": annotations, "categories": [{"id": 1, "name": "rts"}]}
+
+
+def guesses(truth, seed):
+    """Detections near the truth, and some nowhere."""
+    rng = np.random.default_rng(seed)
+    results = []
+    for annotation in truth["annotations"] + truth["annotations"][:3]:
+        x, y, w, h = np.array(annotation["bbox"]) + rng.normal(0, 4, 4)
+        window = Window(*(int(np.clip(v, 0, 150)) for v in (y, x, y + max(h, 4), x + max(w, 4))))
+        window = window.intersection(Window(0, 0, *SHAPE))
+        if not window.empty:
+            found = Detection(
+                float(rng.random()), window, np.full(window.shape, 200, np.uint8), 0, Side.NONE, ("optical",)
+            )
+            results += coco_results(annotation["image_id"], [found], SHAPE)
+    return results
+
+
+def by_pycocotools(truth, results, settings):
+    """COCOeval as its own documentation uses it, from files' worth of JSON."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = json.loads(json.dumps({"info": {}, **truth}))
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(json.loads(json.dumps(results))), "segm")
+        if settings is CHALLENGE:
+            evaluation.params.maxDets = [1, 5, 10]
+            evaluation.params.areaRng = [[0, 1e10], [0, 300], [300, 2000], [2000, 1e10]]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        if settings is STOCK:
+            evaluation.summarize()
+    return evaluation
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_stock_scores_are_those_of_pycocotools(seed):
+    truth = document(seed)
+    results = guesses(truth, seed)
+    stats = by_pycocotools(truth, results, STOCK).stats
+    ours = list(coco_scores(truth, results, STOCK).values())
+    assert np.allclose(np.nan_to_num(ours, nan=-1), stats[:9], atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_challenge_scores_are_those_of_pycocotools(seed):
+    truth = document(seed)
+    results = guesses(truth, seed)
+    precision = by_pycocotools(truth, results, CHALLENGE).eval["precision"]
+    ours = coco_scores(truth, results, CHALLENGE)
+    for number, name in enumerate(("AP", "AP_small", "AP_medium", "AP_large")):
+        values = precision[:, :, :, number, 2]
+        wanted = values[values > -1].mean() if (values > -1).any() else np.nan
+        assert ours[name] == pytest.approx(wanted, nan_ok=True, abs=1e-12)
+
+
+def test_perfect_and_empty_results():
+    truth = document(1)
+    perfect = []
+    for annotation in truth["annotations"]:
+        runs = coco_mask.merge(coco_mask.frPyObjects(annotation["segmentation"], *SHAPE))
+        runs["counts"] = runs["counts"].decode()
+        perfect.append(
+            {"image_id": annotation["image_id"], "category_id": 1, "segmentation": runs, "score": 1.0}
+        )
+    assert coco_scores(truth, perfect)["AP"] == pytest.approx(1)
+    nothing = coco_scores(truth, [])
+    assert nothing["AP"] == nothing["AR100"] == 0
+
+
+def test_order_does_not_matter_and_inputs_stay_as_they_are():
+    truth = document(2)
+    results = guesses(truth, 2)
+    before = json.dumps([truth, results])
+    one, other = coco_scores(truth, results), coco_scores(truth, results[::-1])
+    assert one == pytest.approx(other, nan_ok=True)
+    assert json.dumps([truth, results]) == before
+
+
+def test_results_of_other_images_are_refused():
+    with pytest.raises(LabelError, match="another split"):
+        coco_scores(document(0), [{"image_id": 99, "category_id": 1, "segmentation": {}, "score": 1.0}])
+
+
+def test_intervals_hold_the_score_and_need_groups():
+    truth = document(3, images=12)
+    results = guesses(truth, 3)
+    scores = coco_scores(truth, results)
+    intervals = coco_intervals(truth, results, str, resamples=40)
+    for name in ("AP", "AP50", "AR100"):
+        low, high = intervals[name]
+        assert low <= scores[name] <= high
+        assert low < high
+    assert coco_intervals(truth, results, lambda _: "one") == {}
+
+
+def test_object_matches_of_a_known_case():
+    picture = {"id": 7, "file_name": "a.png", "height": 20, "width": 20}
+    squares = [[0, 0, 10, 0, 10, 10, 0, 10], [10, 10, 20, 10, 20, 20, 10, 20]]
+    annotations = [
+        {"id": i, "image_id": 7, "category_id": 1, "segmentation": [ring]}
+        for i, ring in enumerate(squares, 1)
+    ]
+    truth = {"images": [picture], "annotations": annotations}
+    half = Detection(0.9, Window(0, 0, 10, 5), np.full((10, 5), 255, np.uint8), 0)
+    off = Detection(0.8, Window(0, 15, 5, 20), np.full((5, 5), 255, np.uint8), 0)
+    results = coco_results(7, [half, off], (20, 20))
+    at_half = object_matches(truth, results, 0.5)[7]
+    assert (at_half.true_positives, at_half.false_positives, at_half.false_negatives) == (1, 1, 1)
+    assert at_half.pairs[0].iou == pytest.approx(0.5)
+    assert object_matches(truth, results, 0.51)[7].true_positives == 0

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rtsmap.errors import InputError, LabelError, OptionsError
+from rtsmap.instances.detections import Detection
+from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
+from rtsmap.rasters.tiling import Window
+from rtsmap.runs.chip_scores import LabelledChips, find_on_chips, picture_chip, read_results, score_chips
+from rtsmap.runs.engine import Engine
+
+SPEC = InputSpec(4.0, (OPTICAL_RGB, TERRAIN))
+
+
+class BrightSquares:
+    """Finds the bounding box of what is bright; asserts what a chip of a picture must hold."""
+
+    def detect(self, chips):
+        return [self._found(chip) for chip in chips]
+
+    def _found(self, chip):
+        assert chip.layers["optical"].valid.all()
+        assert not chip.layers["terrain"].valid.any()
+        rows, cols = np.nonzero(chip.layers["optical"].pixels[0] > 200)
+        if not len(rows):
+            return []
+        window = Window(int(rows.min()), int(cols.min()), int(rows.max()) + 1, int(cols.max()) + 1)
+        return [Detection(0.9, window, np.full(window.shape, 255, np.uint8), chip.tile.index)]
+
+
+ENGINE = Engine(SPEC, 256, 64, {}, BrightSquares, min_score=0.5)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Five pictures with a labelled square each; the square of the last one cannot be seen."""
+    (tmp_path / "images").mkdir()
+    images, annotations = [], []
+    for i in range(1, 6):
+        pixels = np.full((60, 80, 3), 90, np.uint8)
+        if i < 5:
+            pixels[10 : 10 + 5 * i, 20:50] = 250
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "height": 60, "width": 80})
+        ring = [20, 10, 50, 10, 50, 10 + 5 * i, 20, 10 + 5 * i]
+        annotations.append(
+            {"id": i, "image_id": i, "category_id": 1, "iscrowd": 0, "segmentation": [ring]}
+            | {"bbox": [20, 10, 30, 5 * i], "area": 150 * i}
+        )
+    document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "rts"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(document))
+    (tmp_path / "groups.json").write_text(json.dumps([["1.png", "2.png"]]))
+    return tmp_path
+
+
+def test_what_is_seen_scores_and_what_is_not_is_missed(labelled):
+    chips = LabelledChips.read(labelled / "coco.json", groups=labelled / "groups.json")
+    assert set(chips.group_of.values()) == {"group 0", "3.png", "4.png", "5.png"}
+    results = find_on_chips(chips, ENGINE)
+    figures = score_chips(chips, results, min_score=0.5)
+    assert figures["precision_50"].value == 1
+    assert figures["recall_50"].value == figures["recall_30"].value == 0.8
+    # 80 of the 101 recall points of COCO's curve, and that of recall 0
+    assert figures["AP50"].value == pytest.approx(81 / 101)
+    low, high = figures["recall_30"].interval
+    assert low < 0.8 <= high
+    none = score_chips(chips, results, min_score=0.95, settings="challenge", resamples=2)
+    assert none["recall_30"].value == 0
+    assert none["AP50"].value == pytest.approx(81 / 101)
+
+
+def test_unusable_files_are_named(labelled, tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.json: cannot be read"):
+        LabelledChips.read(tmp_path / "nowhere.json")
+    (tmp_path / "odd.json").write_text("{}")
+    with pytest.raises(LabelError, match="no images and no annotations"):
+        LabelledChips.read(tmp_path / "odd.json")
+    with pytest.raises(InputError, match="name the folder"):
+        LabelledChips.read(labelled / "coco.json", images=tmp_path / "pictures")
+    with pytest.raises(LabelError, match="a list of COCO results"):
+        read_results(tmp_path / "odd.json")
+    with pytest.raises(InputError, match="cannot be read as a picture"):
+        picture_chip(tmp_path / "odd.json", SPEC)
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "grey.png")
+    with pytest.raises(InputError, match="RGB picture, got mode L"):
+        picture_chip(tmp_path / "grey.png", SPEC)
+    chips = LabelledChips.read(labelled / "coco.json")
+    with pytest.raises(OptionsError, match="stock, challenge"):
+        score_chips(chips, [], min_score=0.5, settings="other")

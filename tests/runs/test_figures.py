@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from rtsmap.errors import InputError, OptionsError
+from rtsmap.instances.map_scores import Figure
+from rtsmap.runs.figures import write_figures
+
+FIGURES = {
+    "f1_30": Figure(0.5, (0.25, 0.75)),
+    "alone": Figure(1.0, None),
+    "nothing": Figure(float("nan"), None),
+}
+
+
+def test_json_has_intervals_facts_and_null_for_nothing(tmp_path):
+    write_figures(tmp_path / "figures.json", FIGURES, {"slumps": 3})
+    told = json.loads((tmp_path / "figures.json").read_text())
+    assert told["slumps"] == 3
+    assert told["figures"] == [
+        {"figure": "f1_30", "value": 0.5, "low": 0.25, "high": 0.75},
+        {"figure": "alone", "value": 1.0, "low": None, "high": None},
+        {"figure": "nothing", "value": None, "low": None, "high": None},
+    ]
+
+
+def test_csv_has_one_row_a_figure(tmp_path):
+    write_figures(tmp_path / "figures.csv", FIGURES, {})
+    with (tmp_path / "figures.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["figure"] for row in rows] == list(FIGURES)
+    assert (rows[0]["low"], rows[1]["high"], rows[2]["value"]) == ("0.25", "nan", "nan")
+
+
+def test_other_suffixes_and_files_that_exist_are_refused(tmp_path):
+    with pytest.raises(OptionsError, match=r"\.json or \.csv"):
+        write_figures(tmp_path / "figures.xlsx", FIGURES, {})
+    write_figures(tmp_path / "figures.csv", FIGURES, {})
+    with pytest.raises(InputError, match="overwrite"):
+        write_figures(tmp_path / "figures.csv", FIGURES, {})

@@ -41,10 +41,14 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--version", default="0.1.0")
     parser.add_argument("--score-threshold", type=float, default=0.5)
+    parser.add_argument("--chip-px", type=int, default=256)
+    parser.add_argument("--overlap-px", type=int, default=64)
+    parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--scores", type=Path, help="JSON list of name, value, data, command")
     arguments = parser.parse_args()
     spec, _ = STAGES["fused"]
-    network = build_network(NETWORK, spec)
+    config = {**NETWORK, "views": arguments.views}
+    network = build_network(config, spec)
     state = torch.load(arguments.run / "fused" / "last.pt", map_location="cpu", weights_only=True)
     network.load_state_dict(state["average"])
     scores = json.loads(arguments.scores.read_text()) if arguments.scores else []
@@ -54,7 +58,7 @@ def main() -> None:
         card = write_bundle(
             arguments.bundle,
             weights=weights,
-            network=NETWORK,
+            network=config,
             spec=spec,
             name=arguments.bundle.name,
             version=arguments.version,
@@ -62,8 +66,8 @@ def main() -> None:
             licence=LICENCE,
             training_data=TRAINING_DATA,
             parameters=sum(parameter.numel() for parameter in network.parameters()),
-            chip_px=256,
-            overlap_px=64,
+            chip_px=arguments.chip_px,
+            overlap_px=arguments.overlap_px,
             score_threshold=arguments.score_threshold,
             scores=[Score(**score) for score in scores],
             overwrite=True,

@@ -41,6 +41,7 @@ NETWORK = {
     "rois_per_chip": 48,
     "rpn_proposals": 150,
 }
+VALIDATE_EVERY = 1000
 STAGES = {
     "optical": (InputSpec(4.0, (OPTICAL_RGB,)), TrainOptions(steps=2600, dense_only_steps=2600, lr=8e-4)),
     "terrain": (InputSpec(4.0, (TERRAIN,)), TrainOptions(steps=2600, dense_only_steps=2600, lr=8e-4, seed=1)),
@@ -92,7 +93,7 @@ def main() -> None:
         options,
         arguments.run / arguments.stage,
         ranks=ranks,
-        validate=lambda net, step: scores(net, held_out) if step > options.dense_only_steps else {},
+        validate=lambda net, step: scores(net, held_out) if step % VALIDATE_EVERY == 0 else {},
         on_step=lambda step, row: print(step, {k: round(v, 4) for k, v in row.items()}, flush=True),
     )
 
@@ -159,7 +160,7 @@ def held_out_samples(stage: str, packs: Path, spec: InputSpec) -> dict[str, list
                 Window(r, c, r + 256, c + 256) for r in range(0, 1024, 256) for c in range(0, 1024, 512)
             ]
             simulated += [make_sample(image.read(window), spec, options, None) for window in windows]
-    chips = list(read_index(packs / "real_dev.pack"))[::2]
+    chips = list(read_index(packs / "real_dev.pack"))[::4]
     real = [make_sample(chip.read(Window(0, 0, *chip.shape)), spec, options, None) for chip in chips]
     return {"simulated": simulated, "real": real} if stage != "terrain" else {"simulated": simulated}
 

@@ -83,7 +83,7 @@ def main() -> None:
     source = SampleSource(
         groups(arguments.stage, arguments.packs),
         spec,
-        SampleOptions(chip_px=192, slump_share=0.5),
+        SampleOptions(chip_px=192, slump_share=0.5, collage_share=0.5),
         options.seed,
     )
     held_out = held_out_samples(arguments.stage, arguments.packs, spec)
@@ -141,7 +141,7 @@ def groups(stage: str, packs: Path) -> list[tuple[float, list[PackedImage]]]:
     return {
         "optical": [(0.5, simulated), (0.5, real)],
         "terrain": [(1.0, simulated)],
-        "fused": [(0.8, simulated), (0.2, real)],
+        "fused": [(0.45, simulated), (0.55, real)],
     }[stage]
 
 

@@ -21,19 +21,24 @@ from rtsmap.rasters.tiling import Window
 class SampleOptions:
     """How chips are drawn.
 
-    `slump_share` of them are centred near a slump, the rest lie anywhere. What a chip's border leaves
-    of a slump counts when it has `min_px` pixels or more; less is ignored.
+    `slump_share` of them are centred near a slump, the rest lie anywhere. Of the draws from images
+    without terrain, `collage_share` show two of them side by side, with a strip of no data between. What a
+    border leaves of a slump counts when it has `min_px` pixels or more; less is ignored.
     """
 
     chip_px: int = 256
     slump_share: float = 0.6
     zoom_sd: float = 0.2
+    collage_share: float = 0.0
     min_px: int = 24
     augment: AugmentOptions = field(default_factory=AugmentOptions)
 
     def __post_init__(self) -> None:
-        if self.chip_px < 32 or not 0 <= self.slump_share <= 1:
-            raise OptionsError(f"chip_px={self.chip_px} (>= 32), slump_share={self.slump_share} (0..1)")
+        if self.chip_px < 32 or not all(0 <= share <= 1 for share in (self.slump_share, self.collage_share)):
+            raise OptionsError(
+                f"chip_px={self.chip_px} (>= 32), slump_share={self.slump_share} (0..1), "
+                f"collage_share={self.collage_share} (0..1)"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,10 @@ class Sample:
     masks: npt.NDArray[np.bool_]
     ignored: npt.NDArray[np.bool_]
     kinds: npt.NDArray[np.uint8]
+
+
+MAX_GAP_PX = 16
+"""Widest strip of no data between the two images of a collage."""
 
 
 class SampleSource:
@@ -78,28 +87,63 @@ class SampleSource:
         """The sample of this number: always the same for the same seed."""
         rng = np.random.default_rng([self.seed, number])
         group = int(rng.choice(len(self._groups), p=self._shares))
-        image = self._groups[group][int(rng.choice(len(self._groups[group]), p=self._weights[group]))]
-        factor = float(np.clip(np.exp(rng.normal(0, self.options.zoom_sd)), 0.5, 2.0))
-        window = self._place(image, round(self.options.chip_px / factor), rng)
-        part = image.read(window)
-        rows, cols = (min(self.options.chip_px, round(n * factor)) for n in window.shape)
-        part = turn(zoom(part, (rows, cols)), int(rng.integers(4)), bool(rng.integers(2)))
+        image, side = self._choose(group, rng), self.options.chip_px
+        # short-circuits, so that without collages the draws are those of before
+        if self.options.collage_share and not image.has_terrain and rng.random() < self.options.collage_share:
+            first_px = int(rng.uniform(0.3, 0.7) * side)
+            left = self._cut(image, (side, first_px), rng)
+            right = self._cut(self._choose(group, rng), (side, side - first_px), rng)
+            part = collage(left, right, side, gap_px=int(rng.integers(0, MAX_GAP_PX + 1)))
+        else:
+            part = self._cut(image, (side, side), rng)
+        part = turn(part, int(rng.integers(4)), bool(rng.integers(2)))
         return make_sample(part, self.spec, self.options, rng)
 
-    def _place(self, image: PackedImage, side: int, rng: np.random.Generator) -> Window:
+    def _choose(self, group: int, rng: np.random.Generator) -> PackedImage:
+        images = self._groups[group]
+        return images[int(rng.choice(len(images), p=self._weights[group]))]
+
+    def _cut(self, image: PackedImage, shape: tuple[int, int], rng: np.random.Generator) -> TrainingImage:
+        """A part of the image of at most this shape, zoomed."""
+        factor = float(np.clip(np.exp(rng.normal(0, self.options.zoom_sd)), 0.5, 2.0))
+        window = self._place(image, (round(shape[0] / factor), round(shape[1] / factor)), rng)
+        rows, cols = (min(most, round(n * factor)) for most, n in zip(shape, window.shape, strict=True))
+        return zoom(image.read(window), (rows, cols))
+
+    def _place(self, image: PackedImage, shape: tuple[int, int], rng: np.random.Generator) -> Window:
+        rows, cols = shape
         height, width = image.shape
         if image.slumps and rng.random() < self.options.slump_share:
             slump = image.slumps[int(rng.integers(len(image.slumps)))][1]
-            row = int(rng.integers(slump.row0, slump.row1) - rng.uniform(0.15, 0.85) * side)
-            col = int(rng.integers(slump.col0, slump.col1) - rng.uniform(0.15, 0.85) * side)
+            row = int(rng.integers(slump.row0, slump.row1) - rng.uniform(0.15, 0.85) * rows)
+            col = int(rng.integers(slump.col0, slump.col1) - rng.uniform(0.15, 0.85) * cols)
         else:
             row, col = (
-                int(rng.integers(0, max(1, height - side + 1))),
-                int(rng.integers(0, max(1, width - side + 1))),
+                int(rng.integers(0, max(1, height - rows + 1))),
+                int(rng.integers(0, max(1, width - cols + 1))),
             )
-        row0 = int(np.clip(row, 0, max(0, height - side)))
-        col0 = int(np.clip(col, 0, max(0, width - side)))
-        return Window(row0, col0, min(height, row0 + side), min(width, col0 + side))
+        row0 = int(np.clip(row, 0, max(0, height - rows)))
+        col0 = int(np.clip(col, 0, max(0, width - cols)))
+        return Window(row0, col0, min(height, row0 + rows), min(width, col0 + cols))
+
+
+def collage(left: TrainingImage, right: TrainingImage, side_px: int, *, gap_px: int) -> TrainingImage:
+    """Two images without terrain on one square, the right one at its right edge, no data elsewhere.
+
+    The left one gives way to a strip of `gap_px` columns without data.
+    """
+    optical = np.zeros((3, side_px, side_px), np.uint8)
+    valid = np.zeros((side_px, side_px), np.bool_)
+    labels = np.zeros((side_px, side_px), np.int16)
+    start = side_px - right.labels.shape[1]
+    for image, col0, col1 in ((left, 0, max(start - gap_px, 0)), (right, start, side_px)):
+        rows, cols = image.labels.shape[0], min(image.labels.shape[1], col1 - col0)
+        place = (slice(0, rows), slice(col0, col0 + cols))
+        optical[(slice(None), *place)] = image.optical[:, :, :cols]
+        valid[place] = image.optical_valid[:, :cols]
+        found = image.labels[:, :cols]
+        labels[place] = np.where(found > 0, found + labels.max(), found)
+    return TrainingImage(f"{left.name} | {right.name}", left.group, optical, valid, labels, None)
 
 
 def _image_weights(images: Sequence[PackedImage]) -> npt.NDArray[np.float64]:

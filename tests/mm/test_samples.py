@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rtsmap.errors import InputError, OptionsError
-from rtsmap.mm.samples import SampleOptions, SampleSource, make_sample
+from rtsmap.mm.samples import SampleOptions, SampleSource, collage, make_sample
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
 from tests.mm.labelled import labelled_image, packed
 
@@ -53,7 +53,34 @@ def test_slivers_are_ignored_not_background():
     assert sample.ignored.sum() == 60
 
 
+def test_a_collage_keeps_both_sides_and_their_slumps_apart():
+    left, right = labelled_image(terrain=False), labelled_image(terrain=False)
+    right.optical[:] = np.where(right.labels > 0, 201, 200)
+    both = collage(left, right, 150, gap_px=5)
+    rows, cols = right.labels.shape
+    start = 150 - cols
+    np.testing.assert_array_equal(both.optical[:, :rows, start:], right.optical)
+    np.testing.assert_array_equal(both.optical[:, :rows, : start - 5], left.optical[:, :, : start - 5])
+    assert not both.optical_valid[:, start - 5 : start].any()
+    assert not both.optical_valid[rows:].any()
+    assert both.terrain is None
+    on_the_left = set(np.unique(both.labels[:, :start])) - {0}
+    on_the_right = set(np.unique(both.labels[:, start:])) - {0}
+    assert on_the_right
+    assert not on_the_left & on_the_right
+
+
+def test_collages_are_made_of_images_without_terrain_only(tmp_path):
+    with_terrain, without = packed(tmp_path)
+    for image, terrain in ((with_terrain, True), (without, False)):
+        source = SampleSource([(1.0, [image])], SPEC, SampleOptions(chip_px=64, collage_share=1.0), seed=0)
+        names = {source.draw(number).name for number in range(5)}
+        assert all((" | " in name) != terrain for name in names)
+
+
 def test_impossible_sources_are_refused():
+    with pytest.raises(OptionsError, match="collage_share"):
+        SampleOptions(collage_share=2)
     with pytest.raises(InputError, match="at least one image"):
         SampleSource([(1.0, [])], SPEC, SampleOptions(), seed=0)
     with pytest.raises(OptionsError, match="chip_px"):

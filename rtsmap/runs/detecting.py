@@ -1,7 +1,8 @@
 """From pixels to shards: blocks are read ahead, the network works, shards are written behind it.
 
 Reading, detecting and writing run at the same time in threads, with few blocks in between. A tile that
-fails is tried once more by itself, then recorded as failed; any other error stops the run.
+fails is tried once more by itself, then recorded as failed; any other error stops the run, and so do
+very many failures in a row, which are the device's and not the tiles'.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ _TILE_ERRORS = (InputError, OSError, RuntimeError, MemoryError)
 """What may go wrong with one tile only; anything else is the user's model or a bug of ours."""
 
 _WRITES_BEHIND = 2
+
+GIVE_UP_AFTER_TILES = 64
+"""When the detector fails on so many tiles one after the other, the rest would fail too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +102,13 @@ def map_shards(task: Task, on_shard: Callable[[Receipt], None] | None = None) ->
         blocks = ahead(readers, partial(_read_shard, task), task.shards, depth=task.read_threads + 1)
         detector = task.engine.load()
         written: deque[Future[Receipt]] = deque()
+        lost = 0
         for block in blocks:
-            _detect(detector, block)
+            asked = len(block.chips)
+            worked = _detect(detector, block)
+            lost = 0 if worked else lost + asked
+            if lost >= GIVE_UP_AFTER_TILES:
+                raise EngineError(_giving_up(block, lost))
             written.append(writer.submit(_write, task.run, block))
             while len(written) > _WRITES_BEHIND:
                 finish(written.popleft())
@@ -233,13 +242,26 @@ def _read_alone(reader: ChipReader, tile: Tile, grid: GeoBox) -> Chip | str:
 # Detecting
 
 
-def _detect(detector: Detector, block: _Block) -> None:
-    """Show the detector the block's chips all at once: it makes its own batches, the same in every run."""
+def _detect(detector: Detector, block: _Block) -> bool:
+    """Show the detector the block's chips all at once: it makes its own batches, the same in every run.
+
+    True when it answered for any of them.
+    """
+    asked = len(block.chips)
     if block.chips and (reason := _try(detector, block, block.chips)) is not None:
         logger.warning("block %d failed (%s); trying its tiles one by one", block.shard.index, reason)
         for chip in block.chips:
             _detect_alone(detector, block, chip)
     block.chips.clear()
+    return asked > sum(result.coverage.reason.startswith(DETECTING) for result in block.results)
+
+
+def _giving_up(block: _Block, lost: int) -> str:
+    reason = next(r.coverage.reason for r in block.results if r.coverage.reason.startswith(DETECTING))
+    return (
+        f"the network failed on {lost} tiles in a row, last with: {reason}. Mend that (see rtsmap doctor), "
+        "then run the same command again; what is finished is kept"
+    )
 
 
 def _detect_alone(detector: Detector, block: _Block, chip: Chip) -> None:
@@ -258,7 +280,7 @@ def _try(detector: Detector, block: _Block, chips: Sequence[Chip]) -> str | None
     except ModelError:
         raise
     except _TILE_ERRORS as exc:
-        return _reason("detecting", exc)
+        return _reason(DETECTING, exc)
     for chip, detections in zip(chips, found, strict=True):
         block.results.append(block.pending.pop(chip.tile.index))
         block.detections.extend(detections)
@@ -277,6 +299,9 @@ def _ask(detector: Detector, chips: Sequence[Chip]) -> list[list[Detection]]:
                     f"but was asked about tile {chip.tile.index} at {chip.tile.read}"
                 )
     return found
+
+
+DETECTING = "detecting"
 
 
 def _reason(doing: str, exc: BaseException) -> str:

@@ -291,6 +291,26 @@ def test_a_broken_model_or_program_stops_the_run(tmp_path, scene, error):
     assert not (tmp_path / "m.gpkg").exists()
 
 
+def test_a_network_that_always_fails_stops_the_run_which_then_goes_on(tmp_path, scene, monkeypatch):
+    monkeypatch.setattr(detecting, "GIVE_UP_AFTER_TILES", 8)
+    # the first block of 4 x 4 tiles is fine; after it nothing works any more
+    broken = CountingDetector(
+        fails=frozenset(range(35)) - {0, 1, 2, 3, 7, 8, 9, 10, 14, 15, 16, 17, 21, 22, 23, 24}
+    )
+    command = {"out": tmp_path / "m.gpkg", "options": EXACT}
+    with pytest.raises(
+        EngineError, match=r"failed on \d+ tiles in a row, last with: detecting failed: the net"
+    ):
+        predict(scene.path, model=engine(32, 0, broken), **command)
+    assert not (tmp_path / "m.gpkg").exists()
+    mended = CountingDetector()
+    report = predict(scene.path, model=engine(32, 0, mended), **command)
+    assert report.failed == ()
+    assert not set(mended.seen) & {0, 10, 24}
+    predict(scene.path, out=tmp_path / "fresh.gpkg", model=engine(32, 0), options=EXACT)
+    assert content(tmp_path / "m.gpkg") == content(tmp_path / "fresh.gpkg")
+
+
 def test_a_detector_that_answers_nonsense_is_stopped(tmp_path, scene):
     @dataclass(frozen=True)
     class Forgetful:

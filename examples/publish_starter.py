@@ -19,12 +19,12 @@ from rtsmap.models import Score, write_bundle
 
 DESCRIPTION = (
     "Starter model: Cascade Mask R-CNN on one small MViTv2 for optical and one for terrain bands, fused by "
-    "residual cross-modality attention. Trained on a CPU in a few hours to make the whole way from scene to "
-    "map real; a stronger model follows. Maps without an elevation model too, with less certainty."
+    "residual cross-modality attention. Trained on a CPU in a few hours; sure of itself on simulated scenes, "
+    "weak on real imagery, for which a stronger model follows. Maps without an elevation model too."
 )
 TRAINING_DATA = (
-    "Simulated tundra scenes (preset 'training' of rtsmap simulate; the scenes of benchmark-1 were never "
-    "trained on) with their elevation models, and 676 of the 756 published training chips of real thaw "
+    "95 simulated tundra scenes (preset 'training' of rtsmap simulate; the scenes of benchmark-1 were never "
+    "trained on) with their elevation models, and 667 of the 756 published training chips of real thaw "
     "slumps (Yang et al. 2023, as released for the Cyber2A teaching material), without terrain. They are "
     "Maxar-derived pictures published for teaching, without a licence file; no picture is in this bundle."
 )

@@ -173,14 +173,17 @@ def is_out_of_memory(exc: BaseException) -> bool:
 
 
 def paste(found: Found, chip: Chip) -> list[Detection]:
-    """Bring box-local masks to the grid: cropped detections of one chip."""
+    """Bring box-local masks to the grid: cropped detections of one chip, on ground that was seen."""
     detections = []
+    seen_ground = np.any([layer.valid for layer in chip.layers.values()], axis=0)
     boxes, scores, masks = found.boxes.numpy(), found.scores.numpy(), found.masks.numpy()
     for box, score, mask in zip(boxes, scores, masks, strict=True):
         placed = place_mask(mask, box, chip.tile.read.shape)
         if placed is None:
             continue
         (row, col), pixels = placed
+        height, width = pixels.shape
+        pixels = pixels * seen_ground[row : row + height, col : col + width]
         corner = (chip.tile.read.row0 + row, chip.tile.read.col0 + col)
         seen, core = crop_mask(pixels, corner, MASK_FLOOR), crop_mask(pixels, corner, MASK_THRESHOLD)
         if seen is None or core is None:

@@ -139,7 +139,7 @@ def collage(left: TrainingImage, right: TrainingImage, side_px: int, *, gap_px: 
     for image, col0, col1 in ((left, 0, max(start - gap_px, 0)), (right, start, side_px)):
         rows, cols = image.labels.shape[0], min(image.labels.shape[1], col1 - col0)
         place = (slice(0, rows), slice(col0, col0 + cols))
-        optical[(slice(None), *place)] = image.optical[:, :, :cols]
+        optical[:, place[0], place[1]] = image.optical[:, :, :cols]
         valid[place] = image.optical_valid[:, :cols]
         found = image.labels[:, :cols]
         labels[place] = np.where(found > 0, found + labels.max(), found)

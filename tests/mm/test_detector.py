@@ -115,6 +115,19 @@ def test_detections_lie_on_the_grid_and_know_sides_and_modalities():
     assert [round(d.score, 3) for d in found] == [0.9, 0.8, 0.7]
 
 
+def test_ground_that_no_modality_saw_is_never_part_of_a_slump():
+    one = chip()
+    one.layers["optical"].valid[:, 20:] = False
+    one.layers["terrain"].valid[:, 30:] = False
+    boxes = [[10, 20, 50, 44], [40, 0, 60, 20]]
+    (found,) = MmDetector(Answers(answer(boxes, [0.9, 0.8], torch.ones(2, 28, 28))), device="cpu").detect(
+        [one]
+    )
+    (cut,) = found
+    assert cut.window == Window(120, 210, 144, 230)
+    assert cut.modalities == ("optical", "terrain")
+
+
 def test_masks_are_cropped_softly_and_empty_ones_dropped():
     mask = torch.zeros(3, 28, 28)
     mask[0, 7:21, 7:21] = 0.9  # the middle half

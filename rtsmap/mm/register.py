@@ -409,9 +409,7 @@ def _register_roi_head() -> None:
         def _bbox_forward(self, stage: int, x: Any, rois: Tensor) -> dict[str, Tensor]:
             if not isinstance(x, ViewedFeatures):
                 return dict(super()._bbox_forward(stage, x, rois))
-            results = [
-                super(ViewedRoIHead, self)._bbox_forward(stage, *seen) for _, *seen in _by_view(x, rois)
-            ]
+            results = [super(ViewedRoIHead, self)._bbox_forward(stage, *seen) for seen in _by_view(x, rois)]
             deltas = [view.deltas(one["bbox_pred"]) for view, one in zip(x.views, results, strict=True)]
             return {
                 "cls_score": torch.stack([one["cls_score"] for one in results]).mean(0),
@@ -421,17 +419,15 @@ def _register_roi_head() -> None:
         def _mask_forward(self, stage: int, x: Any, rois: Tensor) -> dict[str, Tensor]:
             if not isinstance(x, ViewedFeatures):
                 return dict(super()._mask_forward(stage, x, rois))
-            results = [
-                super(ViewedRoIHead, self)._mask_forward(stage, *seen) for _, *seen in _by_view(x, rois)
-            ]
+            results = [super(ViewedRoIHead, self)._mask_forward(stage, *seen) for seen in _by_view(x, rois)]
             masks = [view.maps(one["mask_preds"]) for view, one in zip(x.views, results, strict=True)]
             return {"mask_preds": torch.stack(masks).mean(0)}
 
 
-def _by_view(seen: ViewedFeatures, rois: Tensor) -> Iterator[tuple[View, Sequence[Tensor], Tensor]]:
-    """Each view with its feature maps and regions (n, 5) chip number x0 y0 x1 y1."""
+def _by_view(seen: ViewedFeatures, rois: Tensor) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
+    """Feature maps and regions (n, 5), chip number x0 y0 x1 y1, of each view."""
     for view, features in zip(seen.views, seen.features, strict=True):
-        yield view, features, torch.cat([rois[:, :1], view.boxes(rois[:, 1:], seen.shape)], dim=1)
+        yield features, torch.cat([rois[:, :1], view.boxes(rois[:, 1:], seen.shape)], dim=1)
 
 
 def mask_targets(masks: Tensor, indexes: Tensor, boxes: Tensor, size: int) -> Tensor:

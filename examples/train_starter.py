@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--dense-only-steps", type=int)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--real-share", type=float, default=0.55)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -81,7 +82,7 @@ def main() -> None:
     elif arguments.stage == "fused":
         start_from_branches(network, arguments.run)
     source = SampleSource(
-        groups(arguments.stage, arguments.packs),
+        groups(arguments.stage, arguments.packs, arguments.real_share),
         spec,
         SampleOptions(chip_px=192, slump_share=0.5, collage_share=0.5),
         options.seed,
@@ -133,15 +134,15 @@ def start_from_branches(network: SlumpNetwork, run: Path) -> None:
     network.load_state_dict(state)
 
 
-def groups(stage: str, packs: Path) -> list[tuple[float, list[PackedImage]]]:
+def groups(stage: str, packs: Path, real_share: float) -> list[tuple[float, list[PackedImage]]]:
     """Simulated scenes, and real chips where the optical branch takes part."""
     simulated = [image for path in sorted((packs / "training").glob("*.pack")) for image in read_index(path)]
     simulated = [image for image in simulated if not is_held_out(image)]
     real = list(read_index(packs / "real_train.pack"))
     return {
-        "optical": [(0.5, simulated), (0.5, real)],
+        "optical": [(1 - real_share, simulated), (real_share, real)],
         "terrain": [(1.0, simulated)],
-        "fused": [(0.45, simulated), (0.55, real)],
+        "fused": [(1 - real_share, simulated), (real_share, real)],
     }[stage]
 
 

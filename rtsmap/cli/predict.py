@@ -49,6 +49,10 @@ def command(
     min_valid_share: Annotated[
         float, typer.Option(min=0, max=1, help="Skip tiles with data in less than this share of pixels.")
     ] = 0.01,
+    second_look: Annotated[
+        bool,
+        typer.Option(help="Look at each slump again, on a chip centred on it, which decides."),
+    ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     read_threads: Annotated[
@@ -75,6 +79,7 @@ def command(
         shard_tiles=shard_tiles,
         batch_size=batch_size,
         min_valid_share=min_valid_share,
+        second_look=second_look,
         min_score=min_score,
         min_area_m2=min_area_m2,
         simplify_m=simplify_m,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from functools import partial
 from itertools import count
@@ -21,7 +21,7 @@ from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea, coverage_areas
 from rtsmap.instances.polygons import MAX_AREA_CHANGE
-from rtsmap.instances.seams import MergeOptions, TileMap
+from rtsmap.instances.seams import Instance, MergeOptions, TileMap, is_wanted
 from rtsmap.models import ModelCard
 from rtsmap.rasters.tiling import TileOptions
 from rtsmap.runs.detecting import (
@@ -34,6 +34,7 @@ from rtsmap.runs.detecting import (
 from rtsmap.runs.engine import Engine, engine_of
 from rtsmap.runs.executors import ahead
 from rtsmap.runs.footprints import FootprintMaker, scene_id, with_ranks
+from rtsmap.runs.looking import look_again
 from rtsmap.runs.merging import merge_shards
 from rtsmap.runs.plan import Run, ShardPlan, exclusive, open_run
 from rtsmap.runs.preparing import Prepared, prepare
@@ -52,6 +53,9 @@ class PredictOptions:
     ahead of the network. `device` is auto, cpu, cuda or cuda:N; `precision`
     auto, fp32, bf16 or fp16.
 
+    With `second_look`, slumps that tiles found are seen again on chips centred on them, which decide score
+    and outline (`rtsmap.instances.looks`); without, the joined parts of tiles are the map.
+
     `min_score`, `min_area_m2` (default: ten pixels), `simplify_m` (default: half a pixel) and
     `min_speck_px` (smaller pieces and holes are left out) are used when slumps are written, so they may
     change without computing anything again. Raises OptionsError for numbers that cannot be.
@@ -63,6 +67,7 @@ class PredictOptions:
     shard_tiles: int = 4
     batch_size: int = 8
     min_valid_share: float = 0.01
+    second_look: bool = True
     min_score: float | None = None
     min_area_m2: float | None = None
     simplify_m: float | None = None
@@ -117,6 +122,8 @@ LONGEST_SLUMP_M = 4000.0
 
 _SMALLEST_PX = 10
 _PART_SCORE = 0.3
+_WORTH_A_LOOK = 0.5
+"""Slumps that score this share of the model's threshold on tiles may score more on a look."""
 
 
 def predict(
@@ -155,7 +162,8 @@ def predict(
     with exclusive(run.directory):
         _sweep(run, out, before=started)
         maker = _footprint_maker(prepared, receipts, options)
-        footprints = _footprints(task, maker, merge, options, progress)
+        instances = _find(task, maker.tiles, merge, options, progress)
+        footprints = _footprints(task, maker, instances, options)
         coverage = _coverage(task)
         record = _record(prepared, options, merge, receipts)
         write_map(out, footprints, prepared.plan.geobox.crs, coverage, record, overwrite=overwrite)
@@ -211,12 +219,26 @@ def _merge_options(engine: Engine, options: PredictOptions, pixel_m: float) -> M
     )
 
 
-def _footprints(
-    task: Task, maker: FootprintMaker, merge: MergeOptions, options: PredictOptions, progress: Progress
-) -> list[Footprint]:
-    """All slumps of the shards that are large enough."""
+def _find(
+    task: Task, tiles: TileMap, merge: MergeOptions, options: PredictOptions, progress: Progress
+) -> Iterator[Instance]:
+    """The slumps of the run."""
     read = _counted(partial(_read, task.run), 2 * len(task.shards), progress)
-    ranked = with_ranks(merge_shards(read, task.shards, maker.tiles, merge))
+    if not options.second_look:
+        return merge_shards(read, task.shards, tiles, merge)
+    # what is worth a look depends on the model alone as long as possible: looks are kept between runs
+    lowest = min(merge.min_score, _WORTH_A_LOOK * task.engine.min_score)
+    candidates = replace(merge, min_score=lowest, min_part_score=min(merge.min_part_score, lowest))
+    found = list(merge_shards(read, task.shards, tiles, candidates))
+    looked = look_again(task, found, merge, task.run.plan.tiles.chip_px, progress)
+    return (instance for instance in looked if is_wanted(instance, merge))
+
+
+def _footprints(
+    task: Task, maker: FootprintMaker, instances: Iterator[Instance], options: PredictOptions
+) -> list[Footprint]:
+    """The slumps that are large enough."""
+    ranked = with_ranks(instances)
     with ThreadPoolExecutor(task.read_threads, "footprints") as pool:
         made = ahead(pool, maker.make, ranked, depth=4 * task.read_threads)
         return [footprint for footprint in made if _is_large_enough(footprint, maker.geobox, options)]
@@ -290,7 +312,7 @@ def _record(
 
 def _sweep(run: Run, out: Path, before: float) -> None:
     """Remove what killed runs left half-written; what is younger than this run may be somebody's work."""
-    left_overs = [*run.directory.glob(".shard-*.part"), *out.parent.glob(f".{out.name[:40]}.*.part")]
+    left_overs = [*run.directory.rglob(".shard-*.part"), *out.parent.glob(f".{out.name[:40]}.*.part")]
     for folder in left_overs:
         if folder.stat().st_mtime < before:
             shutil.rmtree(folder, ignore_errors=True)

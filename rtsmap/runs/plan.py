@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,8 @@ from rtsmap.vectors.atomic import whole_file
 
 PLAN = "plan.json"
 FORMAT = 1
+LOOKS = "looks"
+"""The folder of a run directory that holds second looks."""
 PACKAGES = ("numpy", "scipy", "rasterio", "pyproj", "odc-geo", "torch", "torchvision")
 """Packages whose versions can change pixels, masks or scores."""
 
@@ -133,6 +136,7 @@ class Run:
 
     def discard(self) -> None:
         """Remove the run's files, and the directory unless something else lies in it."""
+        shutil.rmtree(self.directory / LOOKS, ignore_errors=True)
         for path in (*self.directory.glob("shard-*.arrow"), self.directory / PLAN, self.directory / _LOCK):
             path.unlink(missing_ok=True)
         with suppress(OSError):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rtsmap.instances import looks
 from rtsmap.instances.threshold import ThresholdDetector
 from rtsmap.rasters.chips import ChipReader
 from rtsmap.runs import footprints, plan, shards
@@ -30,6 +31,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "writing a shard": (atomic, "_move_into_place"),
     "inside a shard": (shards, "_digest"),
     "linking": (shards, "_read_rows"),
+    "looking again": (looks.Trail, "take"),
     "merging": (footprints.FootprintMaker, "make"),
     "writing the map": (geopackage, "_write_table"),
     "ending the map": (geopackage, "_check_written"),

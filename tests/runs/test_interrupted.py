@@ -30,6 +30,7 @@ class Inputs:
     dem: Path
     wanted: dict
     tiles_of: dict
+    looks: set
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,9 @@ def inputs(tmp_path_factory) -> Inputs:
     report = predict(scene.path, dem, out=folder / "whole.gpkg", model=engine(), options=OPTIONS)
     assert report.shards_computed == 9
     tiles_of = {path.name: tiles_in(path) for path in report.run_dir.glob("shard-*.arrow")}
-    return Inputs(scene.path, dem, content(folder / "whole.gpkg"), tiles_of)
+    looks = {p.relative_to(report.run_dir) for p in (report.run_dir / "looks").rglob("*") if p.is_file()}
+    assert looks
+    return Inputs(scene.path, dem, content(folder / "whole.gpkg"), tiles_of, looks)
 
 
 def tiles_in(shard: Path) -> list[int]:
@@ -69,6 +72,9 @@ def killed(inputs: Inputs, out: Path, place: str, visit: int) -> None:
         ("inside a shard", 4),
         ("writing a shard", 4),
         ("linking", 5),
+        ("inference", 45),
+        ("looking again", 5),
+        ("writing a shard", 16),
         ("merging", 7),
         ("writing the map", 1),
         ("ending the map", 1),
@@ -92,8 +98,10 @@ def test_killed_and_started_again_is_uninterrupted(tmp_path, inputs, place, visi
         assert (report.run_dir / name).stat().st_mtime_ns == written
     # and nothing is left lying about
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gpkg", "m.rtsrun"]
-    left = {p.name for p in report.run_dir.iterdir()} - {".lock", "plan.json"}
+    left = {p.name for p in report.run_dir.iterdir()} - {".lock", "plan.json", "looks"}
     assert left == {f"shard-{i:06d}.arrow" for i in range(9)}
+    looks = {p.relative_to(report.run_dir) for p in (report.run_dir / "looks").rglob("*") if p.is_file()}
+    assert looks == inputs.looks
 
 
 def test_every_place_is_tried():

@@ -1,0 +1,111 @@
+"""Second looks in a run: rounds of chips placed by slumps, computed and kept like shards of tiles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, replace
+from functools import cache, reduce
+from itertools import count, groupby
+from pathlib import Path
+
+from rtsmap.instances.coverage import MAPPED
+from rtsmap.instances.detections import Detection
+from rtsmap.instances.looks import LookGrid, Trail, distinct
+from rtsmap.instances.seams import Instance, MergeOptions
+from rtsmap.rasters.tiling import Tile, Window
+from rtsmap.runs.detecting import Task, complete
+from rtsmap.runs.plan import LOOKS, Run, ShardPlan
+from rtsmap.runs.progress import Progress
+from rtsmap.runs.shards import read_shard
+
+
+def look_again(
+    task: Task, candidates: Sequence[Instance], options: MergeOptions, chip_px: int, progress: Progress
+) -> list[Instance]:
+    """The candidates that a look confirms, as it shows them, each once; sorted by `instance_key`.
+
+    `task` is that of the run's tiles. Looks are kept in the run directory, so that a run that is started
+    again, or wants other thresholds of the same candidates, does not compute them again.
+    """
+    grid = LookGrid.of(task.run.plan.geobox, chip_px)
+    trails = [Trail(candidate) for candidate in candidates]
+    # loaded once for all rounds, and not at all where every look is on disk
+    task = replace(task, engine=replace(task.engine, load=cache(task.engine.load)))
+    looks = _Looks(task, progress)
+    while wanted := [(window, trail) for trail in trails if (window := trail.next_look(grid))]:
+        looks.compute({window for window, _ in wanted})
+        for window, tile, found in looks.read({window for window, _ in wanted}):
+            for _, trail in (pair for pair in wanted if pair[0] == window):
+                trail.take(tile, found, options) if found is not None else trail.give_up()
+    looks.sweep()
+    results = (trail.result(grid, options) for trail in trails)
+    return distinct((result for result in results if result is not None), options)
+
+
+class _Looks:
+    """Looks on disk: each round in a folder of its own, named by what it looks at."""
+
+    def __init__(self, task: Task, progress: Progress) -> None:
+        self._task = task
+        self._progress = progress
+        self._places: dict[Window, tuple[Run, ShardPlan]] = {}
+        self._folders: list[Path] = []
+        # numbered after the run's tiles, so that messages about tiles are never ambiguous
+        self._numbers = count(1 + max(tile.index for shard in task.shards for tile in shard.tiles))
+
+    def compute(self, windows: set[Window]) -> None:
+        """Have the network look at those of the windows that it has not seen."""
+        missing = sorted(windows.difference(self._places), key=self._nearby)
+        if not missing:
+            return
+        shards = tuple(self._shards(missing))
+        content = [(tile.index, astuple(tile.read)) for shard in shards for tile in shard.tiles]
+        name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        run = self._task.run
+        run = replace(run, directory=run.directory / LOOKS / name)
+        run.directory.mkdir(parents=True, exist_ok=True)
+        self._folders.append(run.directory)
+        stage = f"second look, round {len(self._folders)}"
+        complete(
+            replace(self._task, run=run, shards=shards),
+            lambda _, done, total: self._progress(stage, done, total),
+        )
+        self._places |= {tile.read: (run, shard) for shard in shards for tile in shard.tiles}
+
+    def read(self, windows: set[Window]) -> Iterator[tuple[Window, Tile, list[Detection] | None]]:
+        """Each window's look and what was found on it; None where the look failed."""
+        ordered = sorted(windows, key=self._key)
+        for _, group in groupby(ordered, key=lambda window: self._key(window)[0]):
+            together = list(group)
+            run, shard = self._places[together[0]]
+            content = read_shard(run.shard_path(shard.index), shard, run.plan.fingerprint)
+            tiles = {tile.read: tile for tile in shard.tiles}
+            mapped = {result.tile for result in content.tiles if result.coverage.status == MAPPED}
+            for window in together:
+                tile = tiles[window]
+                found = [part for part in content.detections if part.tile == tile.index]
+                yield window, tile, found if tile.index in mapped else None
+
+    def sweep(self) -> None:
+        """Remove looks of other candidates, which failed tiles or another lowest score had left."""
+        folder = self._task.run.directory / LOOKS
+        for stale in set(folder.glob("*")).difference(self._folders):
+            shutil.rmtree(stale, ignore_errors=True)
+
+    def _key(self, window: Window) -> tuple[str, Window]:
+        run, shard = self._places[window]
+        return str(run.shard_path(shard.index)), window
+
+    def _nearby(self, window: Window) -> tuple[int, int, int, Window]:
+        """Sorts windows into squares that are read at once."""
+        side = 2 * window.height
+        return window.height, window.row0 // side, window.col0 // side, window
+
+    def _shards(self, windows: Sequence[Window]) -> Iterator[ShardPlan]:
+        squares = groupby(windows, key=lambda window: self._nearby(window)[:3])
+        for index, (_, group) in enumerate(squares):
+            tiles = tuple(Tile(next(self._numbers), window, window) for window in group)
+            yield ShardPlan(index, tiles, reduce(Window.union, (tile.read for tile in tiles)))

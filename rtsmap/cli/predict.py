@@ -104,7 +104,8 @@ def command(
         tell(f"Note: {note}")
     tell(
         f"{report.footprints} slumps from {report.tiles} tiles "
-        f"({report.no_data} without data, {len(report.failed)} failed) in {report.seconds:.0f} s"
+        f"({report.no_data} without data, {len(report.failed)} failed) "
+        f"and {report.second_looks} second looks in {report.seconds:.0f} s"
     )
     typer.echo(report.out)
     if report.failed:

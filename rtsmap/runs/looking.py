@@ -6,7 +6,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, replace
+from collections.abc import Set as AbstractSet
+from dataclasses import astuple, dataclass, replace
 from functools import cache, reduce
 from itertools import count, groupby
 from pathlib import Path
@@ -22,10 +23,20 @@ from rtsmap.runs.progress import Progress
 from rtsmap.runs.shards import read_shard
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The slumps that looks left, sorted by `instance_key`, and how many looks at how many candidates."""
+
+    instances: tuple[Instance, ...]
+    candidates: int
+    looks: int
+    failed: int
+
+
 def look_again(
     task: Task, candidates: Sequence[Instance], options: MergeOptions, chip_px: int, progress: Progress
-) -> list[Instance]:
-    """The candidates that a look confirms, as it shows them, each once; sorted by `instance_key`.
+) -> Looked:
+    """Look at candidates until each look stays where it is; what was found twice is kept once.
 
     `task` is that of the run's tiles. Looks are kept in the run directory, so that a run that is started
     again, or wants other thresholds of the same candidates, does not compute them again.
@@ -35,14 +46,27 @@ def look_again(
     # loaded once for all rounds, and not at all where every look is on disk
     task = replace(task, engine=replace(task.engine, load=cache(task.engine.load)))
     looks = _Looks(task, progress)
-    while wanted := [(window, trail) for trail in trails if (window := trail.next_look(grid))]:
-        looks.compute({window for window, _ in wanted})
-        for window, tile, found in looks.read({window for window, _ in wanted}):
-            for _, trail in (pair for pair in wanted if pair[0] == window):
-                trail.take(tile, found, options) if found is not None else trail.give_up()
+    while wanted := _wanted(trails, grid):
+        looks.compute(wanted.keys())
+        for tile, found in looks.read(wanted.keys()):
+            for trail in wanted[tile.read]:
+                if found is None:
+                    trail.give_up()
+                else:
+                    trail.take(tile, found, options)
     looks.sweep()
     results = (trail.result(grid, options) for trail in trails)
-    return distinct((result for result in results if result is not None), options)
+    instances = distinct((result for result in results if result is not None), options)
+    return Looked(tuple(instances), len(candidates), looks.made, looks.failed)
+
+
+def _wanted(trails: Sequence[Trail], grid: LookGrid) -> dict[Window, list[Trail]]:
+    """Where trails want to look next."""
+    wanted: dict[Window, list[Trail]] = {}
+    for trail in trails:
+        if (window := trail.next_look(grid)) is not None:
+            wanted.setdefault(window, []).append(trail)
+    return wanted
 
 
 class _Looks:
@@ -53,12 +77,18 @@ class _Looks:
         self._progress = progress
         self._places: dict[Window, tuple[Run, ShardPlan]] = {}
         self._folders: list[Path] = []
+        self.failed = 0
         # numbered after the run's tiles, so that messages about tiles are never ambiguous
         self._numbers = count(1 + max(tile.index for shard in task.shards for tile in shard.tiles))
 
-    def compute(self, windows: set[Window]) -> None:
+    @property
+    def made(self) -> int:
+        """Looks so far."""
+        return len(self._places)
+
+    def compute(self, windows: AbstractSet[Window]) -> None:
         """Have the network look at those of the windows that it has not seen."""
-        missing = sorted(windows.difference(self._places), key=self._nearby)
+        missing = sorted(windows - self._places.keys(), key=self._nearby)
         if not missing:
             return
         shards = tuple(self._shards(missing))
@@ -69,25 +99,22 @@ class _Looks:
         run.directory.mkdir(parents=True, exist_ok=True)
         self._folders.append(run.directory)
         stage = f"second look, round {len(self._folders)}"
-        complete(
-            replace(self._task, run=run, shards=shards),
-            lambda _, done, total: self._progress(stage, done, total),
-        )
+        task = replace(self._task, run=run, shards=shards)
+        receipts, _ = complete(task, lambda _, done, total: self._progress(stage, done, total))
+        self.failed += sum(len(receipt.failed) for receipt in receipts)
         self._places |= {tile.read: (run, shard) for shard in shards for tile in shard.tiles}
 
-    def read(self, windows: set[Window]) -> Iterator[tuple[Window, Tile, list[Detection] | None]]:
+    def read(self, windows: AbstractSet[Window]) -> Iterator[tuple[Tile, list[Detection] | None]]:
         """Each window's look and what was found on it; None where the look failed."""
-        ordered = sorted(windows, key=self._key)
-        for _, group in groupby(ordered, key=lambda window: self._key(window)[0]):
-            together = list(group)
-            run, shard = self._places[together[0]]
+        for _, group in groupby(sorted(windows, key=self._key), key=lambda window: self._key(window)[0]):
+            together = set(group)
+            run, shard = self._places[next(iter(together))]
             content = read_shard(run.shard_path(shard.index), shard, run.plan.fingerprint)
-            tiles = {tile.read: tile for tile in shard.tiles}
             mapped = {result.tile for result in content.tiles if result.coverage.status == MAPPED}
-            for window in together:
-                tile = tiles[window]
-                found = [part for part in content.detections if part.tile == tile.index]
-                yield window, tile, found if tile.index in mapped else None
+            by_tile: dict[int, list[Detection]] = {index: [] for index in mapped}
+            for part in content.detections:
+                by_tile[part.tile].append(part)
+            yield from ((tile, by_tile.get(tile.index)) for tile in shard.tiles if tile.read in together)
 
     def sweep(self) -> None:
         """Remove looks of other candidates, which failed tiles or another lowest score had left."""

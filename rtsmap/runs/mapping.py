@@ -103,7 +103,10 @@ class PredictOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What a run did. `failed` are (tile, reason); `notes` say what was assumed about the inputs."""
+    """What a run did. `failed` are (tile, reason); `notes` say what was assumed about the inputs.
+
+    `second_looks` counts the chips that slumps were looked at again on.
+    """
 
     out: Path
     run_dir: Path | None
@@ -113,6 +116,7 @@ class RunReport:
     failed: tuple[tuple[int, str], ...]
     shards_computed: int
     shards_reused: int
+    second_looks: int
     seconds: float
     notes: tuple[str, ...]
 
@@ -162,10 +166,13 @@ def predict(
     with exclusive(run.directory):
         _sweep(run, out, before=started)
         maker = _footprint_maker(prepared, receipts, options)
-        instances = _find(task, maker.tiles, merge, options, progress)
+        looks: dict[str, int] = {}
+        instances = _candidates(task, maker.tiles, merge, options, progress)
+        if options.second_look:
+            instances, looks = _looked_at(task, instances, merge, progress)
         footprints = _footprints(task, maker, instances, options)
         coverage = _coverage(task)
-        record = _record(prepared, options, merge, receipts)
+        record = {**_record(prepared, options, merge, receipts), "second_looks": looks}
         write_map(out, footprints, prepared.plan.geobox.crs, coverage, record, overwrite=overwrite)
     if discard_run:
         run.discard()
@@ -178,6 +185,7 @@ def predict(
         failed=tuple((tile.index, reason) for receipt in receipts for tile, reason in receipt.failed),
         shards_computed=computed,
         shards_reused=len(receipts) - computed,
+        second_looks=looks.get("looks", 0),
         seconds=time.time() - started,
         notes=prepared.notes,
     )
@@ -219,19 +227,25 @@ def _merge_options(engine: Engine, options: PredictOptions, pixel_m: float) -> M
     )
 
 
-def _find(
+def _candidates(
     task: Task, tiles: TileMap, merge: MergeOptions, options: PredictOptions, progress: Progress
 ) -> Iterator[Instance]:
-    """The slumps of the run."""
+    """Slumps joined from tiles: those of the map, or, before second looks, those worth one."""
     read = _counted(partial(_read, task.run), 2 * len(task.shards), progress)
-    if not options.second_look:
-        return merge_shards(read, task.shards, tiles, merge)
-    # what is worth a look depends on the model alone as long as possible: looks are kept between runs
-    lowest = min(merge.min_score, _WORTH_A_LOOK * task.engine.min_score)
-    candidates = replace(merge, min_score=lowest, min_part_score=min(merge.min_part_score, lowest))
-    found = list(merge_shards(read, task.shards, tiles, candidates))
-    looked = look_again(task, found, merge, task.run.plan.tiles.chip_px, progress)
-    return (instance for instance in looked if is_wanted(instance, merge))
+    if options.second_look:
+        # up to the model's own threshold the same whatever the user's, so that looks can be kept
+        lowest = min(merge.min_score, _WORTH_A_LOOK * task.engine.min_score)
+        merge = replace(merge, min_score=lowest, min_part_score=min(merge.min_part_score, lowest))
+    return merge_shards(read, task.shards, tiles, merge)
+
+
+def _looked_at(
+    task: Task, candidates: Iterator[Instance], merge: MergeOptions, progress: Progress
+) -> tuple[Iterator[Instance], dict[str, int]]:
+    """What second looks left of the candidates, and how many looks that took, for the run's record."""
+    looked = look_again(task, list(candidates), merge, task.run.plan.tiles.chip_px, progress)
+    wanted = (instance for instance in looked.instances if is_wanted(instance, merge))
+    return wanted, {"candidates": looked.candidates, "looks": looked.looks, "failed": looked.failed}
 
 
 def _footprints(

@@ -24,7 +24,7 @@ def command(
       rtsmap demo
       rtsmap demo --out somewhere --seed 12 --overwrite
     """
-    from rtsmap.cli.console import progress_bars, tell
+    from rtsmap.cli.console import count_of, progress_bars, tell
     from rtsmap.instances.evaluate import evaluate
     from rtsmap.rasters.sources import probe
     from rtsmap.runs.mapping import predict
@@ -56,7 +56,8 @@ def command(
     truth = read_polygons(simulated.truth).to_crs(probe(simulated.scene).crs)
     matches = evaluate(list(found.geometry), truth.geometries, list(found["score"]), (0.3,))[0]
     title = (
-        f"{report.footprints} slumps mapped; of {matches.n_truth} true ones {matches.true_positives} found "
+        f"{count_of(report.footprints, 'slump')} mapped; of {matches.n_truth} true ones "
+        f"{matches.true_positives} found "
         f"(precision {matches.precision:.2f}, recall {matches.recall:.2f} at IoU 0.3)"
     )
     draw_preview(

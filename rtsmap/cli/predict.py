@@ -68,7 +68,7 @@ def command(
       rtsmap predict scene.tif --dem dem.tif
       rtsmap predict scene.tif --dem dem.tif -o map.gpkg --min-score 0.7
     """
-    from rtsmap.cli.console import progress_bars, tell
+    from rtsmap.cli.console import count_of, progress_bars, tell
     from rtsmap.runs.mapping import PredictOptions
     from rtsmap.runs.mapping import predict as map_scene
 
@@ -103,9 +103,9 @@ def command(
     for note in report.notes:
         tell(f"Note: {note}")
     tell(
-        f"{report.footprints} slumps from {report.tiles} tiles "
+        f"{count_of(report.footprints, 'slump')} from {count_of(report.tiles, 'tile')} "
         f"({report.no_data} without data, {len(report.failed)} failed) "
-        f"and {report.second_looks} second looks in {report.seconds:.0f} s"
+        f"and {count_of(report.second_looks, 'second look')} in {report.seconds:.0f} s"
     )
     typer.echo(report.out)
     if report.failed:

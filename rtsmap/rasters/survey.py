@@ -17,6 +17,7 @@ from rtsmap.rasters.sources import RasterInfo
 from rtsmap.rasters.tiling import TileOptions, plan_spans
 
 _LARGE_PX = 50_000_000
+_LEAST_OF_A_CHIP = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ def survey(scene: Path | str, dem: Path | str | None, spec: InputSpec, tiles: Ti
     problems += [note] if note and not blocked else []
     scene_facts["reading"] = _reading(info, grid.geobox, max(1, len(wanted)))
     problems += [grid.note] if grid.note else []
+    problems += _size_problems(info, grid.geobox, tiles.chip_px)
     dem_facts: dict[str, str] = {}
     if dem is None:
         problems.append("no elevation model is given: slumps are looked for in the imagery alone")
@@ -101,6 +103,18 @@ def _reading(info: RasterInfo, geobox: GeoBox, bands: int) -> str:
     share = rows * cols / prod(info.geobox.shape)
     source = "full resolution" if level.overview is None else f"overview 1:{info.overviews[level.overview]}"
     return f"from {source}: {size_mb:,.1f} MB of pixels, {share:.2%} of the file's"
+
+
+def _size_problems(info: RasterInfo, geobox: GeoBox, chip_px: int) -> list[str]:
+    height, width = geobox.shape
+    if min(height, width) * _LEAST_OF_A_CHIP >= chip_px:
+        return []
+    size = f"{width} x {height} pixels of {geobox.resolution.x:.3g} m"
+    problem = (
+        f"{info.path}: is no more than {size}, where the model looks at {chip_px} x {chip_px}: without the "
+        "ground around them slumps cannot be told from other things, so do not trust the map"
+    )
+    return [problem]
 
 
 def _scene_problems(info: RasterInfo, geobox: GeoBox) -> list[str]:

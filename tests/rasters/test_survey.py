@@ -55,6 +55,14 @@ def test_coarse_scenes_and_other_grids_are_named():
     assert "relative elevation looks" in problems
 
 
+@pytest.mark.parametrize(("side_px", "warned"), [(15, True), (16, False)])
+def test_scenes_too_small_to_judge_are_named(tmp_path, side_px, warned):
+    pixels = np.ones((3, side_px, 100), np.uint8)
+    found = look(write(tmp_path / "scene.tif", pixels, 4.0, photometric="RGB"))
+    assert any("100 x 15 pixels" in problem for problem in found.problems) == warned
+    assert not found.blocked
+
+
 def test_unreadable_inputs_are_refused(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         look(tmp_path / "absent.tif")

@@ -143,7 +143,7 @@ class UNet(nn.Module):
         logits = self(inputs)
         truth = torch.stack([target.masks.any(dim=0) for target in targets]).float()
         entropy = functional.binary_cross_entropy_with_logits(
-            logits, truth, pos_weight=logits.new_tensor(3.0)
+            logits, truth, pos_weight=logits.new_tensor(5.0)
         )
         probability = logits.sigmoid()
         dice = 1 - (2 * (probability * truth).sum() + 1) / ((probability + truth).sum() + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -149,7 +150,10 @@ def pixel_overlaps(
 def mask_of(segmentation: Any, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     """A segmentation of any of COCO's three kinds as a mask (h, w), True = slump."""
     height, width = shape
-    return np.asarray(coco_mask.decode(_runs(segmentation, (height, width))), np.bool_)
+    with warnings.catch_warnings():
+        # pycocotools speaks to numpy 2 as to numpy 1
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return np.asarray(coco_mask.decode(_runs(segmentation, (height, width))), np.bool_)
 
 
 def _matches(found: Sequence[Mapping[str, Any]], truth: Sequence[Any], iou: float) -> Matches:

@@ -165,7 +165,7 @@ def predict(
         instances = _find(task, maker.tiles, merge, options, progress)
         footprints = _footprints(task, maker, instances, options)
         coverage = _coverage(task)
-        record = _record(prepared, options, merge, receipts)
+        record = _record(prepared, options, merge, receipts) | {"temperature": engine.temperature}
         write_map(out, footprints, prepared.plan.geobox.crs, coverage, record, overwrite=overwrite)
     if discard_run:
         run.discard()
@@ -209,7 +209,7 @@ def _pixel_m(prepared: Prepared) -> float:
 
 
 def _merge_options(engine: Engine, options: PredictOptions, pixel_m: float) -> MergeOptions:
-    min_score = engine.min_score if options.min_score is None else options.min_score
+    min_score = engine.own_score(engine.min_score if options.min_score is None else options.min_score)
     return MergeOptions(
         min_score=min_score,
         min_part_score=min(_PART_SCORE, min_score),
@@ -227,7 +227,7 @@ def _find(
     if not options.second_look:
         return merge_shards(read, task.shards, tiles, merge)
     # what is worth a look depends on the model alone as long as possible: looks are kept between runs
-    lowest = min(merge.min_score, _WORTH_A_LOOK * task.engine.min_score)
+    lowest = min(merge.min_score, _WORTH_A_LOOK * task.engine.own_score(task.engine.min_score))
     candidates = replace(merge, min_score=lowest, min_part_score=min(merge.min_part_score, lowest))
     found = list(merge_shards(read, task.shards, tiles, candidates))
     looked = look_again(task, found, merge, task.run.plan.tiles.chip_px, progress)
@@ -238,7 +238,8 @@ def _footprints(
     task: Task, maker: FootprintMaker, instances: Iterator[Instance], options: PredictOptions
 ) -> list[Footprint]:
     """The slumps that are large enough."""
-    ranked = with_ranks(instances)
+    told = (replace(one, score=task.engine.told_score(one.score)) for one in instances)
+    ranked = with_ranks(told)
     with ThreadPoolExecutor(task.read_threads, "footprints") as pool:
         made = ahead(pool, maker.make, ranked, depth=4 * task.read_threads)
         return [footprint for footprint in made if _is_large_enough(footprint, maker.geobox, options)]

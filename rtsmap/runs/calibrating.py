@@ -95,7 +95,8 @@ def calibrate_maps(
 
     A footprint is true when it has a slump of its own at `iou`. Intervals of figures come from drawing
     blocks of `block_km` a side. Maps should hold low scores, too: what they leave out cannot be told. Where
-    they differ in their lowest score, the highest of these counts for all.
+    they differ in their lowest score, the highest of these counts for all. A map made with a higher lowest
+    score holds a few footprints less than is left of this one, because fewer candidates get a second look.
     """
     if len(labels) == 1:
         labels = [labels[0]] * len(maps)

@@ -57,8 +57,8 @@ def draw_reliability(
             axis.axvline(
                 threshold, color="black", linestyle=":", linewidth=1.2, label=f"threshold {threshold:g}"
             )
-    for axis in axes[0]:
-        axis.legend(loc="lower right", framealpha=0.8)
+    handles, _ = axes[0][-1].get_legend_handles_labels()
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     figure.suptitle(title)
     _save(figure, path, overwrite=overwrite)
 
@@ -102,7 +102,7 @@ def draw_precision_recall(
         axis.plot(curve.recall[-1], curve.precision[-1], "o", color=colour)
         for step in (0.25, 0.5, 0.75):
             at = int(np.searchsorted(-curve.thresholds, -step, side="right")) - 1
-            if at >= 0:
+            if 0 <= at < len(curve.thresholds) - 1:
                 axis.plot(curve.recall[at], curve.precision[at], "|", color=colour, markersize=9)
                 if number == 0:
                     place = curve.recall[at], curve.precision[at]

@@ -19,7 +19,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,9 @@ class ModelCard:
 
     `chip_px` and `overlap_px` are pixels of `spec.resolution_m`. `score_threshold` is 0..1,
     `mask_threshold` 1..255 on the uint8 probability scale. `parameters` counts all branches.
-    `sha256` is that of the weights. Raises CardError for values that cannot hold together.
+    `sha256` is that of the weights. `temperature` divides the logits of the network's scores before anybody
+    sees them, and `score_threshold` is compared with the result; 1 leaves scores as the network gives them.
+    Raises CardError for values that cannot hold together.
     """
 
     name: str
@@ -79,6 +81,7 @@ class ModelCard:
     weights_bytes: int
     sha256: str
     scores: tuple[Score, ...] = ()
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         checks = {
@@ -92,6 +95,7 @@ class ModelCard:
             ),
             f"score threshold {self.score_threshold}: wanted 0..1": 0 <= self.score_threshold <= 1,
             f"mask threshold {self.mask_threshold}: wanted 1..255": 1 <= self.mask_threshold <= 255,
+            f"temperature {self.temperature}: wanted 0.01..100": 0.01 <= self.temperature <= 100,
             f"parameters={self.parameters}: wanted a positive count": self.parameters > 0,
             "weights sha256: wanted 64 hexadecimal digits": _SHA256.fullmatch(self.sha256),
             "network sha256: wanted 64 hexadecimal digits": _SHA256.fullmatch(self.network_sha256),
@@ -108,7 +112,10 @@ class ModelCard:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the model's answers, as plain data: name, version, hashes, input."""
+        """What decides the network's answers, as plain data: name, version, hashes, input.
+
+        Thresholds and temperature only decide what is made of the answers.
+        """
         return {
             "name": self.name,
             "version": self.version,
@@ -179,6 +186,8 @@ def read_card(folder: Path | str) -> ModelCard:
         "sha256": files.take("weights_sha256", str),
         "scores": tuple(_read_score(entry) for entry in table.subs("scores")),
     }
+    if "temperature" in thresholds.left:
+        card_fields["temperature"] = float(thresholds.take("temperature", float))
     for section in (table, files, tiles, thresholds):
         section.done()
     card = ModelCard(spec=_read_spec(spec, folder), **card_fields)
@@ -412,6 +421,64 @@ def write_bundle(
     return read_card(folder)
 
 
+def write_calibrated(
+    card: ModelCard, folder: Path, *, score_threshold: float, temperature: float, scores: Sequence[Score] = ()
+) -> ModelCard:
+    """Write a bundle's threshold and temperature, and add scores: in place, or to a copy in a new folder.
+
+    Scores that are in the card already were measured with other numbers and say so from then on. A shipped
+    bundle is never changed. Raises CardError for a folder that exists and is not the bundle's own.
+    """
+    old = tuple(
+        score
+        if "before calibration" in score.data
+        else replace(score, data=f"{score.data}; before calibration")
+        for score in card.scores
+    )
+    changed = replace(
+        card,
+        score_threshold=float(score_threshold),
+        temperature=float(temperature),
+        scores=(*old, *scores),
+    )
+    if (card.folder / NETWORK, card.folder / WEIGHTS) != (_network_path(card), card.weights):
+        raise CardError(
+            f"{card.folder}: only bundles with files named {NETWORK} and {WEIGHTS} can be rewritten"
+        )
+    in_place = folder.resolve() == card.folder.resolve()
+    if in_place and is_shipped(card):
+        raise CardError(f"{folder} is a shipped bundle, which stays as it is; name another folder")
+    if folder.exists() and not in_place:
+        raise CardError(f"{folder} exists; choose another folder")
+    verify(card)
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        (staging / CARD).write_text(_card_toml(changed), encoding="utf-8")
+        if in_place:
+            (staging / CARD).replace(folder / CARD)
+        else:
+            for name in (NETWORK, WEIGHTS, README):
+                if (card.folder / name).is_file():
+                    shutil.copyfile(card.folder / name, staging / name)
+            verify(read_card(staging))
+            staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return read_card(folder)
+
+
+def is_shipped(card: ModelCard) -> bool:
+    """True for a bundle that came with rtsmap, and false for the user's own."""
+    return card.folder.resolve().parent in {root.resolve() for root in bundle_roots()}
+
+
+def _network_path(card: ModelCard) -> Path:
+    files = _parse_toml(card.folder / CARD)["files"]
+    return card.folder / str(files["network"])
+
+
 def _card_toml(card: ModelCard) -> str:
     """The card as TOML. Written by hand: the few kinds of values here need no further package."""
     top = ("name", "version", "description", "licence", "training_data", "parameters", "classes")
@@ -422,6 +489,8 @@ def _card_toml(card: ModelCard) -> str:
         lines += ["", "[[input.modalities]]", f"name = {_toml(modality.name)}", f"bands = [\n{bands}]"]
     lines += ["", "[tiles]", f"chip_px = {card.chip_px}", f"overlap_px = {card.overlap_px}"]
     lines += ["", "[thresholds]", f"score = {_toml(card.score_threshold)}", f"mask = {card.mask_threshold}"]
+    if card.temperature != 1:
+        lines.append(f"temperature = {_toml(card.temperature)}")
     files = {
         "network": NETWORK,
         "network_sha256": card.network_sha256,

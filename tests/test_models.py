@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from rtsmap import models
 from rtsmap.errors import CardError, ModelError, WeightsError
-from rtsmap.models import ModelCard, Score, find_bundle, list_bundles, read_card, verify, write_bundle
+from rtsmap.models import (
+    ModelCard,
+    Score,
+    find_bundle,
+    list_bundles,
+    read_card,
+    verify,
+    write_bundle,
+    write_calibrated,
+)
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
 
 SPEC = InputSpec(4.0, (OPTICAL_RGB, TERRAIN))
@@ -185,3 +194,57 @@ def test_impossible_cards_cannot_be_made(tmp_path):
     for change in ({"name": "a/b"}, {"classes": ()}, {"mask_threshold": 0}, {"sha256": "abc"}):
         with pytest.raises(CardError):
             replace(card, **change)
+
+
+def test_a_temperature_is_written_read_and_limited(tmp_path):
+    card = bundle(tmp_path / "tiny")
+    assert card.temperature == 1
+    text = (card.folder / "card.toml").read_text(encoding="utf-8")
+    assert "temperature" not in text
+    warm = text.replace("mask = 128", "mask = 128\ntemperature = 1.75")
+    (card.folder / "card.toml").write_text(warm, encoding="utf-8")
+    assert read_card(card.folder) == replace(card, temperature=1.75)
+    (card.folder / "card.toml").write_text(warm.replace("1.75", "0.0"), encoding="utf-8")
+    with pytest.raises(CardError, match=r"temperature 0\.0"):
+        read_card(card.folder)
+
+
+def test_a_calibrated_card_is_written_in_place_or_to_a_copy(tmp_path):
+    card = bundle(tmp_path / "tiny")
+    before = {path.name: path.read_bytes() for path in card.folder.iterdir()}
+    new = Score("precision at score 0.4", 0.8, "two maps", "rtsmap evaluate calibration")
+    values = {"score_threshold": 0.4, "temperature": 0.5, "scores": [new]}
+    copy = write_calibrated(card, tmp_path / "copy", **values)
+    assert {path.name: path.read_bytes() for path in card.folder.iterdir()} == before
+    assert sorted(path.name for path in copy.folder.iterdir()) == sorted(before)
+    verify(copy)
+    assert (copy.score_threshold, copy.temperature) == (0.4, 0.5)
+    assert copy.scores[0].data == "nothing; before calibration"
+    assert copy.scores[1] == new
+    assert copy.identity == card.identity
+    own = write_calibrated(card, card.folder, **values)
+    assert own == replace(copy, weights=card.weights)
+    verify(own)
+    again = write_calibrated(own, own.folder, score_threshold=0.3, temperature=1.0)
+    assert [score.data for score in again.scores] == [
+        "nothing; before calibration",
+        "two maps; before calibration",
+    ]
+
+
+def test_a_card_is_not_written_where_it_would_harm(tmp_path, monkeypatch):
+    card = bundle(tmp_path / "shipped" / "tiny")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(CardError, match="exists"):
+        write_calibrated(card, tmp_path / "other", score_threshold=0.4, temperature=2.0)
+    monkeypatch.setattr(models, "bundle_roots", lambda: (tmp_path / "shipped",))
+    text = (card.folder / "card.toml").read_bytes()
+    with pytest.raises(CardError, match="shipped bundle"):
+        write_calibrated(card, card.folder, score_threshold=0.4, temperature=2.0)
+    with pytest.raises(CardError, match="temperature"):
+        write_calibrated(card, tmp_path / "new", score_threshold=0.4, temperature=0.0)
+    card.weights.write_bytes(card.weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(WeightsError, match="sha256"):
+        write_calibrated(card, tmp_path / "new", score_threshold=0.4, temperature=2.0)
+    assert (card.folder / "card.toml").read_bytes() == text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "shipped"]

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rtsmap.instances.calibration import PrecisionClaim
     from rtsmap.instances.map_scores import Figure
+    from rtsmap.runs.calibrating import Calibration
 
 
 def app_with(guarded: Callable[[Callable[..., None]], Callable[..., None]]) -> typer.Typer:
@@ -17,6 +19,7 @@ def app_with(guarded: Callable[[Callable[..., None]], Callable[..., None]]) -> t
     app = typer.Typer(help="Measure maps and models against outlines of slumps.", no_args_is_help=True)
     app.command("map")(guarded(evaluate_map))
     app.command("chips")(guarded(evaluate_chips))
+    app.command("calibration")(guarded(evaluate_calibration))
     return app
 
 
@@ -37,7 +40,12 @@ def evaluate_map(
     outline_tolerance_m: Annotated[
         float, typer.Option(help="How far two outlines may lie apart and still agree.")
     ] = 8.0,
-    out: Annotated[Path | None, typer.Option(help="Also write the figures: .json or .csv.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the figures: .csv, or .json with a .csv beside it.")
+    ] = None,
+    curve: Annotated[
+        Path | None, typer.Option(help="Also draw precision over recall: .png, its points as .csv beside it.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
 ) -> None:
     """Score maps of rtsmap predict against true outlines, in any format and CRS.
@@ -48,17 +56,18 @@ def evaluate_map(
     Examples:
       rtsmap evaluate map slumps.gpkg labels.shp
       rtsmap evaluate map a.gpkg a_labels.gpkg b.gpkg b_labels.gpkg --min-score 0.6 --out figures.json
+      rtsmap evaluate map slumps.gpkg labels.shp --curve precision_recall.png
     """
     from rtsmap.cli.console import tell
     from rtsmap.errors import OptionsError
-    from rtsmap.runs.evaluating import evaluate_maps
-    from rtsmap.runs.figures import write_figures
-    from rtsmap.vectors.atomic import refuse_existing
+    from rtsmap.runs.diagrams import draw_precision_recall
+    from rtsmap.runs.evaluating import evaluate_maps, write_curves
+    from rtsmap.runs.figures import check_outputs, write_figures
 
     if len(files) % 2:
         raise OptionsError(f"wanted maps and labels in turn, got {len(files)} files")
-    if out is not None:
-        refuse_existing(out, overwrite=overwrite)
+    points = None if curve is None else curve.with_suffix(".csv")
+    check_outputs(figures=out, picture=curve, others=(points,), overwrite=overwrite)
     evaluation = evaluate_maps(
         list(zip(files[::2], files[1::2], strict=True)),
         min_score=min_score,
@@ -71,10 +80,17 @@ def evaluate_map(
         f"{evaluation.footprints} footprints, {evaluation.slumps} true slumps on "
         f"{evaluation.ground_km2:.1f} km2 of mapped ground"
     )
+    for name, (true, mapped) in evaluation.sizes.items():
+        typer.echo(f"  {name:26} {true:5} slumps, {mapped:5} footprints")
     _print(evaluation.figures)
     if out is not None:
-        facts = {key: getattr(evaluation, key) for key in ("footprints", "slumps", "ground_km2", "notes")}
+        told = ("footprints", "slumps", "ground_km2", "notes", "sizes")
+        facts = {key: getattr(evaluation, key) for key in told}
         write_figures(out, evaluation.figures, facts, overwrite=overwrite)
+    if curve is not None and points is not None:
+        title = f"{evaluation.slumps} slumps, {evaluation.footprints} footprints"
+        draw_precision_recall(curve, evaluation.curves, title=title, overwrite=overwrite)
+        write_curves(points, evaluation.curves, overwrite=overwrite)
 
 
 def evaluate_chips(
@@ -99,7 +115,13 @@ def evaluate_chips(
     submission: Annotated[
         Path | None, typer.Option(help="Also write what was found as COCO results.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the figures: .json or .csv.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the figures: .csv, or .json with a .csv beside it.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also draw the worst and the best chips: .png. It shows the pictures.")
+    ] = None,
+    sheet_chips: Annotated[int, typer.Option(min=1, max=60, help="How many of each on the sheet.")] = 12,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
 ) -> None:
     """Score a model, or a file of results, on labelled chips: average precision and F1 of objects.
@@ -110,16 +132,15 @@ def evaluate_chips(
       rtsmap evaluate chips coco_val.json --groups overlap_groups.json
       rtsmap evaluate chips coco_val.json --settings challenge --submission results.json
       rtsmap evaluate chips coco_val.json --results other.json
+      rtsmap evaluate chips coco_val.json --sheet sheet.png
     """
     from rtsmap.cli.console import progress_bars
     from rtsmap.runs.chip_scores import LabelledChips, find_on_chips, read_results, score_chips, write_results
+    from rtsmap.runs.chip_sheet import draw_sheet
     from rtsmap.runs.engine import engine_of
-    from rtsmap.runs.figures import write_figures
-    from rtsmap.vectors.atomic import refuse_existing
+    from rtsmap.runs.figures import check_outputs, write_figures
 
-    for path in (submission, out):
-        if path is not None:
-            refuse_existing(path, overwrite=overwrite)
+    check_outputs(figures=out, picture=sheet, others=(submission,), overwrite=overwrite)
     chips = LabelledChips.read(labels, images, groups)
     if results is None:
         engine = engine_of(model)
@@ -137,6 +158,122 @@ def evaluate_chips(
     if out is not None:
         facts = {"chips": len(chips.group_of), "settings": settings, "min_score": threshold}
         write_figures(out, figures, facts, overwrite=overwrite)
+    if sheet is not None:
+        draw_sheet(sheet, chips, found, min_score=threshold, count=sheet_chips, overwrite=overwrite)
+
+
+def evaluate_calibration(
+    *,
+    maps: Annotated[list[Path], typer.Argument(help="Maps of rtsmap predict, best with low scores, too.")],
+    truth: Annotated[
+        list[Path],
+        typer.Option(help="True outlines: --truth once for each map, in their order, or once for all."),
+    ],
+    precision: Annotated[float, typer.Option(help="The share of footprints that shall be true.")] = 0.8,
+    iou: Annotated[float, typer.Option(help="A footprint is true when it has a slump at this IoU.")] = 0.3,
+    bins: Annotated[int, typer.Option(min=2, max=100, help="Score bins of the reliability table.")] = 10,
+    block_km: Annotated[
+        float, typer.Option(help="Side of the blocks of ground that intervals are drawn from.")
+    ] = 5.0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write all of it: .json, with figures as .csv and the table as .reliability.csv."
+        ),
+    ] = None,
+    diagram: Annotated[Path | None, typer.Option(help="Also draw the reliability diagram: .png.")] = None,
+    write_card: Annotated[
+        str | None,
+        typer.Option(help="Write temperature and threshold into this model's card.", metavar="BUNDLE"),
+    ] = None,
+    card_out: Annotated[
+        Path | None,
+        typer.Option(help="New folder for that model; default: its own, NAME-calibrated for a shipped one."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+) -> None:
+    """Tell how often footprints of a score are true, and mend the scores of a model.
+
+    Temperature scaling fits one number to the maps: with it, a score is the chance that a footprint is a
+    slump, as far as one number can do that. Choose thresholds on other maps than you test on.
+
+    Examples:
+      rtsmap predict scene.tif -o slumps.gpkg --min-score 0.05
+      rtsmap evaluate calibration slumps.gpkg --truth labels.shp --out scores.json --diagram scores.png
+      rtsmap evaluate calibration a.gpkg b.gpkg --truth a.shp --truth b.shp --write-card path/to/model
+    """
+    from rtsmap.cli.console import tell
+    from rtsmap.models import load_bundle
+    from rtsmap.runs.calibrating import (
+        MENDED,
+        calibrate_maps,
+        check_card,
+        facts_of,
+        write_calibrated_card,
+        write_reliability,
+    )
+    from rtsmap.runs.diagrams import draw_reliability
+    from rtsmap.runs.figures import check_outputs, write_figures
+
+    table = None if out is None else out.with_suffix(".reliability.csv")
+    check_outputs(figures=out, picture=diagram, others=(table,), overwrite=overwrite)
+    card = None if write_card is None else load_bundle(write_card)
+    target = None if card is None else check_card(card, maps, card_out)
+    calibration = calibrate_maps(maps, truth, precision=precision, iou=iou, bins=bins, block_km=block_km)
+    for note in calibration.notes:
+        tell(f"Note: {note}")
+    _print_calibration(calibration)
+    if out is not None and table is not None:
+        write_figures(out, calibration.figures, facts_of(calibration), overwrite=overwrite)
+        write_reliability(table, calibration, overwrite=overwrite)
+    if diagram is not None:
+        claim = calibration.claims[MENDED]
+        title = f"{len(calibration.outcomes.scores)} footprints, temperature {calibration.temperature:.3g}"
+        threshold = claim.threshold if claim.reached else None
+        draw_reliability(diagram, calibration.tables, title=title, threshold=threshold, overwrite=overwrite)
+    if card is not None and target is not None:
+        names = " ".join(path.name for path in maps)
+        truths = " ".join(f"--truth {path.name}" for path in truth)
+        command = f"rtsmap evaluate calibration {names} {truths} --precision {precision:g} --iou {iou:g}"
+        changed = write_calibrated_card(card, calibration, target, command)
+        tell(f"Threshold {changed.score_threshold:g} and temperature {changed.temperature:.4g} written into:")
+        typer.echo(changed.folder)
+
+
+def _print_calibration(calibration: Calibration) -> None:
+    outcomes = calibration.outcomes
+    typer.echo(
+        f"{len(outcomes.scores)} footprints, {int(outcomes.right.sum())} of them true at IoU "
+        f"{outcomes.iou_threshold:g}; {outcomes.slumps} true slumps"
+    )
+    for name, table in calibration.tables.items():
+        typer.echo(f"Scores {name}:")
+        typer.echo("  from   to   count   mean score   share true (95 %)")
+        for one in table:
+            low, high = one.interval
+            typer.echo(
+                f"  {one.low:.2f}  {one.high:.2f}  {one.count:5}  {one.mean_score:11.3f}   "
+                f"{one.true_share:.3f}  ({low:.3f} to {high:.3f})"
+            )
+    _print(calibration.figures)
+    for name, claim in calibration.claims.items():
+        typer.echo(f"Scores {name}: {_claimed(claim)}")
+
+
+def _claimed(claim: PrecisionClaim) -> str:
+    if claim.threshold is None:
+        return (
+            f"precision {claim.wanted:g} CANNOT BE CLAIMED: {claim.footprints} footprints are too few, "
+            "whatever they show"
+        )
+    low, high = claim.interval
+    measured = (
+        f"precision {claim.precision:.3f} ({low:.3f} to {high:.3f}), on {claim.footprints} footprints, "
+        f"{claim.true} of them true"
+    )
+    if claim.reached:
+        return f"score >= {claim.threshold:g} gives {measured}"
+    return f"precision {claim.wanted:g} CANNOT BE REACHED; closest: score >= {claim.threshold:g}, {measured}"
 
 
 def _print(figures: Mapping[str, Figure]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -126,6 +127,33 @@ def object_matches(
     for result in results:
         found[result["image_id"]].append(result)
     return {image: _matches(found[image], truth[image], iou) for image in shapes}
+
+
+def pixel_overlaps(
+    document: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> dict[int, tuple[int, int]]:
+    """Of each image the pixels that are both true and found, and those that are either."""
+    true = {
+        image["id"]: np.zeros((image["height"], image["width"]), np.bool_) for image in document["images"]
+    }
+    found = {image: np.zeros_like(mask) for image, mask in true.items()}
+    for masks, segments in ((true, document["annotations"]), (found, results)):
+        for one in segments:
+            mask = masks[one["image_id"]]
+            mask |= mask_of(one["segmentation"], mask.shape)
+    return {
+        image: (int((mask & found[image]).sum()), int((mask | found[image]).sum()))
+        for image, mask in true.items()
+    }
+
+
+def mask_of(segmentation: Any, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """A segmentation of any of COCO's three kinds as a mask (h, w), True = slump."""
+    height, width = shape
+    with warnings.catch_warnings():
+        # pycocotools speaks to numpy 2 as to numpy 1
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return np.asarray(coco_mask.decode(_runs(segmentation, (height, width))), np.bool_)
 
 
 def _matches(found: Sequence[Mapping[str, Any]], truth: Sequence[Any], iou: float) -> Matches:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+_Z95 = 1.959963984540054
+
 
 def group_intervals(
     count: int,
@@ -34,3 +36,13 @@ def group_intervals(
 def _percentiles(values: list[float]) -> tuple[float, float]:
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+def share_interval(part: int, whole: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927), for counts of independent things; of nothing it is 0 to 1."""
+    if not whole:
+        return 0.0, 1.0
+    z2 = _Z95**2
+    centre = (part + z2 / 2) / (whole + z2)
+    half = _Z95 / (whole + z2) * float(np.sqrt(part * (whole - part) / whole + z2 / 4))
+    return max(0.0, centre - half), min(1.0, centre + half)

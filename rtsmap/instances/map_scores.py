@@ -59,9 +59,9 @@ def score_maps(
     `precision_30`, `recall_30`, `f1_30` and so on at each IoU of `IOUS` in percent; `panoptic_quality`
     (at IoU 0.5); `pixel_iou`; `outline_f1`, shares of outlines within `outline_tolerance_m` of the
     other's (the boundary F measure of Perazzi et al. 2016); `area_ratio`, mapped area over true area;
-    `recall_30_<class>` by true size; `false_per_100_km2` (IoU 0.3), and the same
-    over groups without a slump, `false_per_100_km2_empty`. Shares of nothing are NaN, except on maps
-    that rightly show nothing.
+    `recall_30_<class>` by true size and `precision_30_<class>` by mapped size; `false_per_100_km2` (IoU 0.3),
+    the same over groups without a slump, `false_per_100_km2_empty`, and over whole maps without a slump,
+    `false_per_100_km2_empty_maps`. Shares of nothing are NaN, except on maps that rightly show nothing.
     """
     if outline_tolerance_m <= 0 or resamples < 1:
         raise OptionsError(f"outline_tolerance_m={outline_tolerance_m} and resamples={resamples}: wanted > 0")
@@ -94,15 +94,15 @@ def _tallies(judged: JudgedMap, tolerance_m: float) -> dict[str, Tally]:
 
     add(groups_p, "predicted", [1] * len(groups_p))
     add(groups_t, "true", [1] * len(groups_t))
-    add(groups_p, "predicted_m2", shapely.area(_array(judged.predicted)))
+    areas_p = shapely.area(_array(judged.predicted))
+    add(groups_p, "predicted_m2", areas_p)
     areas_t = shapely.area(_array(judged.truth))
     add(groups_t, "true_m2", areas_t)
     for matches in evaluate(judged.predicted, judged.truth, judged.scores, IOUS):
-        _add_matches(add, matches, (groups_p, groups_t), areas_t)
-    classes = [_size_class(area) for area in areas_t]
-    for name in set(classes):
-        chosen = [group for group, own in zip(groups_t, classes, strict=True) if own == name]
-        add(chosen, f"true_{name}", [1] * len(chosen))
+        _add_matches(add, matches, (groups_p, groups_t), (areas_p, areas_t))
+    for which, groups, areas in (("predicted", groups_p, areas_p), ("true", groups_t, areas_t)):
+        for group, area in zip(groups, areas, strict=True):
+            add([group], f"{which}_{size_class(area)}", [1])
     _add_overlaps(add, judged)
     add(groups_p, "outline_m", shapely.length(_array(judged.predicted)))
     add(groups_p, "near_outline_m", _near(judged.predicted, judged.truth, tolerance_m))
@@ -114,6 +114,9 @@ def _tallies(judged: JudgedMap, tolerance_m: float) -> dict[str, Tally]:
         if not tally["true"]:
             tally["empty_ground_m2"] += ground.area
             tally["false_on_empty"] += tally["predicted"]
+        if not judged.truth:
+            tally["empty_map_m2"] += ground.area
+            tally["false_on_empty_map"] += tally["predicted"]
     return tallies
 
 
@@ -121,9 +124,13 @@ _Add = Callable[[Sequence[str], str, Iterable[float]], None]
 
 
 def _add_matches(
-    add: _Add, matches: Matches, groups: tuple[Sequence[str], Sequence[str]], areas: npt.NDArray[np.float64]
+    add: _Add,
+    matches: Matches,
+    groups: tuple[Sequence[str], Sequence[str]],
+    areas: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
 ) -> None:
     groups_p, groups_t = groups
+    areas_p, areas_t = areas
     percent = round(100 * matches.iou_threshold)
     add([groups_p[pair.predicted] for pair in matches.pairs], f"right_{percent}", [1] * len(matches.pairs))
     add([groups_t[pair.truth] for pair in matches.pairs], f"found_{percent}", [1] * len(matches.pairs))
@@ -133,7 +140,8 @@ def _add_matches(
         [pair.iou for pair in matches.pairs],
     )
     for pair in matches.pairs:
-        add([groups_t[pair.truth]], f"found_{percent}_{_size_class(areas[pair.truth])}", [1])
+        add([groups_t[pair.truth]], f"found_{percent}_{size_class(areas_t[pair.truth])}", [1])
+        add([groups_p[pair.predicted]], f"right_{percent}_{size_class(areas_p[pair.predicted])}", [1])
 
 
 def _add_overlaps(add: _Add, judged: JudgedMap) -> None:
@@ -194,9 +202,11 @@ def _figures(sums: Mapping[str, float]) -> dict[str, float]:
     figures["area_ratio"] = share(of("predicted_m2"), of("true_m2"))
     for name in SIZE_CLASS_NAMES:
         figures[f"recall_30_{name}"] = share(of(f"found_30_{name}"), of(f"true_{name}"))
+        figures[f"precision_30_{name}"] = share(of(f"right_30_{name}"), of(f"predicted_{name}"))
     wrong = of("predicted") - of("right_30")
     figures["false_per_100_km2"] = _per_100_km2(wrong, of("ground_m2"))
     figures["false_per_100_km2_empty"] = _per_100_km2(of("false_on_empty"), of("empty_ground_m2"))
+    figures["false_per_100_km2_empty_maps"] = _per_100_km2(of("false_on_empty_map"), of("empty_map_m2"))
     return figures
 
 
@@ -210,9 +220,11 @@ def _class_names() -> tuple[str, ...]:
 
 
 SIZE_CLASS_NAMES = _class_names()
+"""Size classes by area, smallest first."""
 
 
-def _size_class(area_m2: float) -> str:
+def size_class(area_m2: float) -> str:
+    """The class of `SIZE_CLASS_NAMES` that an area belongs to."""
     return SIZE_CLASS_NAMES[int(np.searchsorted(SIZE_CLASSES_M2, area_m2, side="right")) - 1]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def find_on_chips(chips: LabelledChips, engine: Engine, progress: Progress = sil
         for image, found, chip in _detected(detector, batch, chips.images, engine.spec):
             results += coco_results(
                 image["id"],
-                found,
+                [replace(one, score=engine.told_score(one.score)) for one in found],
                 chip.tile.read.shape,
                 category_id=category,
                 mask_threshold=engine.mask_threshold,

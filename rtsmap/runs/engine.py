@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rtsmap.instances.calibration import tempered
 from rtsmap.instances.detections import Detector
 from rtsmap.models import ModelCard, load_bundle
 from rtsmap.rasters.bands import InputSpec
@@ -20,6 +21,9 @@ class Engine:
     `identity` is plain data that tells apart all that could change the detector's answers; it goes into
     the plan of a run. `load` makes the detector; it must pickle if the run is distributed. `min_score`
     and `mask_threshold` are those to use where the user gives none.
+
+    Scores that users see and give, `min_score` among them, are the detector's with the model's `temperature`;
+    while slumps are found, scores stay as the detector gives them, so that a temperature changes no outline.
     """
 
     spec: InputSpec
@@ -29,6 +33,15 @@ class Engine:
     load: Callable[[], Detector]
     min_score: float = 0.5
     mask_threshold: int = 128
+    temperature: float = 1.0
+
+    def told_score(self, score: float) -> float:
+        """What users are told when the detector says `score`."""
+        return tempered(score, self.temperature)
+
+    def own_score(self, told: float) -> float:
+        """The detector's score of which users are told `told`."""
+        return tempered(told, 1 / self.temperature)
 
 
 def engine_of(
@@ -54,4 +67,5 @@ def engine_of(
         load=partial(load_detector, card, where, exactly, batch_size),
         min_score=card.score_threshold,
         mask_threshold=card.mask_threshold,
+        temperature=card.temperature,
     )

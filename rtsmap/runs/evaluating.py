@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,9 @@ from shapely.geometry.base import BaseGeometry
 
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.coverage import MAPPED
-from rtsmap.instances.map_scores import Figure, JudgedMap, score_maps
+from rtsmap.instances.map_scores import IOUS, SIZE_CLASS_NAMES, Figure, JudgedMap, score_maps, size_class
+from rtsmap.instances.outcomes import Curve, outcomes_of, threshold_curve
+from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.geopackage import COVERAGE_LAYER, read_map
 from rtsmap.vectors.labels import read_polygons
 from rtsmap.vectors.repair import make_polygons_valid
@@ -21,13 +25,18 @@ from rtsmap.vectors.repair import make_polygons_valid
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Figures by name; `notes` say what was left out; the counts are of what was judged."""
+    """Figures by name; `notes` say what was left out; the counts are of what was judged.
+
+    `sizes` counts true slumps and footprints by size class; `curves` are precision and recall by IoU.
+    """
 
     figures: Mapping[str, Figure]
     footprints: int
     slumps: int
     ground_km2: float
     notes: tuple[str, ...]
+    sizes: Mapping[str, tuple[int, int]]
+    curves: Mapping[float, Curve]
 
 
 def evaluate_maps(
@@ -56,7 +65,30 @@ def evaluate_maps(
         sum(len(one.truth) for one in judged),
         sum(ground.area for one in judged for ground in one.ground_by_group.values()) / 1e6,
         tuple(notes),
+        _sizes(judged),
+        {iou: _curve(judged, iou) for iou in IOUS},
     )
+
+
+def write_curves(path: Path, curves: Mapping[float, Curve], *, overwrite: bool = False) -> None:
+    """Write precision-recall curves as CSV: what is left at each score."""
+    with whole_file(path, overwrite=overwrite) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("iou", "score", "footprints", "true", "precision", "recall"))
+        for iou, curve in curves.items():
+            columns = (curve.thresholds, curve.kept, curve.true, curve.precision, curve.recall)
+            writer.writerows((iou, *row) for row in zip(*(c.tolist() for c in columns), strict=True))
+
+
+def _sizes(judged: Sequence[JudgedMap]) -> dict[str, tuple[int, int]]:
+    true = Counter(size_class(polygon.area) for one in judged for polygon in one.truth)
+    mapped = Counter(size_class(polygon.area) for one in judged for polygon in one.predicted)
+    return {name: (true[name], mapped[name]) for name in SIZE_CLASS_NAMES}
+
+
+def _curve(judged: Sequence[JudgedMap], iou: float) -> Curve:
+    outcomes = outcomes_of(judged, iou)
+    return threshold_curve(outcomes.scores, outcomes.right, outcomes.slumps)
 
 
 def judged_map(

@@ -4,27 +4,56 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rtsmap.errors import OptionsError
 from rtsmap.instances.map_scores import Figure
-from rtsmap.vectors.atomic import whole_file
+from rtsmap.vectors.atomic import refuse_existing, whole_file
 
+PICTURES = (".png", ".svg", ".pdf")
 COLUMNS = ("figure", "value", "low", "high")
 
 
 def write_figures(
     path: Path, figures: Mapping[str, Figure], facts: Mapping[str, Any], *, overwrite: bool = False
 ) -> None:
-    """Write figures with their 95 % intervals; `facts` stand beside them in JSON.
+    """Write figures with their 95 % intervals: as .csv, or as .json with `facts` and a .csv beside it.
 
     A figure of nothing is null in JSON and `nan` in CSV. Raises OptionsError for another suffix and
-    InputError when the file exists.
+    InputError when a file exists.
     """
+    for each in written_with(path):
+        refuse_existing(each, overwrite=overwrite)
+    for each in written_with(path):
+        _write(each, figures, facts, overwrite=overwrite)
+
+
+def written_with(path: Path) -> tuple[Path, ...]:
+    """The files that `write_figures` writes; raises OptionsError for a suffix other than .json or .csv."""
     if path.suffix not in {".json", ".csv"}:
         raise OptionsError(f"{path}: figures are written as .json or .csv")
+    return (path,) if path.suffix == ".csv" else (path, path.with_suffix(".csv"))
+
+
+def check_outputs(
+    *,
+    figures: Path | None = None,
+    picture: Path | None = None,
+    others: Sequence[Path | None] = (),
+    overwrite: bool = False,
+) -> None:
+    """Raise, before anything is computed, for outputs that exist or have a suffix that cannot be written."""
+    if picture is not None and picture.suffix not in PICTURES:
+        raise OptionsError(f"{picture}: pictures are written as {', '.join(PICTURES)}")
+    written = () if figures is None else written_with(figures)
+    for path in (*written, picture, *others):
+        if path is not None:
+            refuse_existing(path, overwrite=overwrite)
+
+
+def _write(path: Path, figures: Mapping[str, Figure], facts: Mapping[str, Any], *, overwrite: bool) -> None:
     rows = [
         (name, figure.value, *(figure.interval or (float("nan"), float("nan"))))
         for name, figure in figures.items()

@@ -172,7 +172,8 @@ def predict(
             instances, looks = _looked_at(task, instances, merge, progress)
         footprints = _footprints(task, maker, instances, options)
         coverage = _coverage(task)
-        record = {**_record(prepared, options, merge, receipts), "second_looks": looks}
+        record = _record(prepared, options, merge, receipts)
+        record |= {"temperature": engine.temperature, "second_looks": looks}
         write_map(out, footprints, prepared.plan.geobox.crs, coverage, record, overwrite=overwrite)
     if discard_run:
         run.discard()
@@ -217,7 +218,7 @@ def _pixel_m(prepared: Prepared) -> float:
 
 
 def _merge_options(engine: Engine, options: PredictOptions, pixel_m: float) -> MergeOptions:
-    min_score = engine.min_score if options.min_score is None else options.min_score
+    min_score = engine.own_score(engine.min_score if options.min_score is None else options.min_score)
     return MergeOptions(
         min_score=min_score,
         min_part_score=min(_PART_SCORE, min_score),
@@ -234,7 +235,7 @@ def _candidates(
     read = _counted(partial(_read, task.run), 2 * len(task.shards), progress)
     if options.second_look:
         # up to the model's own threshold the same whatever the user's, so that looks can be kept
-        lowest = min(merge.min_score, _WORTH_A_LOOK * task.engine.min_score)
+        lowest = min(merge.min_score, _WORTH_A_LOOK * task.engine.own_score(task.engine.min_score))
         merge = replace(merge, min_score=lowest, min_part_score=min(merge.min_part_score, lowest))
     return merge_shards(read, task.shards, tiles, merge)
 
@@ -252,7 +253,8 @@ def _footprints(
     task: Task, maker: FootprintMaker, instances: Iterator[Instance], options: PredictOptions
 ) -> list[Footprint]:
     """The slumps that are large enough."""
-    ranked = with_ranks(instances)
+    told = (replace(one, score=task.engine.told_score(one.score)) for one in instances)
+    ranked = with_ranks(told)
     with ThreadPoolExecutor(task.read_threads, "footprints") as pool:
         made = ahead(pool, maker.make, ranked, depth=4 * task.read_threads)
         return [footprint for footprint in made if _is_large_enough(footprint, maker.geobox, options)]

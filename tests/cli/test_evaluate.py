@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 
 import numpy as np
+from PIL import Image
 from typer.testing import CliRunner
 
+from rtsmap import models
 from rtsmap.cli.main import app
 from rtsmap.instances.coco_scores import coco_results
 from rtsmap.instances.detections import Detection
 from rtsmap.rasters.tiling import Window
+from tests.runs.test_calibrating import RIGHT, WRONG, scored_map
 from tests.runs.test_evaluating import slump, written_labels, written_map
+from tests.test_models import bundle
 
 
 def evaluate_map(*arguments):
@@ -49,6 +53,8 @@ def test_results_are_scored_and_written_again(tmp_path):
     (tmp_path / "found.json").write_text(json.dumps(coco_results(1, [found], (20, 20))))
     arguments = ["evaluate", "chips", tmp_path / "coco.json", "--results", tmp_path / "found.json"]
     arguments += ["--submission", tmp_path / "again.json", "--out", tmp_path / "figures.csv"]
+    arguments += ["--sheet", tmp_path / "sheet.png"]
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "images" / "a.png")
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
     assert "1 chips, 1 detections" in done.stdout
@@ -57,3 +63,64 @@ def test_results_are_scored_and_written_again(tmp_path):
         (tmp_path / "found.json").read_text()
     )
     assert (tmp_path / "figures.csv").exists()
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 1000
+
+
+def evaluate_calibration(*arguments):
+    return CliRunner().invoke(app, ["evaluate", "calibration", *map(str, arguments)])
+
+
+def test_a_curve_is_drawn_with_its_points(tmp_path):
+    slumps = [slump(0), slump(1)]
+    pair = written_map(tmp_path / "map.gpkg", slumps), written_labels(tmp_path / "labels.gpkg", slumps)
+    done = evaluate_map(*pair, "--curve", tmp_path / "curve.png", "--out", tmp_path / "f.json")
+    assert done.exit_code == 0, done.output
+    assert "2 slumps,     2 footprints" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} >= {"curve.png", "curve.csv", "f.json", "f.csv"}
+    assert sum(map(sum, json.loads((tmp_path / "f.json").read_text())["sizes"].values())) == 4
+    odd = evaluate_map(*pair, "--curve", tmp_path / "curve.txt")
+    assert odd.exit_code == 1
+    assert ".png" in odd.stderr
+
+
+def test_scores_are_calibrated_and_the_card_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    card = bundle(tmp_path / "shipped" / "tiny")
+    monkeypatch.setattr(models, "bundle_roots", lambda: (tmp_path / "shipped",))
+    scored = scored_map(tmp_path / "map.gpkg", RIGHT + WRONG, card.sha256)
+    labels = written_labels(tmp_path / "labels.gpkg", [slump(number) for number in range(len(RIGHT))])
+    told = (scored, "--truth", labels)
+    done = evaluate_calibration(
+        *told, "--precision", 0.7, "--out", "c.json", "--diagram", "c.png", "--write-card", "tiny"
+    )
+    assert done.exit_code == 0, done.output
+    assert "15 footprints, 8 of them true" in done.stdout
+    assert (
+        "score >= 0.3 gives precision 0.727 (0.434 to 0.903), on 11 footprints, 8 of them true" in done.stdout
+    )
+    assert done.stdout.splitlines()[-1] == "tiny-calibrated"
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"c.json", "c.csv", "c.reliability.csv", "c.png", "tiny-calibrated"}
+    verified = CliRunner().invoke(app, ["models", "verify", "./tiny-calibrated"])
+    assert verified.exit_code == 0, verified.output
+    assert "temperature of scores" in CliRunner().invoke(app, ["models", "show", "./tiny-calibrated"]).stdout
+    assert models.read_card(card.folder) == card
+    again = evaluate_calibration(*told, "--write-card", "tiny")
+    assert again.exit_code == 1
+    assert "--card-out" in again.stderr
+
+
+def test_a_precision_that_cannot_be_reached_is_said_and_not_written(tmp_path):
+    card = bundle(tmp_path / "tiny")
+    scored = scored_map(tmp_path / "map.gpkg", RIGHT + WRONG, card.sha256)
+    labels = written_labels(tmp_path / "labels.gpkg", [slump(number) for number in range(len(RIGHT))])
+    done = evaluate_calibration(scored, "--truth", labels, "--precision", 0.99, "--write-card", card.folder)
+    assert done.exit_code == 1
+    assert "precision 0.99 CANNOT BE REACHED" in done.stdout
+    assert "precision is not reached" in " ".join(done.stderr.split())
+    assert models.read_card(card.folder) == card
+    few = scored_map(tmp_path / "few.gpkg", RIGHT[:3] + WRONG[:2])
+    done = evaluate_calibration(few, "--truth", labels)
+    assert done.exit_code == 0
+    assert "CANNOT BE CLAIMED: 5 footprints are too few" in done.stdout

@@ -59,6 +59,28 @@ def test_recall_by_size_class():
     assert recalls == [0, 1, 0, 1]
 
 
+def test_precision_by_size_class_goes_by_mapped_size():
+    # 1 ha found as 0.16 ha would not match; as 0.64 ha it does, and counts in its own class
+    truth = [square(1000, 100, 100)]
+    predicted = [square(1000, 100, 80), square(3000, 100, 80), square(5000, 100, 300)]
+    figures = score_maps([judged(predicted, truth)])
+    precisions = [value(figures, f"precision_30_{name}") for name in SIZE_CLASS_NAMES]
+    assert precisions[1:] == pytest.approx([0.5, math.nan, 0], nan_ok=True)
+    assert math.isnan(precisions[0])
+    assert [value(figures, f"recall_30_{name}") for name in SIZE_CLASS_NAMES][2] == 1
+
+
+def test_false_alarms_on_maps_without_a_slump():
+    # 100 km2 with a slump and an alarm, 100 km2 without a slump and three alarms
+    with_one = judged([square(7000, 100)], [square(1000, 1000)])
+    without = judged([square(1000, 100), square(2000, 100), square(7000, 100)], [])
+    figures = score_maps([with_one, without])
+    assert value(figures, "false_per_100_km2_empty_maps") == pytest.approx(3)
+    assert value(figures, "false_per_100_km2_empty") == pytest.approx(4 / 1.5)
+    assert value(figures, "false_per_100_km2") == pytest.approx(2)
+    assert math.isnan(value(score_maps([with_one]), "false_per_100_km2_empty_maps"))
+
+
 def test_a_map_that_rightly_shows_nothing_is_perfect():
     figures = score_maps([judged([], [])])
     assert value(figures, "f1_30") == value(figures, "pixel_iou") == value(figures, "outline_f1") == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +72,14 @@ def test_what_is_seen_scores_and_what_is_not_is_missed(labelled):
     none = score_chips(chips, results, min_score=0.95, settings="challenge", resamples=2)
     assert none["recall_30"].value == 0
     assert none["AP50"].value == pytest.approx(81 / 101)
+
+
+def test_scores_of_chips_have_the_models_temperature(labelled):
+    chips = LabelledChips.read(labelled / "coco.json")
+    plain, warm = (find_on_chips(chips, replace(ENGINE, temperature=t)) for t in (1.0, 2.0))
+    assert {result["score"] for result in plain} == {0.9}
+    # odds of 9 become odds of 3
+    assert [result["score"] for result in warm] == pytest.approx([0.75] * len(plain))
 
 
 def test_unusable_files_are_named(labelled, tmp_path):

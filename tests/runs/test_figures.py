@@ -7,7 +7,7 @@ import pytest
 
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.map_scores import Figure
-from rtsmap.runs.figures import write_figures
+from rtsmap.runs.figures import check_outputs, write_figures
 
 FIGURES = {
     "f1_30": Figure(0.5, (0.25, 0.75)),
@@ -41,3 +41,22 @@ def test_other_suffixes_and_files_that_exist_are_refused(tmp_path):
     write_figures(tmp_path / "figures.csv", FIGURES, {})
     with pytest.raises(InputError, match="overwrite"):
         write_figures(tmp_path / "figures.csv", FIGURES, {})
+
+
+def test_json_has_a_csv_beside_it_and_neither_is_replaced(tmp_path):
+    (tmp_path / "figures.csv").write_text("precious")
+    with pytest.raises(InputError, match=r"figures\.csv exists"):
+        write_figures(tmp_path / "figures.json", FIGURES, {})
+    assert not (tmp_path / "figures.json").exists()
+    write_figures(tmp_path / "figures.json", FIGURES, {}, overwrite=True)
+    assert (tmp_path / "figures.csv").read_text().startswith("figure,value,low,high")
+
+
+def test_outputs_are_checked_before_any_work(tmp_path):
+    check_outputs(figures=tmp_path / "a.json", picture=tmp_path / "a.png", others=(None, tmp_path / "b"))
+    (tmp_path / "a.csv").touch()
+    with pytest.raises(InputError, match=r"a\.csv exists"):
+        check_outputs(figures=tmp_path / "a.json")
+    check_outputs(figures=tmp_path / "a.json", overwrite=True)
+    with pytest.raises(OptionsError, match=r"a\.tif: pictures"):
+        check_outputs(picture=tmp_path / "a.tif")

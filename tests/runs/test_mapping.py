@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import rtsmap
 from rtsmap.errors import EngineError, InputError, OptionsError, PlanMismatchError, ShardError
+from rtsmap.instances.calibration import tempered
 from rtsmap.instances.detections import Detection
 from rtsmap.instances.threshold import ThresholdDetector
 from rtsmap.rasters.chips import Chip, ChipReader
@@ -462,3 +463,51 @@ def test_ids_stay_when_the_model_changes_elsewhere(tmp_path, scene):
     a, b = (set(read_map(tmp_path / name)["id"]) for name in ("a.gpkg", "b.gpkg"))
     assert b < a
     assert b
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredBlobs:
+    """A thresholding detector whose scores go by where a blob lies on its tile."""
+
+    def detect(self, chips: Sequence[Chip]) -> list[list[Detection]]:
+        found = ThresholdDetector(low=160, high=255).detect(chips)
+        return [
+            [
+                replace(one, score=0.05 + 0.9 * ((7 * one.window.col0 + one.window.row0) % 101) / 101)
+                for one in part
+            ]
+            for part in found
+        ]
+
+
+@pytest.mark.parametrize("second_look", [True, False])
+@pytest.mark.parametrize("temperature", [0.4, 3.0])
+def test_a_temperature_changes_scores_and_nothing_else(tmp_path, scene, temperature, second_look):
+    options = replace(EXACT, min_score=0.1, second_look=second_look)
+    plain = engine(detector=ScoredBlobs())
+    predict(scene.path, out=tmp_path / "plain.gpkg", model=plain, options=options)
+    warm = replace(plain, temperature=temperature)
+    told = replace(options, min_score=tempered(0.1, temperature))
+    report = predict(
+        scene.path, out=tmp_path / "warm.gpkg", model=warm, options=told, run_dir=tmp_path / "plain.rtsrun"
+    )
+    assert report.shards_computed == 0
+    one, other = read_layers(tmp_path / "plain.gpkg"), read_layers(tmp_path / "warm.gpkg")
+    assert len(one.footprints) > 5
+    wanted = [tempered(score, temperature) for score in one.footprints["score"]]
+    assert other.footprints["score"].to_numpy() == pytest.approx(wanted)
+    rest = one.footprints.columns.drop("score")
+    assert one.footprints[rest].equals(other.footprints[rest])
+    assert (one.run_record["temperature"], other.run_record["temperature"]) == (1.0, temperature)
+
+
+def test_a_threshold_is_that_of_the_scores_that_users_see(tmp_path, scene):
+    warm = replace(engine(detector=ScoredBlobs()), temperature=0.5, min_score=0.7)
+    options = replace(EXACT, second_look=False)
+    predict(scene.path, out=tmp_path / "all.gpkg", model=warm, options=replace(options, min_score=0.0))
+    predict(
+        scene.path, out=tmp_path / "own.gpkg", model=warm, options=options, run_dir=tmp_path / "all.rtsrun"
+    )
+    every, own = read_map(tmp_path / "all.gpkg")["score"], read_map(tmp_path / "own.gpkg")["score"]
+    assert 0 < len(own) < len(every)
+    assert own.min() >= 0.7 > every.min()

@@ -1,0 +1,133 @@
+"""A sheet of labelled chips, the worst and the best, with true outlines and those that were found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from rtsmap.errors import InputError
+from rtsmap.instances.coco_scores import mask_of, pixel_overlaps
+from rtsmap.runs.chip_scores import LabelledChips
+from rtsmap.vectors.atomic import whole_file
+
+COLUMNS = 6
+_FOUND, _TRUE = "#ffd23f", "#00e5ff"
+
+
+def draw_sheet(
+    path: Path,
+    chips: LabelledChips,
+    results: Sequence[Mapping[str, Any]],
+    *,
+    min_score: float,
+    count: int = 12,
+    overwrite: bool = False,
+) -> None:
+    """Draw the `count` worst chips and the `count` best ones by the IoU of all their slump pixels.
+
+    Of `results` (COCO) those of at least `min_score` count. Chips that rightly show nothing are not drawn.
+    With few chips the best ones are those that are not among the worst already. The sheet holds the
+    pictures themselves: mind their licence.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    sure = [result for result in results if result["score"] >= min_score]
+    worst, best = worst_and_best(chips, sure, count)
+    rows = [(name, part) for name, part in (("Worst", worst), ("Best", best)) if part]
+    lines = [-(-len(part) // COLUMNS) for _, part in rows]
+    drawn = [image for _, part in rows for image, _ in part]
+    tallest = max((image["height"] / image["width"] for image in drawn), default=1.0)
+    row_height = 2.2 * min(tallest, 1.5) + 0.25
+    size = (2.2 * COLUMNS, row_height * max(1, sum(lines)) + 0.4 * len(rows) + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(f"{len(chips.group_of)} chips, score >= {min_score:g}")
+    if rows:
+        parts = figure.subfigures(len(rows), 1, height_ratios=lines, squeeze=False)[:, 0]
+        for part, (name, images), height in zip(parts, rows, lines, strict=True):
+            part.suptitle(name)
+            axes = part.subplots(height, COLUMNS, squeeze=False).ravel()
+            for axis in axes:
+                axis.set_axis_off()
+            for axis, (image, iou) in zip(axes, images, strict=False):
+                _draw_chip(axis, chips, image, sure)
+                axis.set_title(f"{Path(image['file_name']).stem}: IoU {iou:.2f}", fontsize=7)
+        handles = [
+            Line2D([], [], color=_TRUE, linestyle="--", label="true outline"),
+            Line2D([], [], color=_FOUND, label="found, with its score"),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    with whole_file(path, overwrite=overwrite) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+Ranked = list[tuple[Mapping[str, Any], float]]
+
+
+def worst_and_best(
+    chips: LabelledChips, results: Sequence[Mapping[str, Any]], count: int
+) -> tuple[Ranked, Ranked]:
+    """Images with their pixel IoU: the `count` worst, worst first, and of the rest the best, best first.
+
+    Of chips with the same IoU the one with more wrong pixels is the worse.
+    """
+    overlaps = pixel_overlaps(chips.document, results)
+
+    def badness(image: Mapping[str, Any]) -> tuple[float, int, str]:
+        both, either = overlaps[image["id"]]
+        return both / either, both - either, str(image["file_name"])
+
+    shown = [image for image in chips.document["images"] if overlaps[image["id"]][1]]
+    ranked = [(image, badness(image)[0]) for image in sorted(shown, key=badness)]
+    return ranked[:count], ranked[count:][::-1][:count]
+
+
+def _draw_chip(
+    axis: Any, chips: LabelledChips, image: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> None:
+    shape = (image["height"], image["width"])
+    axis.imshow(_picture(chips.images / image["file_name"], shape), interpolation="nearest")
+    for annotation in chips.document["annotations"]:
+        if annotation["image_id"] == image["id"]:
+            _outline(axis, mask_of(annotation["segmentation"], shape), _TRUE, "--")
+    for result in results:
+        if result["image_id"] == image["id"]:
+            mask = mask_of(result["segmentation"], shape)
+            _outline(axis, mask, _FOUND, "-")
+            if mask.any():
+                top, left = (int(at[0]) for at in np.nonzero(mask))
+                place = left, max(top, 0.09 * shape[0])
+                axis.text(*place, f"{result['score']:.2f}", color=_FOUND, fontsize=6, va="bottom")
+    axis.set_xlim(-0.5, shape[1] - 0.5)
+    axis.set_ylim(shape[0] - 0.5, -0.5)
+
+
+def _outline(axis: Any, mask: npt.NDArray[np.bool_], colour: str, style: str) -> None:
+    """A line around a mask; the margin closes it where the mask reaches the chip's edge."""
+    if mask.any():
+        height, width = mask.shape
+        axis.contour(
+            np.arange(-1, width + 1),
+            np.arange(-1, height + 1),
+            np.pad(mask, 1).astype(np.float32),
+            levels=[0.5],
+            colors=[colour],
+            linestyles=[style],
+            linewidths=1.1,
+        )
+
+
+def _picture(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    try:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+    except OSError as exc:
+        raise InputError(f"{path}: cannot be read as a picture: {exc}") from exc
+    if pixels.shape[:2] != shape:
+        raise InputError(f"{path}: {pixels.shape[:2]} pixels (rows, columns), but the labels say {shape}")
+    return pixels

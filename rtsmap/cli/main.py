@@ -56,8 +56,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             tell_error(str(exc))
             raise typer.Exit(FAILED) from exc
         except Exception as exc:
-            # what typer raises to leave a command knows its own exit code
-            if hasattr(exc, "exit_code"):
+            # what typer raises to leave a command knows its own exit code, and that the reader of a pipe
+            # has gone (`| head`) is typer's to deal with
+            if hasattr(exc, "exit_code") or isinstance(exc, BrokenPipeError):
                 raise
             traceback.print_exc()
             tell_error(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 
@@ -74,6 +75,13 @@ def test_a_bug_is_70_with_traceback_and_a_sentence():
 def test_interrupting_is_130():
     shown = CliRunner().invoke(one_command(KeyboardInterrupt()), [])
     assert shown.exit_code == 130
+    assert "Traceback" not in shown.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_bug():
+    shown = CliRunner().invoke(one_command(BrokenPipeError(errno.EPIPE, "Broken pipe")), [])
+    assert shown.exit_code == 1
+    assert "bug" not in shown.stderr
     assert "Traceback" not in shown.stderr
 
 

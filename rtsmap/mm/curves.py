@@ -27,7 +27,7 @@ def draw_curves(directory: Path, stages: Iterable[str], png: Path) -> None:
         _rate(axes[1][column], rows)
         _scores(axes[2][column], read_rows(directory / name / "validation.jsonl"))
     temporary = png.with_name(png.name + ".part")
-    figure.savefig(temporary, format="png", dpi=110)
+    figure.savefig(temporary, format="png", dpi=90)
     temporary.replace(png)
 
 
@@ -45,18 +45,18 @@ def _losses(axis: Any, rows: Rows) -> None:
     axis.set_xlabel("step")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, 0.6), framealpha=0.7)
 
 
 def _rate(axis: Any, rows: Rows) -> None:
     steps = [row["step"] for row in rows]
     axis.plot(steps, [row["lr"] for row in rows], color="tab:blue", marker="." if len(rows) < 30 else "")
-    axis.set_title("learning rate (blue), length of the gradient (grey)")
+    axis.set_title("learning rate (blue), gradient (grey, log)")
     axis.set_xlabel("step")
     axis.set_ylim(bottom=0)
     other = axis.twinx()
     other.plot(steps, [row["norm"] for row in rows], color="grey", lw=0.8)
-    other.set_ylim(bottom=0)
+    other.set_yscale("log")
 
 
 def _scores(axis: Any, rows: Rows) -> None:

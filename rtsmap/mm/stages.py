@@ -16,7 +16,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -104,12 +104,13 @@ def run_recipe(
         _open_run(directory, recipe, packs, {"device": device, "processes": ranks.count})
     ranks.wait()
     training = _Training(recipe, packs, directory, device, ranks, tell)
+    worked = False
     for name in recipe.stages:
-        training.run_stage(name)
-        if not ranks.rank:
-            draw_curves(directory, recipe.stages, directory / CURVES)
+        worked |= training.run_stage(name)
         # the next stage reads what the first process has written
         ranks.wait()
+    if not ranks.rank and (worked or not (directory / CURVES).exists()):
+        draw_curves(directory, recipe.stages, directory / CURVES)
     return directory / list(recipe.stages)[-1]
 
 
@@ -201,13 +202,13 @@ class _Training:
     ranks: Ranks
     tell: Teller
 
-    def run_stage(self, name: str) -> None:
-        """Train one stage to its end; does nothing when it is there already."""
+    def run_stage(self, name: str) -> bool:
+        """Train one stage to its end; False when it was there already."""
         options, folder = self.recipe.stages[name].options, self.directory / name
         done = steps_done(folder)
         self.tell.progress(name, done, options.steps)
         if done == options.steps:
-            return
+            return False
 
         def on_step(_step: int, row: Mapping[str, float]) -> None:
             write_csv(folder)
@@ -225,6 +226,7 @@ class _Training:
             on_step=on_step,
             tick=lambda step: self.tell.progress(name, step, options.steps),
         )
+        return True
 
     def _network(self, name: str, *, resumed: bool) -> SlumpNetwork:
         """A resumed stage finds its weights in its own checkpoint; what is frozen it must know."""
@@ -244,7 +246,11 @@ class _Training:
         shares = [(groups[group].share, images) for group, images in usable.items() if images]
         if not shares:
             raise InputError(f"stage '{name}': no pack holds an image with an elevation model")
-        return SampleSource(shares, spec, self.recipe.chips, self.recipe.stages[name].options.seed)
+        chips = self.recipe.chips
+        if _blind(spec):
+            # a chip that shows nothing at all teaches nothing, and its gradients are wild
+            chips = replace(chips, augment=replace(chips.augment, dem_missing_share=0.0))
+        return SampleSource(shares, spec, chips, self.recipe.stages[name].options.seed)
 
     def _validation(self, name: str) -> Callable[[SlumpNetwork, int], dict[str, float]] | None:
         stage, spec = self.recipe.stages[name], self.recipe.spec(name)
@@ -263,8 +269,12 @@ class _Training:
 
 def _usable(images: Sequence[PackedImage], spec: InputSpec) -> list[PackedImage]:
     """Images that show something to the network: without optical bands, those with terrain."""
-    blind = all(modality.is_terrain for modality in spec.modalities)
-    return [image for image in images if image.has_terrain or not blind]
+    return [image for image in images if image.has_terrain or not _blind(spec)]
+
+
+def _blind(spec: InputSpec) -> bool:
+    """True for a network without optical bands, to which ground without terrain shows nothing."""
+    return all(modality.is_terrain for modality in spec.modalities)
 
 
 def start_network(network: SlumpNetwork, name: str, recipe: Recipe, directory: Path) -> list[str]:

@@ -123,7 +123,7 @@ def to_toml(data: Mapping[str, Any], place: tuple[str, ...] = ()) -> str:
 
 def _key(name: str) -> str:
     bare = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
-    return name if bare else json.dumps(name, ensure_ascii=False)
+    return name if bare else _text(name)
 
 
 def _text(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -249,4 +250,7 @@ def _burned(segmentation: Any, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
         runs = coco_mask.frPyObjects(segmentation, *shape)
     else:
         runs = segmentation
-    return np.asarray(coco_mask.decode(runs), np.bool_)
+    with warnings.catch_warnings():
+        # pycocotools' array type is older than numpy's `copy` keyword
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return np.asarray(coco_mask.decode(runs), np.bool_)

@@ -126,6 +126,7 @@ def train(
         values = _learn(network, dense, samples, options, step)
         ranks.average_gradients(network, dense)
         norm = nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
+        _check_finite(norm, f"step {step}: the gradient", samples)
         optimizer.step()
         average.update(network)
         if not ranks.rank:
@@ -154,11 +155,16 @@ def _learn(
         total = torch.stack([value.float() for value in losses.values()]).sum()
         for name, value in {"loss": total, **losses}.items():
             values[name] = values.get(name, 0.0) + value.item() / options.accumulate
-        if not torch.isfinite(total):
-            names = ", ".join(sample.name for sample in part)
-            raise RunError(f"step {step}: the loss is not finite ({values}); the batch was {names}")
+        _check_finite(total, f"step {step}: the loss {values}", part)
         (total / options.accumulate).backward()
     return values
+
+
+def _check_finite(value: Tensor, what: str, samples: Sequence[Sample]) -> None:
+    """Stop before a broken step spoils the weights; says which images were in it."""
+    if not torch.isfinite(value):
+        names = ", ".join(sample.name for sample in samples)
+        raise RunError(f"{what} is not finite; the batch was {names}")
 
 
 def _losses(

@@ -85,7 +85,8 @@ def pack(
         images += read_source(source, options)
     progress("sources", len(from_where), len(from_where))
     held = [image for image in images if options.hold_out and is_held_out(image.group, options.hold_out)]
-    kept = [image for image in images if image not in held] if held else images
+    aside = {image.group for image in held}
+    kept = [image for image in images if image.group not in aside]
     if not kept or (options.hold_out and not held):
         names = sorted({image.group for image in images})
         raise OptionsError(

@@ -43,9 +43,10 @@ def _losses(axis: Any, rows: Rows) -> None:
             *zip(*points, strict=True), lw=width, marker="." if len(points) < 30 else "", label=part, **style
         )
     axis.set_xlabel("step")
-    axis.set_ylim(bottom=0)
+    # the legend stands above the curves
+    axis.set_ylim(0, 1.45 * max(row["loss"] for row in rows))
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, 0.6), framealpha=0.7)
+    axis.legend(fontsize="small", loc="upper center", ncols=3)
 
 
 def _rate(axis: Any, rows: Rows) -> None:

@@ -9,6 +9,8 @@ PACKS holds packs written by rtsmap.mm.packs: `training/*.pack` (simulated scene
 `real_dev.pack` (labelled chips without terrain). RUN is where checkpoints go; `fused` looks there for the
 two others. A killed training goes on from its last checkpoint when started again; `--weights` begins a new
 schedule at the averaged weights of another one, as far as they fit.
+
+This is how rts-starter 0.2.0 was made; `rtsmap train small` does the same from a recipe.
 """
 
 from __future__ import annotations

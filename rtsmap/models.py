@@ -252,6 +252,17 @@ class _Table:
             raise CardError(f"{self.where}: unknown keys: {', '.join(sorted(self.left))}")
 
 
+def read_scores(path: Path) -> tuple[Score, ...]:
+    """Scores from a JSON list of objects with name, value, data and command. Raises CardError."""
+    try:
+        listed = json.loads(_read_text(path))
+    except json.JSONDecodeError as exc:
+        raise CardError(f"{path} is not JSON: {exc}") from exc
+    except OSError as exc:
+        raise CardError(f"{path}: cannot be read ({exc})") from exc
+    return tuple(_read_score(entry) for entry in _Table({"scores": listed}, str(path)).subs("scores"))
+
+
 def _read_score(entry: _Table) -> Score:
     texts = {key: entry.take(key, str) for key in ("name", "data", "command")}
     score = Score(value=float(entry.take("value", float)), **texts)

@@ -30,6 +30,7 @@ MAY_IMPORT = {
 CROSSINGS = {
     ("runs/engine.py", "mm"),  # loads the network
     ("runs/packing.py", "mm"),  # writes the packs that training reads
+    ("runs/chip_packs.py", "mm"),
     ("__main__.py", "cli"),  # python -m rtsmap
     ("__init__.py", "models"),  # the public names
     ("__init__.py", "runs"),

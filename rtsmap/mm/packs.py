@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rtsmap.errors import GridMismatchError, InputError
@@ -153,8 +153,11 @@ class PackedImage:
 
 def read_index(path: Path) -> Iterator[PackedImage]:
     """The images of a pack, without their pixels. Raises InputError for a file that is no pack."""
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as exc:
+        raise InputError(f"{path}: not a readable pack of training images ({exc})") from exc
     if metadata.get("rtsmap_pack") != "1":
         raise InputError(f"{path} is no pack of training images of this version")
     for i, entry in enumerate(json.loads(metadata["index"])):

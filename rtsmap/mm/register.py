@@ -25,7 +25,7 @@ from rtsmap.mm.views import VIEWS, View, ViewedFeatures, can_turn, viewed
 from rtsmap.nets.fusion import FUSIONS, Inputs, fusion_options
 from rtsmap.nets.mvit import STEMS, MViT
 from rtsmap.nets.roi_align import RoIAlign
-from rtsmap.rasters.bands import InputSpec
+from rtsmap.rasters.bands import GRADIENT_BANDS, InputSpec
 
 DEFAULT_FUSION = "residual_cross_attention"
 BRANCH_KEYS = ("embed_dim", "num_heads", "stage_blocks", "window", "drop_path", "mlp_ratio", "stem")
@@ -288,6 +288,10 @@ def build_network(config: Mapping[str, Any], spec: InputSpec) -> SlumpNetwork:
     if settings.views > 2 and not can_turn(spec):
         raise CardError(
             "model.json: views of 4 turn the chip, and shaded_relief without slope cannot be turned"
+        )
+    if settings.views > 1 and any(set(m.band_names) & set(GRADIENT_BANDS) for m in spec.modalities):
+        raise CardError(
+            "model.json: views turn the chip, and the bands rise_right and rise_up do not turn along"
         )
     register_parts()
     from mmdet.registry import MODELS

@@ -185,6 +185,8 @@ def _terrain_layer(terrain: Terrain | None, names: Sequence[str], shape: tuple[i
         "relative_elevation": terrain.relative_elevation,
         "slope": slope_degrees(right, up),
         "shaded_relief": shaded_relief(right, up),
+        "rise_right": right,
+        "rise_up": up,
     }
     pixels = np.stack([bands[name] for name in names]) * terrain.valid
     return Layer(pixels.astype(np.float32), terrain.valid)

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rtsmap.errors import OptionsError, RunError
+from rtsmap.mm.backbones import layer_factors
 from rtsmap.mm.batches import collate, stack_kinds
 from rtsmap.mm.packs import KINDS, UNKNOWN_KIND
 from rtsmap.mm.register import SlumpNetwork, Target
 from rtsmap.mm.samples import Sample, SampleSource
-from rtsmap.nets.fusion import Inputs
 
 _SLUMP_WEIGHT = 5.0
 """Slumps cover about a twentieth of a chip; unweighted, predicting none is a comfortable answer."""
@@ -39,8 +39,10 @@ _SLUMP_WEIGHT = 5.0
 class TrainOptions:
     """Numbers of one training.
 
-    `lr` is reached after `warmup_steps` and falls to a twentieth along a cosine; `backbone_lr_factor`
-    scales it for the branches. `ema_decay` averages weights over about 1 / (1 - decay) steps.
+    `lr` is reached after `warmup_steps` and falls to a twentieth along a cosine, or with the `schedule`
+    'step' by ten at each share `step_at` of the steps. `backbone_lr_factor` scales it for the branches, and
+    `layer_decay` once more for each layer of a branch below its end. A step sees `batch_size` samples
+    `accumulate` times. `ema_decay` averages weights over about 1 / (1 - decay) steps.
     `dense_loss` weighs a per-pixel slump loss on the finest pyramid level, which teaches a network
     without pre-training much faster than boxes alone; for the first `dense_only_steps` it is the only loss,
     and branches and pyramid learn at half the cost. `precision` is 'fp32' or 'bf16'.
@@ -60,14 +62,27 @@ class TrainOptions:
     log_every: int = 20
     keep_every: int = 250
     seed: int = 0
+    accumulate: int = 1
+    schedule: str = "cosine"
+    step_at: tuple[float, ...] = (0.778, 0.926)
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         if self.precision not in {"fp32", "bf16"}:
             raise OptionsError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}")
+        if self.schedule not in {"cosine", "step"}:
+            raise OptionsError(f"schedule must be 'cosine' or 'step', got {self.schedule!r}")
+        if not 0 < self.layer_decay <= 1 or not all(0 < share < 1 for share in self.step_at):
+            raise OptionsError(
+                "wanted layer_decay in 0..1 and each of step_at between 0 and 1, "
+                f"got {self.layer_decay} and {list(self.step_at)}"
+            )
         if self.dense_only_steps and not self.dense_loss:
             raise OptionsError("dense_only_steps needs dense_loss > 0")
-        if min(self.steps, self.batch_size, self.log_every, self.keep_every) < 1 or self.lr <= 0:
-            raise OptionsError("steps, batch_size, log_every, keep_every and lr must be positive")
+        counts = ("steps", "batch_size", "accumulate", "log_every", "keep_every", "lr")
+        wrong = [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) <= 0]
+        if wrong:
+            raise OptionsError(f"must be positive: {', '.join(wrong)}")
 
 
 def train(
@@ -80,16 +95,19 @@ def train(
     ranks: Ranks | None = None,
     validate: Callable[[SlumpNetwork, int], Mapping[str, float]] | None = None,
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+    tick: Callable[[int], None] | None = None,
 ) -> SlumpNetwork:
     """Train `network` in place; keep checkpoints and a log in `directory`; return the averaged copy.
 
-    Under torchrun each process draws `batch_size` samples of its own and gradients are averaged; the
-    first process writes. Resumes from `directory/last.pt` when it is there. Raises RunError when the
-    loss is not finite, with the names of the batch's images.
+    Parameters that do not require gradients stay as they are, and so do parts made of such parameters
+    only, which run as in evaluation. Under torchrun each process draws samples of its own and gradients
+    are averaged; the first process writes. Resumes from `directory/last.pt` when it is there. `on_step` is
+    told every row of the log, `tick` the number of steps done. Raises RunError when the loss is not
+    finite, with the names of the batch's images.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ranks = ranks or Ranks()
-    network.to(device).train()
+    rest(network.to(device).train())
     average = Average(network, options.ema_decay)
     dense = DenseLoss(network).to(device) if options.dense_loss else None
     optimizer = torch.optim.AdamW(
@@ -97,52 +115,116 @@ def train(
     )
     state = TrainState(network, dense, average, optimizer)
     first = state.load(directory / "last.pt", device)
-    log = StepLog(directory / "log.jsonl", first)
+    if not ranks.rank:
+        for name in ("log.jsonl", "validation.jsonl"):
+            drop_rows_after(directory / name, first)
+    record = _Record(directory, options, state, StepLog(directory / "log.jsonl", first))
     for step, samples in _batches(source, options, first, ranks):
         seed_everything((options.seed * 1_000_003 + step) * ranks.count + ranks.rank)
         _set_lr(optimizer, options, step)
-        inputs, targets = collate(samples, source.spec, device)
-        with _autocast(options, device):
-            losses = _losses(network, inputs, targets, dense_only=step < options.dense_only_steps)
-            if dense is not None:
-                losses["loss_dense"] = options.dense_loss * dense(targets, stack_kinds(samples, device))
-        total = torch.stack([value.float() for value in losses.values()]).sum()
-        if not torch.isfinite(total):
-            parts = {name: value.item() for name, value in losses.items()}
-            names = ", ".join(sample.name for sample in samples)
-            raise RunError(f"step {step}: the loss is not finite ({parts}); the batch was {names}")
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        values = _learn(network, dense, samples, options, step)
         ranks.average_gradients(network, dense)
         norm = nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
+        _check_finite(norm, f"step {step}: the gradient", samples)
         optimizer.step()
         average.update(network)
-        done = step + 1
-        if ranks.rank:
-            continue
-        log.add({"loss": total.item(), "norm": norm.item(), **{k: v.item() for k, v in losses.items()}})
-        if done % options.log_every == 0 or done == options.steps:
-            row = log.write(done, optimizer.param_groups[0]["lr"])
-            if on_step:
-                on_step(done, row)
-        if done % options.keep_every == 0 or done == options.steps:
-            state.save(directory / "last.pt", done)
-            if validate:
-                scores = validate(average.network, done)
-                with (directory / "validation.jsonl").open("a") as file:
-                    file.write(json.dumps({"step": done, **scores}) + "\n")
+        if not ranks.rank:
+            record.add(step + 1, {**values, "norm": norm.item()}, tick, on_step, validate)
     if dense is not None:
         dense.detach()
     return average.network
 
 
+def _learn(
+    network: SlumpNetwork,
+    dense: DenseLoss | None,
+    samples: Sequence[Sample],
+    options: TrainOptions,
+    step: int,
+) -> dict[str, float]:
+    """Add up the gradients of the step's batches; gives the means of their losses."""
+    device = str(next(network.parameters()).device)
+    values: dict[str, float] = {}
+    for start in range(0, len(samples), options.batch_size):
+        part = samples[start : start + options.batch_size]
+        with _autocast(options, device):
+            losses = _losses(network, dense, part, device, dense_only=step < options.dense_only_steps)
+            if dense is not None:
+                losses["loss_dense"] = options.dense_loss * losses["loss_dense"]
+        total = torch.stack([value.float() for value in losses.values()]).sum()
+        for name, value in {"loss": total, **losses}.items():
+            values[name] = values.get(name, 0.0) + value.item() / options.accumulate
+        _check_finite(total, f"step {step}: the loss {values}", part)
+        (total / options.accumulate).backward()
+    return values
+
+
+def _check_finite(value: Tensor, what: str, samples: Sequence[Sample]) -> None:
+    """Stop before a broken step spoils the weights; says which images were in it."""
+    if not torch.isfinite(value):
+        names = ", ".join(sample.name for sample in samples)
+        raise RunError(f"{what} is not finite; the batch was {names}")
+
+
 def _losses(
-    network: SlumpNetwork, inputs: Inputs, targets: Sequence[Target], *, dense_only: bool
+    network: SlumpNetwork,
+    dense: DenseLoss | None,
+    samples: Sequence[Sample],
+    device: str,
+    *,
+    dense_only: bool,
 ) -> dict[str, Tensor]:
+    inputs, targets = collate(samples, network.spec, device)
+    losses: dict[str, Tensor] = {}
     if dense_only:
         _neck(network)(network.pyramid(inputs))
-        return {}
-    return dict(network.loss(inputs, targets))
+    else:
+        losses |= network.loss(inputs, targets)
+    if dense is not None:
+        losses["loss_dense"] = dense(targets, stack_kinds(samples, device))
+    return losses
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What the first process writes down after a step."""
+
+    directory: Path
+    options: TrainOptions
+    state: TrainState
+    log: StepLog
+
+    def add(
+        self,
+        done: int,
+        values: Mapping[str, float],
+        tick: Callable[[int], None] | None,
+        on_step: Callable[[int, Mapping[str, float]], None] | None,
+        validate: Callable[[SlumpNetwork, int], Mapping[str, float]] | None,
+    ) -> None:
+        """Log, keep and validate where it is due, always at the end."""
+        last = done == self.options.steps
+        self.log.add(values)
+        if tick:
+            tick(done)
+        if done % self.options.log_every == 0 or last:
+            row = self.log.write(done, self.state.optimizer.param_groups[0]["lr"])
+            if on_step:
+                on_step(done, row)
+        if done % self.options.keep_every == 0 or last:
+            self.state.save(self.directory / "last.pt", done)
+            scores = validate(self.state.average.network, done) if validate else {}
+            if scores:
+                append_row(self.directory / "validation.jsonl", {"step": done, **scores})
+
+
+def rest(network: nn.Module) -> None:
+    """Put frozen parts into evaluation mode: nothing drops out of what does not learn."""
+    for module in network.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
 
 
 def _neck(network: SlumpNetwork) -> nn.Module:
@@ -164,6 +246,16 @@ class Ranks:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         torch.distributed.init_process_group(backend)
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+    def wait(self) -> None:
+        """Go on when all processes have come this far."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+    def leave(self) -> None:
+        """End the process group."""
+        if self.count > 1:
+            torch.distributed.destroy_process_group()
 
     def average_gradients(self, *modules: nn.Module | None) -> None:
         """Replace every gradient by its mean over the processes."""
@@ -310,10 +402,35 @@ class StepLog:
         speed = (now - self._started) / max(1, step - self._last)
         means = {name: value / self._count for name, value in self._sums.items()}
         row = {"step": step, "lr": lr, "seconds_per_step": speed, **means}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(self.path, row)
         self._sums, self._count, self._started, self._last = {}, 0, now, step
         return row
+
+
+def append_row(path: Path, row: Mapping[str, float]) -> None:
+    """Append one line of JSON."""
+    with path.open("a") as file:
+        file.write(json.dumps(dict(row)) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """Rows of a JSON-lines file, none if there is no file; a last line cut short by a kill is left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows: list[dict[str, float]] = []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Forget what was logged after the checkpoint from which a killed training goes on."""
+    rows = read_rows(path)
+    if rows:
+        kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)
 
 
 def _batches(
@@ -334,8 +451,9 @@ def _batches(
             for step in range(first, options.steps):
                 if stop.is_set():
                     return
-                start = (step * ranks.count + ranks.rank) * options.batch_size
-                numbers = range(start, start + options.batch_size)
+                count = options.batch_size * options.accumulate
+                start = (step * ranks.count + ranks.rank) * count
+                numbers = range(start, start + count)
                 offer((step, [source.draw(number) for number in numbers]))
         except BaseException as error:  # noqa: BLE001 - handed to the loop, which raises it
             offer(error)
@@ -357,26 +475,30 @@ def _parameter_groups(
     network: nn.Module, dense: nn.Module | None, options: TrainOptions
 ) -> list[dict[str, object]]:
     """Norms, biases and position tables do not decay (domain: MViTv2's own recipe)."""
-    named = [(f"network.{name}", p) for name, p in network.named_parameters() if p.requires_grad]
-    named += [(f"dense.{name}", p) for name, p in dense.named_parameters()] if dense else []
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in named:
-        decays = parameter.ndim > 1 and "rel_pos" not in name
-        groups.setdefault((".backbone." in name, decays), []).append(parameter)
+    factors = layer_factors([name for name, _ in network.named_parameters()], options.layer_decay)
+    named = [(f"network.{n}", factors.get(n, 1.0), p) for n, p in network.named_parameters()]
+    named += [(f"dense.{n}", 1.0, p) for n, p in dense.named_parameters()] if dense else []
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    for name, factor, parameter in named:
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and "rel_pos" not in name
+            groups.setdefault((".backbone." in name, factor, decays), []).append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": options.weight_decay if decays else 0.0,
-            "lr_factor": options.backbone_lr_factor if backbone else 1.0,
+            "lr_factor": factor * (options.backbone_lr_factor if backbone else 1.0),
         }
-        for (backbone, decays), parameters in groups.items()
+        for (backbone, factor, decays), parameters in groups.items()
     ]
 
 
 def learning_rate(options: TrainOptions, step: int) -> float:
-    """Linear warm-up, then a cosine down to a twentieth of `lr`."""
+    """Linear warm-up; then a cosine down to a twentieth of `lr`, or steps down by ten."""
     warm = min(1.0, (step + 1) / max(1, options.warmup_steps))
     share = step / max(1, options.steps)
+    if options.schedule == "step":
+        return options.lr * warm * 0.1 ** sum(share >= at for at in options.step_at)
     return options.lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
 
 

@@ -18,10 +18,15 @@ BAND_UNITS: dict[str, str] = {
     "relative_elevation": "m",
     "slope": "degree",
     "shaded_relief": "DN",
+    "rise_right": "1",
+    "rise_up": "1",
 }
 """Every band name that rtsmap knows, with its unit. DN is the 8-bit scale 0-255."""
 
-TERRAIN_BANDS = frozenset({"relative_elevation", "slope", "shaded_relief"})
+GRADIENT_BANDS = ("rise_right", "rise_up")
+"""Rise over run towards the right and towards the top of the image."""
+
+TERRAIN_BANDS = frozenset({"relative_elevation", "slope", "shaded_relief", *GRADIENT_BANDS})
 """Bands derived from an elevation model; all others are read from imagery."""
 
 
@@ -145,3 +150,8 @@ TERRAIN = Modality(
     ),
 )
 """Relief from an elevation model: height against the mean within 100 m, slope, shading."""
+
+TERRAIN_FOR_TRAINING = Modality(
+    "terrain", (*TERRAIN.bands, *(Band(name, 0.0, 0.15, -60.0, 60.0) for name in GRADIENT_BANDS))
+)
+"""The gradient as well, from which slope and shading are made anew when a chip is turned or flipped."""

@@ -19,7 +19,7 @@ from rtsmap.errors import InputError, OptionsError, RunError
 from rtsmap.instances.chip_labels import coco_document, cut_labels
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.instances.detections import Detection
-from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec, Modality
+from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN_FOR_TRAINING, InputSpec, Modality
 from rtsmap.rasters.chips import Chip
 from rtsmap.rasters.grids import window_geobox
 from rtsmap.rasters.sources import write_geotiff
@@ -119,7 +119,7 @@ def cut_scene(
     chips.parquet has one row a chip; with `labels` COCO annotations are written beside it.
     """
     out, options = Path(out), options or ChipOptions()
-    groups = (OPTICAL_RGB,) if dem is None else (OPTICAL_RGB, TERRAIN)
+    groups = (OPTICAL_RGB,) if dem is None else (OPTICAL_RGB, TERRAIN_FOR_TRAINING)
     spec = spec or InputSpec(options.resolution_m, groups)
     polygons = None if labels is None else read_polygons(labels)
     _make_room(out, overwrite=overwrite)

@@ -12,7 +12,7 @@ import rtsmap
 from rtsmap.cli.main import app, guarded
 from rtsmap.errors import InputError, PlanMismatchError, ShardError, WeightsError
 
-COMMANDS = ["info", "predict", "tile", "export", "simulate", "demo", "doctor", "models"]
+COMMANDS = ["info", "predict", "tile", "export", "simulate", "pack", "train", "demo", "doctor", "models"]
 
 
 def test_help_names_every_command_and_every_command_has_examples():
@@ -23,7 +23,7 @@ def test_help_names_every_command_and_every_command_has_examples():
         text = CliRunner().invoke(app, [name, "--help"]).stdout
         assert "Usage" in text
         assert "Example" in text or name == "models"
-    for name in ("list", "show", "verify"):
+    for name in ("list", "show", "verify", "publish"):
         assert "Example" in CliRunner().invoke(app, ["models", name, "--help"]).stdout
 
 

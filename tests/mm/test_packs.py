@@ -35,6 +35,11 @@ def test_another_safetensors_file_is_refused(tmp_path):
     save_file({"a": np.zeros(2, np.float32)}, tmp_path / "weights.safetensors")
     with pytest.raises(InputError, match="no pack of training"):
         list(read_index(tmp_path / "weights.safetensors"))
+    with pytest.raises(InputError, match="not a readable pack"):
+        list(read_index(tmp_path / "absent.pack"))
+    (tmp_path / "broken.pack").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="not a readable pack"):
+        list(read_index(tmp_path / "broken.pack"))
 
 
 def test_shapes_that_disagree_are_refused():

@@ -5,7 +5,7 @@ import pytest
 
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.mm.samples import SampleOptions, SampleSource, collage, make_sample
-from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
+from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, TERRAIN_FOR_TRAINING, InputSpec
 from tests.mm.labelled import labelled_image, packed
 
 SPEC = InputSpec(4.0, (OPTICAL_RGB, TERRAIN))
@@ -42,6 +42,12 @@ def test_without_terrain_the_layer_is_there_and_invalid():
     assert not sample.layers["terrain"].valid.any()
     assert not sample.layers["terrain"].pixels.any()
     assert sample.layers["optical"].valid.all()
+
+
+def test_the_gradient_can_be_a_band():
+    image = labelled_image()
+    sample = make_sample(image, InputSpec(4.0, (TERRAIN_FOR_TRAINING,)), SampleOptions(), None)
+    np.testing.assert_array_equal(sample.layers["terrain"].pixels[3:], image.terrain.gradient)
 
 
 def test_slivers_are_ignored_not_background():

@@ -7,7 +7,7 @@ import torch
 from rtsmap.errors import CardError
 from rtsmap.mm.register import NetworkConfig
 from rtsmap.mm.views import VIEWS, View, can_turn, viewed
-from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec, Modality
+from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, TERRAIN_FOR_TRAINING, InputSpec, Modality
 from rtsmap.rasters.terrain import shaded_relief, slope_degrees
 from tests.mm.tiny import SPEC, squares, tiny_network
 
@@ -98,3 +98,9 @@ def test_the_number_of_views_is_checked():
     with pytest.raises(CardError, match="without slope"):
         tiny_network(alone, views=4)
     assert View() == VIEWS[0]
+
+
+def test_a_network_that_sees_the_gradient_has_one_view():
+    spec = InputSpec(4.0, (OPTICAL_RGB, TERRAIN_FOR_TRAINING))
+    with pytest.raises(CardError, match="rise_right"):
+        tiny_network(spec, views=2)

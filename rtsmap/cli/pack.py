@@ -1,0 +1,53 @@
+"""`rtsmap pack`: labelled chips and scenes as one file to train from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    *,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of rtsmap tile --labels or rtsmap simulate, and COCO files (.json)."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Pack to write, for example train.pack.")],
+    group: Annotated[
+        str | None, typer.Option(help="Name of the ground that all sources show; default: one a folder.")
+    ] = None,
+    groups: Annotated[
+        Path | None, typer.Option(help="JSON lists of file or folder names that show common ground.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of a COCO file's pictures; default: images/ beside it.")
+    ] = None,
+    hold_out: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the groups that goes to OUT_held_out instead.")
+    ] = 0.0,
+    resolution_m: Annotated[float, typer.Option(help="Metres per pixel at which scenes are read.")] = 4.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace packs that are there.")] = False,
+) -> None:
+    """Pack labelled chips or scenes for training. Splits are by group, never by chip.
+
+    Examples:
+      rtsmap pack chips/one chips/two --out train.pack
+      rtsmap pack coco_train.json --groups overlap_groups.json --hold-out 0.1 --out real.pack
+      rtsmap pack scenes/* --out simulated.pack
+    """
+    from rtsmap.cli.console import progress_bars, tell
+    from rtsmap.runs.chip_packs import PackOptions, pack
+
+    options = PackOptions(group, groups, images, hold_out, resolution_m)
+    with progress_bars() as progress:
+        reports = pack(sources, out, options, overwrite=overwrite, progress=progress)
+    for report in reports:
+        for note in report.notes:
+            tell(f"Note: {note}")
+        tell(
+            f"{report.path}: {report.images} images of {report.groups} groups, {report.slumps} slumps, "
+            f"{report.with_terrain} with terrain"
+        )
+        typer.echo(report.path)

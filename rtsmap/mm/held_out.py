@@ -1,0 +1,78 @@
+"""Held-out chips: looked at while a training runs, never learnt from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rtsmap.mm.detector import MmDetector
+from rtsmap.mm.packs import PackedImage
+from rtsmap.mm.register import SlumpNetwork
+from rtsmap.mm.samples import Sample, SampleOptions, make_sample
+from rtsmap.mm.validate import Hit, average_precision, best_f1, chip_of, match_sample
+from rtsmap.rasters.bands import InputSpec
+from rtsmap.rasters.tiling import Window
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Fixed samples by the name of their set."""
+
+    sets: Mapping[str, Sequence[Sample]]
+
+    @classmethod
+    def cut(
+        cls,
+        images: Mapping[str, Sequence[PackedImage]],
+        spec: InputSpec,
+        options: SampleOptions,
+        most: int,
+    ) -> HeldOut:
+        """Chips side by side from every image, without augmentation; at most `most` of each set."""
+        sets = {}
+        for name, packed in images.items():
+            places = [(image, window) for image in packed for window in _windows(image, options.chip_px)]
+            every = max(1, -(-len(places) // most))
+            sets[name] = [
+                make_sample(image.read(window), spec, options, None) for image, window in places[::every]
+            ]
+        return cls({name: samples for name, samples in sets.items() if samples})
+
+    def scores(self, network: SlumpNetwork, device: str) -> dict[str, float]:
+        """Best F1 at IoU 0.3 with its threshold, precision and recall, F1 at 0.5 and AP50 of each set."""
+        detector = MmDetector(network, device=device, precision="fp32")
+        result: dict[str, float] = {}
+        for name, samples in self.sets.items():
+            found = detector.detect([chip_of(sample) for sample in samples])
+            hits = [h for s, d in zip(samples, found, strict=True) for h in match_sample(d, s)]
+            slumps = sum(len(sample.masks) for sample in samples)
+            result |= {f"{name}_{key}": value for key, value in _scores(hits, slumps).items()}
+        return result
+
+
+def _scores(hits: Sequence[Hit], slumps: int) -> dict[str, float]:
+    f1_30, threshold, precision, recall = best_f1(hits, slumps, 0.3)
+    return {
+        "f1_30": f1_30,
+        "threshold": threshold,
+        "precision": precision,
+        "recall": recall,
+        "f1_50": best_f1(hits, slumps, 0.5)[0],
+        "ap50": average_precision(hits, slumps, 0.5),
+    }
+
+
+def _windows(image: PackedImage, side_px: int) -> list[Window]:
+    """Chips side by side; the last ones end at the border, an image smaller than a chip is one."""
+    height, width = image.shape
+    rows, cols = _starts(height, side_px), _starts(width, side_px)
+    return [
+        Window(row, col, min(row + side_px, height), min(col + side_px, width))
+        for row in rows
+        for col in cols
+    ]
+
+
+def _starts(size: int, side_px: int) -> list[int]:
+    last = max(0, size - side_px)
+    return [*range(0, last, side_px), last]

@@ -1,0 +1,331 @@
+"""From a recipe to trained weights: one stage after another, each going on where it was stopped.
+
+RUN/config.toml         the recipe, every number written out
+RUN/record.json         versions, packs and starts
+RUN/<stage>/last.pt     weights, averaged weights and optimizer, after the last checkpoint
+RUN/<stage>/log.jsonl   losses, also as log.csv; validation.jsonl: scores on held-out chips
+RUN/curves.png          both, drawn
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rtsmap import __version__
+from rtsmap.errors import InputError, PlanMismatchError, RunError, WeightsError
+from rtsmap.mm.backbones import branches_of, freeze_backbones, take_branch
+from rtsmap.mm.checkpoints import Weights, fill, load_official_backbone, load_weights
+from rtsmap.mm.curves import draw_curves
+from rtsmap.mm.detector import resolve_device
+from rtsmap.mm.held_out import HeldOut
+from rtsmap.mm.packs import PackedImage, read_index
+from rtsmap.mm.recipe import AUTO, FROZEN, PARTLY, SCRATCH, Recipe
+from rtsmap.mm.register import SlumpNetwork, build_network
+from rtsmap.mm.samples import SampleSource
+from rtsmap.mm.tables import differences, parse
+from rtsmap.mm.train import Ranks, read_rows, seed_everything, train
+from rtsmap.rasters.bands import InputSpec
+
+CONFIG, RECORD, CHECKPOINT, CURVES = "config.toml", "record.json", "last.pt", "curves.png"
+_SAMPLED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Teller:
+    """Who is told how a training goes on: (stage, steps done, of) and (stage, row of the log)."""
+
+    progress: Callable[[str, int, int], None] = lambda *_: None
+    row: Callable[[str, Mapping[str, float]], None] = lambda *_: None
+    note: Callable[[str], None] = lambda _: None
+
+
+@dataclass(frozen=True, slots=True)
+class Packs:
+    """The images of a recipe: by group to learn from, and by set to watch."""
+
+    groups: Mapping[str, tuple[PackedImage, ...]]
+    held_out: Mapping[str, tuple[PackedImage, ...]]
+
+    @classmethod
+    def find(cls, recipe: Recipe) -> Packs:
+        """Open all packs; raises InputError for a pattern without files and for ground on both sides."""
+        groups = {name: _images(group.packs) for name, group in recipe.data.groups.items()}
+        held_out = {name: _images(patterns) for name, patterns in recipe.data.held_out.items()}
+        learnt = {image.group: image.path for images in groups.values() for image in images}
+        for name, images in held_out.items():
+            both = sorted({image.group for image in images} & set(learnt))
+            if both:
+                raise InputError(
+                    f"held_out.{name}: the group '{both[0]}' is also learnt from, in {learnt[both[0]]}; "
+                    "one ground must be on one side only. Pack it apart, or give other ground another --group"
+                )
+        return cls(groups, held_out)
+
+    def files(self) -> list[Path]:
+        """All packs, each once."""
+        sides = (self.groups, self.held_out)
+        return sorted({i.path for side in sides for images in side.values() for i in images})
+
+
+def _images(patterns: Sequence[str]) -> tuple[PackedImage, ...]:
+    paths: list[Path] = []
+    for pattern in patterns:
+        found = sorted(glob(pattern)) if any(c in pattern for c in "*?[") else [pattern]  # noqa: PTH207
+        if not found:
+            raise InputError(f"no pack fits '{pattern}'; paths are relative to where rtsmap is started")
+        paths += [Path(path) for path in found if Path(path) not in paths]
+    return tuple(image for path in paths for image in read_index(path))
+
+
+def run_recipe(
+    recipe: Recipe, directory: Path, *, ranks: Ranks | None = None, tell: Teller | None = None
+) -> Path:
+    """Train all stages of a recipe in `directory`; gives the folder of the last one.
+
+    Started again after a kill it ends with the same weights. Raises PlanMismatchError when the
+    directory belongs to another recipe or to other packs, naming what differs.
+    """
+    ranks, tell = ranks or Ranks(), tell or Teller()
+    packs = Packs.find(recipe)
+    device = _device(recipe.device)
+    if not ranks.rank:
+        _open_run(directory, recipe, packs, {"device": device, "processes": ranks.count})
+    ranks.wait()
+    training = _Training(recipe, packs, directory, device, ranks, tell)
+    worked = False
+    for name in recipe.stages:
+        worked |= training.run_stage(name)
+        # the next stage reads what the first process has written
+        ranks.wait()
+    if not ranks.rank and (worked or not (directory / CURVES).exists()):
+        draw_curves(directory, recipe.stages, directory / CURVES)
+    return directory / list(recipe.stages)[-1]
+
+
+def _device(wanted: str) -> str:
+    device = resolve_device(wanted)
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    return device
+
+
+# The run directory
+
+
+def _open_run(directory: Path, recipe: Recipe, packs: Packs, machine: Mapping[str, Any]) -> None:
+    """Make the directory, or see that it is this recipe's; note the start."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config, record = directory / CONFIG, directory / RECORD
+    facts = {"packs": [_pack_facts(path) for path in packs.files()], "starts": list[Any]()}
+    if config.exists() and record.exists():
+        then = parse(config.read_text(encoding="utf-8"), str(config))
+        stored = json.loads(record.read_text(encoding="utf-8"))
+        # a training may go on elsewhere
+        changed = differences({**recipe.to_dict(), "device": 0}, {**then, "device": 0})
+        changed += _changed_packs(facts["packs"], stored["packs"])
+        if changed:
+            raise PlanMismatchError(
+                f"{directory} belongs to another training: {'; '.join(changed[:5])}. "
+                "Name another --out, or take the old configuration"
+            )
+        facts = stored
+    elif any(directory.iterdir()):
+        raise RunError(f"{directory} is not empty and holds no training; name a new folder with --out")
+    facts["starts"].append(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "rtsmap": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+            **machine,
+        }
+    )
+    _write(record, json.dumps(facts, indent=1) + "\n")
+    _write(config, recipe.to_toml())
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _pack_facts(path: Path) -> dict[str, Any]:
+    """Size and a digest of the two ends, of which the first holds the names and places of the images."""
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        digest.update(file.read(_SAMPLED_BYTES))
+        file.seek(max(0, size - _SAMPLED_BYTES))
+        digest.update(file.read())
+    images = list(read_index(path))
+    slumps = sum(len(image.slumps) for image in images)
+    facts = {"path": str(path), "bytes": size, "sha256_of_ends": digest.hexdigest()}
+    return {**facts, "images": len(images), "slumps": slumps}
+
+
+def _changed_packs(now: Sequence[Mapping[str, Any]], then: Sequence[Mapping[str, Any]]) -> list[str]:
+    old, new = ({fact["path"]: fact for fact in facts} for facts in (then, now))
+    told = [f"pack {path} was not there" for path in new if path not in old]
+    told += [f"pack {path} is gone" for path in old if path not in new]
+    return told + [
+        f"pack {path} has another content" for path in new if old.get(path, new[path]) != new[path]
+    ]
+
+
+# One stage
+
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """All that the stages of a run share."""
+
+    recipe: Recipe
+    packs: Packs
+    directory: Path
+    device: str
+    ranks: Ranks
+    tell: Teller
+
+    def run_stage(self, name: str) -> bool:
+        """Train one stage to its end; False when it was there already."""
+        options, folder = self.recipe.stages[name].options, self.directory / name
+        done = steps_done(folder)
+        self.tell.progress(name, done, options.steps)
+        if done == options.steps:
+            return False
+
+        def on_step(_step: int, row: Mapping[str, float]) -> None:
+            write_csv(folder)
+            self.tell.row(name, row)
+
+        seed_everything(options.seed)
+        train(
+            self._network(name, resumed=done > 0),
+            self._source(name),
+            options,
+            folder,
+            device=self.device,
+            ranks=self.ranks,
+            validate=self._validation(name),
+            on_step=on_step,
+            tick=lambda step: self.tell.progress(name, step, options.steps),
+        )
+        return True
+
+    def _network(self, name: str, *, resumed: bool) -> SlumpNetwork:
+        """A resumed stage finds its weights in its own checkpoint; what is frozen it must know."""
+        stage = self.recipe.stages[name]
+        network = build_network(self.recipe.network_of(name), self.recipe.spec(name))
+        for note in [] if resumed else start_network(network, name, self.recipe, self.directory):
+            self.tell.note(f"{name}: {note}")
+        if stage.backbones == FROZEN:
+            freeze_backbones(network)
+        elif stage.backbones == PARTLY:
+            freeze_backbones(network, stage.frozen_stages)
+        return network
+
+    def _source(self, name: str) -> SampleSource:
+        spec, groups = self.recipe.spec(name), self.recipe.data.groups
+        usable = {group: _usable(images, spec) for group, images in self.packs.groups.items()}
+        shares = [(groups[group].share, images) for group, images in usable.items() if images]
+        if not shares:
+            raise InputError(f"stage '{name}': no pack holds an image with an elevation model")
+        chips = self.recipe.chips
+        if _blind(spec):
+            # a chip that shows nothing at all teaches nothing, and its gradients are wild
+            chips = replace(chips, augment=replace(chips.augment, dem_missing_share=0.0))
+        return SampleSource(shares, spec, chips, self.recipe.stages[name].options.seed)
+
+    def _validation(self, name: str) -> Callable[[SlumpNetwork, int], dict[str, float]] | None:
+        stage, spec = self.recipe.stages[name], self.recipe.spec(name)
+        # heads that do not learn are not worth a look, and one process looks for all
+        if not stage.detects or self.ranks.rank:
+            return None
+        images = {key: _usable(images, spec) for key, images in self.packs.held_out.items()}
+        held_out = HeldOut.cut(images, spec, self.recipe.chips, self.recipe.data.held_out_chips)
+
+        def validate(average: SlumpNetwork, step: int) -> dict[str, float]:
+            due = step == stage.options.steps or step % stage.validate_every < stage.options.keep_every
+            return held_out.scores(average, self.device) if due else {}
+
+        return validate
+
+
+def _usable(images: Sequence[PackedImage], spec: InputSpec) -> list[PackedImage]:
+    """Images that show something to the network: without optical bands, those with terrain."""
+    return [image for image in images if image.has_terrain or not _blind(spec)]
+
+
+def _blind(spec: InputSpec) -> bool:
+    """True for a network without optical bands, to which ground without terrain shows nothing."""
+    return all(modality.is_terrain for modality in spec.modalities)
+
+
+def start_network(network: SlumpNetwork, name: str, recipe: Recipe, directory: Path) -> list[str]:
+    """Give a network the weights that its stage starts from; says in sentences what was taken."""
+    stage, notes = recipe.stages[name], []
+    if stage.start not in {AUTO, SCRATCH}:
+        load_weights(network, Path(stage.start))
+        notes.append(f"starts from {stage.start}")
+    for modality, file in stage.backbone_weights.items():
+        kept = load_official_backbone(branches_of(network)[modality], Path(file))
+        notes.append(f"backbone '{modality}' from {file}" + (f", {len(kept)} norms new" if kept else ""))
+    for other, modality in recipe.earlier(name).items():
+        weights = averaged_weights(directory / other)
+        if modality:
+            heads = recipe.stages[other].detects
+            count = take_branch(network, weights, modality, str(directory / other), heads=heads)
+            notes.append(f"{count} tensors of '{modality}' from stage {other}")
+        else:
+            fill(network, weights, str(directory / other))
+            notes.append(f"goes on from stage {other}")
+    return notes
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    path = folder / CHECKPOINT
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as exc:
+        reason = str(exc).splitlines()[0]
+        raise WeightsError(f"{path}: not a checkpoint of rtsmap ({reason}); remove it to train anew") from exc
+    return state
+
+
+def averaged_weights(folder: Path) -> Weights:
+    """The averaged weights of a stage's last checkpoint. Raises WeightsError."""
+    weights: Weights = _checkpoint(folder)["average"]
+    return weights
+
+
+def steps_done(folder: Path) -> int:
+    """Steps of a stage that its last checkpoint has behind it, 0 without one."""
+    return int(_checkpoint(folder)["step"]) if (folder / CHECKPOINT).exists() else 0
+
+
+def write_csv(folder: Path) -> None:
+    """The log of a stage once more, as a table; losses that a step did not have are empty."""
+    rows = read_rows(folder / "log.jsonl")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    temporary = folder / "log.csv.part"
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(folder / "log.csv")

@@ -1,0 +1,257 @@
+"""Labelled chips and scenes become packs, which training reads without rasterio or geopandas."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from rtsmap.errors import InputError, LabelError, OptionsError
+from rtsmap.mm.packs import Terrain, TrainingImage, write_pack
+from rtsmap.mm.splits import is_held_out
+from rtsmap.rasters import sources
+from rtsmap.rasters.bands import GRADIENT_BANDS, OPTICAL_RGB
+from rtsmap.runs.chip_scores import LabelledChips
+from rtsmap.runs.chipping import ANNOTATIONS, INDEX
+from rtsmap.runs.packing import training_image
+from rtsmap.runs.progress import Progress, silent
+from rtsmap.vectors.labels import read_polygons
+
+SCENE, DEM, TRUTH, LOOKALIKES = "scene.tif", "dem.tif", "truth.gpkg", "lookalikes.gpkg"
+
+
+@dataclass(frozen=True, slots=True)
+class PackOptions:
+    """How sources become images of a pack.
+
+    `group` puts all of them into one group; `groups` is a JSON list of lists of names (pictures of a COCO
+    file, or folders) that show common ground. About `hold_out` of the groups goes into a second
+    pack. `images` is the folder of a COCO file's pictures. Scenes are read at `resolution_m`.
+    """
+
+    group: str | None = None
+    groups: Path | None = None
+    images: Path | None = None
+    hold_out: float = 0.0
+    resolution_m: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hold_out < 1:
+            raise OptionsError(f"hold_out must be within 0..1, got {self.hold_out}")
+        if self.group and self.groups:
+            raise OptionsError("either one group for all, or a file of groups, not both")
+
+
+@dataclass(frozen=True, slots=True)
+class PackReport:
+    """What one pack holds."""
+
+    path: Path
+    images: int
+    slumps: int
+    groups: int
+    with_terrain: int
+    notes: tuple[str, ...] = field(default=())
+
+
+def pack(
+    from_where: Sequence[Path],
+    out: Path,
+    options: PackOptions,
+    *,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> list[PackReport]:
+    """Write the pack `out`, and with `hold_out` the pack of the held-out groups beside it.
+
+    A source is a folder of `rtsmap tile --labels`, a COCO file, or a folder of `rtsmap simulate`.
+    Raises InputError for other sources and for outputs that exist, OptionsError for an empty side.
+    """
+    sides = [out, out.with_name(f"{out.stem}_held_out{out.suffix}")] if options.hold_out else [out]
+    for path in sides:
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} exists already; choose another name, or replace it with --overwrite")
+    images: list[TrainingImage] = []
+    for number, source in enumerate(from_where):
+        progress("sources", number, len(from_where))
+        images += read_source(source, options)
+    progress("sources", len(from_where), len(from_where))
+    held = [image for image in images if options.hold_out and is_held_out(image.group, options.hold_out)]
+    aside = {image.group for image in held}
+    kept = [image for image in images if image.group not in aside]
+    if not kept or (options.hold_out and not held):
+        names = sorted({image.group for image in images})
+        raise OptionsError(
+            f"hold_out={options.hold_out} puts {len(held)} of {len(images)} images aside, of the groups "
+            f"{', '.join(names[:8])}; one side is empty. Pack the held-out sources on their own instead"
+        )
+    notes = _notes(from_where, options)
+    reports = []
+    for path, side in zip(sides, (kept, held), strict=False):
+        write_pack(path, side)
+        reports.append(_report(path, side, notes))
+        notes = ()
+    return reports
+
+
+def _report(path: Path, images: Sequence[TrainingImage], notes: tuple[str, ...]) -> PackReport:
+    return PackReport(
+        path,
+        len(images),
+        sum(len(np.unique(image.labels[image.labels > 0])) for image in images),
+        len({image.group for image in images}),
+        sum(image.terrain is not None for image in images),
+        notes,
+    )
+
+
+def _notes(from_where: Sequence[Path], options: PackOptions) -> tuple[str, ...]:
+    plain = [source.name for source in from_where if source.is_file()]
+    if not plain or options.group or options.groups:
+        return ()
+    note = (
+        f"{', '.join(plain)}: every picture is a group of its own; give --groups where pictures overlap, "
+        "or the same ground may be learnt from and held out"
+    )
+    return (note,)
+
+
+def read_source(source: Path, options: PackOptions) -> Iterator[TrainingImage]:
+    """The labelled images of a folder or of a COCO file."""
+    if (source / INDEX).is_file():
+        return tile_images(source, options.group or _group_of(source.name, options))
+    if (source / SCENE).is_file() and (source / TRUTH).is_file():
+        return simulated_images(source, options)
+    if source.is_file() and source.suffix == ".json":
+        return picture_images(source, options)
+    raise InputError(
+        f"{source}: wanted a folder of `rtsmap tile --labels` (with {INDEX}), a folder of `rtsmap simulate` "
+        f"(with {SCENE} and {TRUTH}), or a COCO file (.json)"
+    )
+
+
+def _group_of(name: str, options: PackOptions) -> str:
+    listed = json.loads(options.groups.read_text(encoding="utf-8")) if options.groups else []
+    return next((f"group {i}" for i, names in enumerate(listed) if name in names), name)
+
+
+def simulated_images(folder: Path, options: PackOptions) -> Iterator[TrainingImage]:
+    """The scene of `rtsmap simulate`, whose look-alikes are known."""
+    lookalikes = folder / LOOKALIKES
+    yield training_image(
+        folder / SCENE,
+        folder / DEM if (folder / DEM).is_file() else None,
+        folder / TRUTH,
+        options.resolution_m,
+        group=options.group or _group_of(folder.name, options),
+        lookalikes=lookalikes if lookalikes.is_file() else None,
+    )
+
+
+def tile_images(folder: Path, group: str) -> Iterator[TrainingImage]:
+    """Chips of `rtsmap tile --labels`; all chips of a scene are one group."""
+    if not (folder / ANNOTATIONS).is_file():
+        raise LabelError(f"{folder}: no {ANNOTATIONS}; cut the chips with `rtsmap tile --labels`")
+    document = json.loads((folder / ANNOTATIONS).read_text(encoding="utf-8"))
+    annotations = _by_image(document)
+    columns = read_polygons(folder / INDEX).columns
+    terrain = columns.get("terrain") or [None] * len(columns["chip"])
+    for chip, optical, relief in zip(columns["chip"], columns["optical"], terrain, strict=True):
+        pixels, valid = _optical(folder / optical)
+        yield TrainingImage(
+            name=f"{group}/{Path(optical).stem}",
+            group=group,
+            optical=pixels,
+            optical_valid=valid,
+            labels=label_numbers(annotations.get(int(chip), []), valid.shape),
+            terrain=_relief(folder / relief) if relief else None,
+        )
+
+
+def _optical(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    info = sources.probe(path)
+    bands = sources.optical_bands(info, OPTICAL_RGB.band_names)
+    patch = sources.read_native(info, tuple(bands.values()))
+    return np.rint(patch.pixels * patch.valid).astype(np.uint8), patch.valid
+
+
+def _relief(path: Path) -> Terrain | None:
+    """None where the chip has no elevation at all."""
+    info = sources.probe(path)
+    wanted = ("relative_elevation", *GRADIENT_BANDS)
+    missing = [name for name in wanted if name not in info.band_names]
+    if missing:
+        raise InputError(
+            f"{path}: no band {', '.join(missing)}; these chips are of an older rtsmap tile. Cut them again"
+        )
+    patch = sources.read_native(info, [info.band_names.index(name) + 1 for name in wanted])
+    if not patch.valid.any():
+        return None
+    pixels = np.where(patch.valid, patch.pixels, np.float32(0))
+    return Terrain(pixels[1:], pixels[0], patch.valid)
+
+
+def picture_images(path: Path, options: PackOptions) -> Iterator[TrainingImage]:
+    """Plain pictures with COCO labels, without terrain."""
+    chips = LabelledChips.read(path, options.images, options.groups)
+    annotations = _by_image(chips.document)
+    for image in chips.document["images"]:
+        file = chips.images / image["file_name"]
+        try:
+            with Image.open(file) as picture:
+                pixels = np.asarray(picture.convert("RGB"), np.uint8).transpose(2, 0, 1)
+        except OSError as exc:
+            raise InputError(f"{file}: cannot be read as a picture ({exc})") from exc
+        shape = pixels.shape[1:]
+        if shape != (image["height"], image["width"]):
+            raise LabelError(
+                f"{path}: {file.name} is {shape}, its entry says {image['height'], image['width']}"
+            )
+        yield TrainingImage(
+            name=image["file_name"],
+            group=options.group or chips.group_of[image["id"]],
+            optical=np.ascontiguousarray(pixels),
+            optical_valid=np.ones(shape, np.bool_),
+            labels=label_numbers(annotations.get(image["id"], []), shape),
+            terrain=None,
+        )
+
+
+def _by_image(document: Mapping[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
+    for annotation in document["annotations"]:
+        found.setdefault(annotation["image_id"], []).append(annotation)
+    return found
+
+
+def label_numbers(annotations: Sequence[Mapping[str, Any]], shape: tuple[int, ...]) -> npt.NDArray[np.int16]:
+    """Numbers from 1 in order of falling area, so that small slumps keep their place; crowds are -1."""
+    labels = np.zeros(shape, np.int16)
+    ordered = sorted(annotations, key=lambda a: -float(a["area"]))
+    for crowd in (a for a in ordered if a.get("iscrowd")):
+        labels[_burned(crowd["segmentation"], shape)] = -1
+    for number, annotation in enumerate((a for a in ordered if not a.get("iscrowd")), start=1):
+        labels[_burned(annotation["segmentation"], shape)] = number
+    return labels
+
+
+def _burned(segmentation: Any, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Pixels of a COCO segmentation: polygons, or run lengths as lists or compressed."""
+    if isinstance(segmentation, list):
+        runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, *shape))
+    elif isinstance(segmentation["counts"], list):
+        runs = coco_mask.frPyObjects(segmentation, *shape)
+    else:
+        runs = segmentation
+    with warnings.catch_warnings():
+        # pycocotools' array type is older than numpy's `copy` keyword
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return np.asarray(coco_mask.decode(runs), np.bool_)

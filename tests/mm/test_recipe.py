@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rtsmap.errors import OptionsError
+from rtsmap.mm.recipe import RECIPES, Recipe, find_recipe, flat
+from rtsmap.mm.register import NetworkConfig
+from rtsmap.mm.tables import parse
+from tests.mm.small_recipes import recipe, recipe_data
+
+SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_survive_the_way_to_toml_and_back(name):
+    one = Recipe.read(find_recipe(name))
+    assert Recipe.from_dict(parse(one.to_toml(), "again")) == one
+    for stage in one.stages:
+        NetworkConfig.from_mapping(one.network_of(stage))
+
+
+def test_the_small_recipe_makes_the_network_of_the_shipped_model():
+    import json
+
+    from rtsmap.models import find_bundle
+
+    shipped = json.loads((find_bundle("rts-starter") / "model.json").read_text())
+    shipped.pop("views", None)
+    assert Recipe.read(find_recipe("small")).network == shipped
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("stages.fusd.steps=3", "unknown key 'stages.fusd'; the nearest known one is 'stages.fused'"),
+        ("stages.fused.stps=3", "'stages.fused.steps'"),
+        ("network.fusoin=cbam", "'network.fusion'"),
+        ("network.terrain.embed_dmi=3", "'network.terrain.embed_dim'"),
+        ("network.fusion.levls=[4]", "'network.fusion.levels'"),
+        ("network.fusion=cbm", "unknown fusion 'cbm'"),
+        ("network.embed_dim=2.5", "'embed_dim' must be int"),
+        ("chips.augment.gain=0.1", "'chips.augment.gain_sd'"),
+        ("dat.x=3", "'data'"),
+        ("seed=true", "'seed' must be a whole number"),
+        ("stages.fused.backbones=partly", "frozen_stages"),
+        ("stages.fused.start=scratch", "frozen at random"),
+        ("network.fusion=data_level", "cannot take those of the unimodal stages"),
+        ('data.modalities=["radar"]', "optical, terrain"),
+        ("stages.fused.modality=optical", "a multimodal one names none"),
+        ('data.modalities=["optical"]', "unknown key 'network.terrain.embed_dim'"),
+        ("stages.optical.backbone_weights.terrain=a.pyth", "backbone_weights for ['terrain']"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_place(tmp_path, setting, told):
+    path = tmp_path / "a.toml"
+    path.write_text(find_recipe("tiny").read_text())
+    with pytest.raises(OptionsError) as refused:
+        Recipe.read(path, [setting])
+    assert told in str(refused.value)
+    assert str(path) in str(refused.value) or setting in str(refused.value)
+
+
+def test_settings_change_one_number(tmp_path):
+    changed = Recipe.read(find_recipe("tiny"), ["stages.fused.lr=0.5", "network.terrain.embed_dim=24"])
+    assert changed.stages["fused"].options.lr == 0.5
+    assert changed.stages["optical"].options.lr == 1e-3
+    assert changed.network["terrain.embed_dim"] == 24
+
+
+def test_a_stage_starts_from_the_last_ones_that_fit(tmp_path):
+    data = recipe_data(tmp_path)
+    stages = data["stages"]
+    stages["free"] = {"kind": "multimodal", "steps": 1}
+    stages["optical2"] = {"kind": "unimodal", "modality": "optical", "steps": 1}
+    stages["anew"] = {"kind": "multimodal", "start": "scratch", "steps": 1}
+    one = recipe(tmp_path, stages=stages)
+    assert one.earlier("optical") == {}
+    assert one.earlier("fused") == {"optical": "optical", "terrain": "terrain"}
+    assert one.earlier("free") == {"fused": ""}
+    assert one.earlier("optical2") == {"optical": ""}
+    assert one.earlier("anew") == {}
+    assert len({stage.options.seed for stage in one.stages.values()}) == len(stages)
+
+
+def test_one_modality_alone_keeps_its_numbers(tmp_path):
+    one = recipe(tmp_path)
+    assert one.network_of("terrain")["terrain.embed_dim"] == 16
+    assert "terrain.embed_dim" not in one.network_of("optical")
+    assert one.spec("terrain").names == ("terrain",)
+    assert one.spec("fused").names == ("optical", "terrain")
+
+
+def test_a_recipe_that_is_not_there_names_those_that_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionsError, match="paper, small, tiny"):
+        find_recipe("large")
+    assert flat({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
+    (Path(tmp_path) / "broken.toml").write_text("seed = ")
+    with pytest.raises(OptionsError, match="is not TOML"):
+        Recipe.read(tmp_path / "broken.toml")

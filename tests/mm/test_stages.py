@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rtsmap.errors import InputError, OptionsError, PlanMismatchError, RunError
+from rtsmap.mm.backbones import FUSION
+from rtsmap.mm.packs import write_pack
+from rtsmap.mm.recipe import Recipe
+from rtsmap.mm.stages import Packs, Teller, averaged_weights, run_recipe
+from rtsmap.mm.train import read_rows
+from tests.mm.labelled import labelled_image
+from tests.mm.small_recipes import recipe
+
+STAGES = ("optical", "terrain", "fused")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def whole(folder) -> Path:
+    """A run that nothing interrupted."""
+    run_recipe(recipe(folder), folder / "whole")
+    return folder / "whole"
+
+
+def state(run: Path, stage: str):
+    return torch.load(run / stage / "last.pt", weights_only=True)
+
+
+def leaves(value, path=""):
+    if isinstance(value, dict):
+        return [leaf for key, item in value.items() for leaf in leaves(item, f"{path}/{key}")]
+    if isinstance(value, (list, tuple)):
+        return [leaf for i, item in enumerate(value) for leaf in leaves(item, f"{path}/{i}")]
+    return [(path, value)]
+
+
+class Stopped(Exception):  # noqa: N818
+    pass
+
+
+def test_killed_at_a_random_step_and_started_again_it_ends_with_the_same_weights(folder, whole):
+    steps = sum(stage.options.steps for stage in recipe(folder).stages.values())
+    kill_after, stop_after = random.randint(1, steps), random.randint(1, steps)
+    run = folder / "killed"
+    program = [sys.executable, "-m", "tests.mm.killed_training", str(folder), str(run), str(kill_after)]
+    killed = subprocess.run(program, check=False, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    seen = iter(range(1, steps + 1))
+
+    def stop(_stage, done, _total):
+        # counts the starts of stages too, so it may come before the first step
+        if done and next(seen, 0) == stop_after:
+            raise Stopped
+
+    try:
+        run_recipe(recipe(folder), run, tell=Teller(progress=stop))
+    except Stopped:
+        run_recipe(recipe(folder), run)
+    for stage in STAGES:
+        expected = dict(leaves(state(whole, stage)))
+        for path, value in leaves(state(run, stage)):
+            same = torch.equal(value, expected[path]) if torch.is_tensor(value) else value == expected[path]
+            assert same, f"{stage}{path} after a kill at {kill_after} and a stop at {stop_after}"
+        for name in ("log.jsonl", "validation.jsonl"):
+            rows, there = read_rows(run / stage / name), read_rows(whole / stage / name)
+            for row in (*rows, *there):
+                row.pop("seconds_per_step", None)
+            assert rows == there
+
+
+def test_a_finished_run_is_left_as_it_is(folder, whole):
+    before = (whole / "fused" / "last.pt").stat().st_mtime_ns
+    run_recipe(recipe(folder), whole)
+    assert (whole / "fused" / "last.pt").stat().st_mtime_ns == before
+    assert len(json.loads((whole / "record.json").read_text())["starts"]) == 2
+
+
+def test_frozen_backbones_are_those_of_the_unimodal_stages_and_the_rest_learns(whole):
+    fused = averaged_weights(whole / "fused")
+    for modality in ("optical", "terrain"):
+        alone = averaged_weights(whole / modality)
+        names = [name for name in alone if name.startswith(f"{FUSION}branch.")]
+        assert names
+        for name in names:
+            here = name.replace("fusion.branch.", f"fusion.branches.{modality}.")
+            assert torch.equal(fused[here], alone[name]), name
+    neck = [name for name in fused if ".neck." in name]
+    assert any(not torch.equal(fused[name], averaged_weights(whole / "optical")[name]) for name in neck)
+    crossings = [name for name in fused if f"{FUSION}crossings" in name]
+    assert any(fused[name].abs().max() > 0 for name in crossings)
+
+
+def test_the_run_says_what_it_did(folder, whole):
+    assert Recipe.read(whole / "config.toml") == recipe(folder)
+    record = json.loads((whole / "record.json").read_text())
+    assert [Path(pack["path"]).name for pack in record["packs"]] == ["held_out.pack", "train.pack"]
+    assert record["packs"][1]["slumps"] == 6
+    for stage in STAGES:
+        with (whole / stage / "log.csv").open() as file:
+            table = list(csv.DictReader(file))
+        rows = read_rows(whole / stage / "log.jsonl")
+        assert [float(row["loss"]) for row in table] == [row["loss"] for row in rows]
+    assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [row["step"] for row in read_rows(whole / "fused" / "validation.jsonl")] == [2, 3]
+    assert not (whole / "optical" / "validation.jsonl").exists()
+
+
+def test_another_recipe_or_other_packs_are_refused_by_name(folder, whole):
+    with pytest.raises(PlanMismatchError, match=r"seed: 4 now, 3 then"):
+        run_recipe(recipe(folder, seed=4), whole)
+    other = folder / "train2.pack"
+    write_pack(other, [labelled_image(11)])
+    with pytest.raises(PlanMismatchError, match=r"pack .*train2.pack was not there"):
+        run_recipe(recipe(folder), whole)
+    other.unlink()
+    with pytest.raises(RunError, match="not empty and holds no training"):
+        run_recipe(recipe(folder), folder)
+
+
+def test_ground_that_is_held_out_must_not_be_learnt_from(tmp_path):
+    data = {
+        "groups": {"a": {"packs": [str(tmp_path / "train.pack")]}},
+        "held_out": {"b": [str(tmp_path / "both.pack")]},
+    }
+    one = recipe(tmp_path, data=data)
+    write_pack(tmp_path / "both.pack", [labelled_image(1)])
+    with pytest.raises(InputError, match="the group 'group 1' is also learnt from"):
+        Packs.find(one)
+    with pytest.raises(InputError, match="no pack fits"):
+        Packs.find(recipe(tmp_path, data={"groups": {"a": {"packs": [str(tmp_path / "no*.pack")]}}}))
+    with pytest.raises(OptionsError, match="no group of packs"):
+        recipe(tmp_path, data={"groups": {}})

@@ -10,7 +10,12 @@ import typer
 
 def command(
     scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT.")],
-    dem: Annotated[Path | None, typer.Option(help="Elevation model, in any CRS and resolution.")] = None,
+    dem: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Elevation model, in any CRS; several times, or a 'quoted*.tif' pattern, for tiles."
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Model to look through: a shipped name or a folder.")
     ] = None,
@@ -29,7 +34,7 @@ def command(
     from rtsmap.rasters.tiling import TileOptions
 
     card = read_card(find_bundle(model))
-    found = survey(scene, dem, card.spec, TileOptions(card.chip_px, card.overlap_px))
+    found = survey(scene, dem or None, card.spec, TileOptions(card.chip_px, card.overlap_px))
     console = Console(highlight=False, soft_wrap=True)
     parts = {"Scene": found.scene, f"Grid for {card.name}": found.grid, "Elevation model": found.dem}
     for title, facts in parts.items():

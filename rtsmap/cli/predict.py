@@ -15,7 +15,12 @@ _LISTED = 20
 def command(
     *,
     scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT with red, green, blue.")],
-    dem: Annotated[Path | None, typer.Option(help="Elevation model, in any CRS and resolution.")] = None,
+    dem: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Elevation model, in any CRS; several times, or a 'quoted*.tif' pattern, for tiles."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="GeoPackage to write; default: SCENE_slumps.gpkg here.")
     ] = None,
@@ -67,6 +72,7 @@ def command(
     Examples:
       rtsmap predict scene.tif --dem dem.tif
       rtsmap predict scene.tif --dem dem.tif -o map.gpkg --min-score 0.7
+      rtsmap predict scene.tif --dem 'arcticdem/*_dem.tif'
     """
     from rtsmap.cli.console import count_of, progress_bars, tell
     from rtsmap.runs.mapping import PredictOptions
@@ -91,7 +97,7 @@ def command(
     with progress_bars() as progress:
         report = map_scene(
             scene,
-            dem,
+            dem or None,
             out=out or Path(f"{scene.stem}_slumps.gpkg"),
             model=model,
             options=options,

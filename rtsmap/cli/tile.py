@@ -14,7 +14,12 @@ def command(
     *,
     scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT with red, green, blue.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the chips.")],
-    dem: Annotated[Path | None, typer.Option(help="Elevation model, in any CRS and resolution.")] = None,
+    dem: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Elevation model, in any CRS; several times, or a 'quoted*.tif' pattern, for tiles."
+        ),
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Polygons of slumps; adds COCO annotations cut to chips.")
     ] = None,
@@ -42,7 +47,13 @@ def command(
     options = ChipOptions(resolution_m, chip_px, overlap_px, origin_px, min_valid_share)
     with progress_bars() as progress:
         report = cut_scene(
-            scene, dem, out=out, labels=labels, options=options, overwrite=overwrite, progress=progress
+            scene,
+            dem or None,
+            out=out,
+            labels=labels,
+            options=options,
+            overwrite=overwrite,
+            progress=progress,
         )
     for note in report.notes:
         tell(f"Note: {note}")

@@ -14,6 +14,7 @@ from rtsmap.errors import GridMismatchError
 from rtsmap.rasters import grids, sources
 from rtsmap.rasters.bands import TERRAIN_BANDS, InputSpec, Modality
 from rtsmap.rasters.elevation import ElevationReader
+from rtsmap.rasters.mosaic import DemFiles, ElevationModel
 from rtsmap.rasters.tiling import Tile, Window
 
 _Planes = dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]
@@ -75,7 +76,7 @@ class ChipReader:
     def __init__(
         self,
         scene: Path | str,
-        dem: Path | str | None,
+        dem: DemFiles | ElevationModel | None,
         spec: InputSpec,
         geobox: GeoBox,
         bands: Mapping[str, int] | None = None,

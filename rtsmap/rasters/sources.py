@@ -53,6 +53,7 @@ _SAMPLES = 16
 class RasterInfo:
     """What a raster file says about itself. Shapes are (rows, columns), bands count from 1.
 
+    `dataset` is what GDAL opens: the path, or the text of a virtual raster, of which `path` is but a name.
     `band_names` holds each band's description, or else its colour, or "". `overviews` are shrink factors,
     `overview_shapes` their shapes. `fill_is_zero`: pixels with 0 in every band are fill. `notes` are
     sentences about what rtsmap had to decide.
@@ -78,6 +79,7 @@ class RasterInfo:
     offset: float
     unit: str
     notes: tuple[str, ...]
+    dataset: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,13 @@ def probe(path: Path | str) -> RasterInfo:
         raise InputError(f"{name}: {reason}") from exc
     with src:
         _refuse_unusable(src, name)
-        return _describe(src, name)
+        return _describe(src, name, name)
+
+
+def probe_text(dataset: str, name: str) -> RasterInfo:
+    """Look at a virtual raster given as text; `name` is what messages call it."""
+    with rasterio.open(dataset) as src:
+        return _describe(src, name, dataset)
 
 
 def _refuse_unusable(src: Any, name: str) -> None:
@@ -144,7 +152,7 @@ def _refuse_unusable(src: Any, name: str) -> None:
         )
 
 
-def _describe(src: Any, name: str) -> RasterInfo:
+def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
     geobox = GeoBox((src.height, src.width), src.transform, _horizontal_crs(src.crs))
     height_m, width_m = grids.ground_pixel_m(geobox)
     gsd = float(np.sqrt(height_m * width_m))
@@ -165,7 +173,7 @@ def _describe(src: Any, name: str) -> RasterInfo:
         band_names=tuple(_band_name(d, c) for d, c in zip(src.descriptions, colors, strict=True)),
         colors=colors,
         overviews=overviews,
-        overview_shapes=_overview_shapes(name, len(overviews)),
+        overview_shapes=_overview_shapes(dataset, len(overviews)),
         ground_sample_distance_m=gsd,
         block_shape=src.block_shapes[0],
         has_alpha=has_alpha,
@@ -176,6 +184,7 @@ def _describe(src: Any, name: str) -> RasterInfo:
         offset=src.offsets[0],
         unit=(src.units[0] or "").lower(),
         notes=_nodata_notes(src, has_alpha=has_alpha, fill_is_zero=fill_is_zero),
+        dataset=dataset,
     )
 
 
@@ -191,10 +200,10 @@ def _band_name(description: str | None, color: str) -> str:
     return color if color in {"red", "green", "blue", "alpha", "palette", "nir"} else ""
 
 
-def _overview_shapes(name: str, count: int) -> tuple[tuple[int, int], ...]:
+def _overview_shapes(dataset: str, count: int) -> tuple[tuple[int, int], ...]:
     shapes = []
     for index in range(count):
-        with rasterio.open(name, overview_level=index) as overview:
+        with rasterio.open(dataset, overview_level=index) as overview:
             shapes.append((overview.height, overview.width))
     return tuple(shapes)
 
@@ -390,7 +399,7 @@ def read_level(info: RasterInfo, bands: Sequence[int], level: Level, window: Win
     """Read `window`, in pixels of the level, with the raster's own validity; in bounded memory."""
     geobox = grids.window_geobox(level_geobox(info, level), window)
     options = {} if level.overview is None else {"overview_level": level.overview}
-    with rasterio.open(info.path, **options) as src:
+    with rasterio.open(info.dataset, **options) as src:
         if level.boxcar == 1:
             return Patch(*_read_pixels(src, info, bands, window), geobox)
         return Patch(*_read_boxcar(src, info, bands, window, level.boxcar), geobox)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,6 +14,7 @@ from rtsmap.errors import InputError
 from rtsmap.rasters import grids, sources
 from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.elevation import ElevationReader
+from rtsmap.rasters.mosaic import DemFiles, ElevationModel, open_elevation
 from rtsmap.rasters.sources import RasterInfo
 from rtsmap.rasters.tiling import TileOptions, plan_spans
 
@@ -34,7 +36,9 @@ class Survey:
     blocked: bool
 
 
-def survey(scene: Path | str, dem: Path | str | None, spec: InputSpec, tiles: TileOptions) -> Survey:
+def survey(
+    scene: Path | str, dem: DemFiles | ElevationModel | None, spec: InputSpec, tiles: TileOptions
+) -> Survey:
     """Look at the inputs as a run with this spec and these tiles would; InputError if one is unreadable."""
     info = sources.probe(scene)
     grid = sources.run_grid(info, spec.resolution_m)
@@ -57,13 +61,13 @@ def survey(scene: Path | str, dem: Path | str | None, spec: InputSpec, tiles: Ti
     if dem is None:
         problems.append("no elevation model is given: slumps are looked for in the imagery alone")
     else:
-        reader = ElevationReader(dem, grid.geobox)
-        dem_info = sources.probe(dem)
-        share = _covered_share(info.geobox, dem_info.geobox)
-        dem_facts = _about(dem_info) | {"covers": f"{share:.1%} of the scene"}
-        problems += reader.notes[len(dem_info.notes) :]
+        model = open_elevation(dem, grid.geobox)
+        share = _covered_share(info.geobox, [tile.geobox for tile in model.tiles])
+        dem_facts = _about(model.info) | {"covers": f"{share:.1%} of the scene"}
+        problems += ElevationReader(model, grid.geobox).notes[len(model.info.notes) :]
         if 0 < share < 0.995:
-            problems.append(f"{dem}: leaves {1 - share:.1%} of the scene without terrain; that is mapped too")
+            left = f"leaves {1 - share:.1%} of the scene without terrain; that is mapped too"
+            problems.append(f"{model.info.path}: {left}")
     return Survey(scene_facts, _about_grid(grid.geobox, tiles), dem_facts, tuple(problems), blocked)
 
 
@@ -132,11 +136,14 @@ def _scene_problems(info: RasterInfo, geobox: GeoBox) -> list[str]:
     return []
 
 
-def _covered_share(scene: GeoBox, source: GeoBox) -> float:
-    """Share of a lattice of points of `scene` that lies inside `source`."""
+def _covered_share(scene: GeoBox, tiles: Sequence[GeoBox]) -> float:
+    """Share of a lattice of points of `scene` that lies inside any of `tiles`."""
     height, width = scene.shape
     steps = (np.arange(100) + 0.5) / 100
-    rows, cols = grids.to_pixels(scene, source, *np.meshgrid(steps * height, steps * width, indexing="ij"))
-    with np.errstate(invalid="ignore"):
-        inside = (rows >= 0) & (rows < source.shape[0]) & (cols >= 0) & (cols < source.shape[1])
+    mesh = np.meshgrid(steps * height, steps * width, indexing="ij")
+    inside = np.zeros(mesh[0].shape, np.bool_)
+    for tile in tiles:
+        rows, cols = grids.to_pixels(scene, tile, *mesh)
+        with np.errstate(invalid="ignore"):
+            inside |= (rows >= 0) & (rows < tile.shape[0]) & (cols >= 0) & (cols < tile.shape[1])
     return float(inside.mean())

@@ -22,6 +22,7 @@ from rtsmap.instances.detections import Detection
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec, Modality
 from rtsmap.rasters.chips import Chip
 from rtsmap.rasters.grids import window_geobox
+from rtsmap.rasters.mosaic import DemFiles
 from rtsmap.rasters.sources import write_geotiff
 from rtsmap.rasters.tiling import Tile, TileOptions
 from rtsmap.runs.detecting import Task, complete, default_read_threads
@@ -104,7 +105,7 @@ def _write_layer(path: Path, chip: Chip, modality: Modality) -> None:
 
 def cut_scene(
     scene: Path | str,
-    dem: Path | str | None = None,
+    dem: DemFiles | None = None,
     *,
     out: Path | str,
     labels: Path | str | None = None,
@@ -170,7 +171,7 @@ def _remove_chips(out: Path) -> None:
 
 
 def _task(
-    scene: Path | str, dem: Path | str | None, spec: InputSpec, options: ChipOptions, out: Path
+    scene: Path | str, dem: DemFiles | None, spec: InputSpec, options: ChipOptions, out: Path
 ) -> tuple[Prepared, Task]:
     engine = Engine(
         spec=spec,

@@ -23,6 +23,7 @@ from rtsmap.instances.coverage import CoverageArea, coverage_areas
 from rtsmap.instances.polygons import MAX_AREA_CHANGE
 from rtsmap.instances.seams import Instance, MergeOptions, TileMap, is_wanted
 from rtsmap.models import ModelCard
+from rtsmap.rasters.mosaic import DemFiles
 from rtsmap.rasters.tiling import TileOptions
 from rtsmap.runs.detecting import (
     COVERAGE_STRIDE_PX,
@@ -132,7 +133,7 @@ _WORTH_A_LOOK = 0.5
 
 def predict(
     scene: Path | str,
-    dem: Path | str | None = None,
+    dem: DemFiles | None = None,
     *,
     out: Path | str,
     model: Engine | ModelCard | str | Path | None = None,
@@ -199,7 +200,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
     refuse_existing(out, overwrite=overwrite)
 
 
-def _prepare(scene: Path | str, dem: Path | str | None, engine: Engine, options: PredictOptions) -> Prepared:
+def _prepare(scene: Path | str, dem: DemFiles | None, engine: Engine, options: PredictOptions) -> Prepared:
     chip_px = options.chip_px or engine.chip_px
     # an overlap made for larger chips is too much for small ones
     overlap_px = min(engine.overlap_px, chip_px // 2) if options.overlap_px is None else options.overlap_px

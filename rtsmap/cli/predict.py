@@ -21,6 +21,10 @@ def command(
             help="Elevation model, in any CRS; several times, or a 'quoted*.tif' pattern, for tiles."
         ),
     ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Which bands are which, from 1, if the file does not tell: red=5,green=3,blue=2."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="GeoPackage to write; default: SCENE_slumps.gpkg here.")
     ] = None,
@@ -72,9 +76,10 @@ def command(
     Examples:
       rtsmap predict scene.tif --dem dem.tif
       rtsmap predict scene.tif --dem dem.tif -o map.gpkg --min-score 0.7
-      rtsmap predict scene.tif --dem 'arcticdem/*_dem.tif'
+      rtsmap predict worldview.tif --bands red=5,green=3,blue=2 --dem 'arcticdem/*_dem.tif'
     """
     from rtsmap.cli.console import count_of, progress_bars, tell
+    from rtsmap.rasters.bands import parse_bands
     from rtsmap.runs.mapping import PredictOptions
     from rtsmap.runs.mapping import predict as map_scene
 
@@ -93,6 +98,7 @@ def command(
         device=device,
         precision=precision,
         read_threads=read_threads,
+        bands=None if bands is None else parse_bands(bands),
     )
     with progress_bars() as progress:
         report = map_scene(

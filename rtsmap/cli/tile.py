@@ -20,6 +20,10 @@ def command(
             help="Elevation model, in any CRS; several times, or a 'quoted*.tif' pattern, for tiles."
         ),
     ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Which bands are which, from 1, if the file does not tell: red=5,green=3,blue=2."),
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Polygons of slumps; adds COCO annotations cut to chips.")
     ] = None,
@@ -42,9 +46,11 @@ def command(
       rtsmap tile scene.tif --out chips --labels slumps.gpkg --chip-px 512
     """
     from rtsmap.cli.console import progress_bars, tell
+    from rtsmap.rasters.bands import parse_bands
     from rtsmap.runs.chipping import ChipOptions, cut_scene
 
-    options = ChipOptions(resolution_m, chip_px, overlap_px, origin_px, min_valid_share)
+    chosen = None if bands is None else parse_bands(bands)
+    options = ChipOptions(resolution_m, chip_px, overlap_px, origin_px, min_valid_share, chosen)
     with progress_bars() as progress:
         report = cut_scene(
             scene,

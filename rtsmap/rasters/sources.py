@@ -30,6 +30,7 @@ from scipy.ndimage import binary_dilation
 
 from rtsmap.errors import BandError, GridMismatchError, InputError
 from rtsmap.rasters import grids
+from rtsmap.rasters.bands import check_bands
 from rtsmap.rasters.grids import RunGrid
 from rtsmap.rasters.tiling import Window
 
@@ -280,20 +281,19 @@ def optical_bands(
     so). Everything else that is not certain raises BandError with what to do.
     """
     names = tuple(wanted)
-    if info.dtype != "uint8":
-        raise BandError(
-            f"{info.path}: {info.dtype} imagery needs radiometric scaling, which this version does not "
-            "have; convert it to 8 bit first: gdal_translate -ot Byte -scale LOW HIGH 0 255 IN OUT.tif"
-        )
-    if given is not None:
-        return _given_bands(info, names, given)
+    _refuse_absent(info, given or {})
     known = {name: i for i, name in reversed(list(enumerate(info.band_names, 1))) if name}
     if _is_nameless_rgb(info):
         known = {"red": 1, "green": 2, "blue": 3}
+    known |= given or {}
     missing = [name for name in names if name not in known]
     if missing:
         raise BandError(f"{info.path}: {_missing_bands_sentence(info, missing)}")
-    return {name: known[name] for name in names}
+    chosen = {name: known[name] for name in names}
+    if len(set(chosen.values())) < len(chosen):
+        listed = ", ".join(f"{name}={index}" for name, index in chosen.items())
+        raise BandError(f"{info.path}: one band would serve twice ({listed}); say all with --bands")
+    return chosen
 
 
 def optical_note(info: RasterInfo) -> str | None:
@@ -303,14 +303,12 @@ def optical_note(info: RasterInfo) -> str | None:
     return None
 
 
-def _given_bands(info: RasterInfo, names: Sequence[str], given: Mapping[str, int]) -> dict[str, int]:
-    for name in names:
-        if not 1 <= given.get(name, 0) <= info.count:
+def _refuse_absent(info: RasterInfo, given: Mapping[str, int]) -> None:
+    for name, index in check_bands(given).items():
+        if index > info.count:
             raise BandError(
-                f"{info.path}: band '{name}' was given as {given.get(name)}; "
-                f"wanted a number within 1..{info.count}"
+                f"{info.path}: band '{name}' was given as {index}; wanted a number within 1..{info.count}"
             )
-    return {name: given[name] for name in names}
 
 
 def _is_nameless_rgb(info: RasterInfo) -> bool:
@@ -325,8 +323,17 @@ def _missing_bands_sentence(info: RasterInfo, missing: Sequence[str]) -> str:
     if "palette" in info.colors:
         return f"{sentence}; expand its colour table first: gdal_translate -expand rgb IN OUT.tif"
     if info.count < 3:
-        return f"{sentence}; wanted colour imagery with red, green and blue"
-    return f"{sentence}; name them first: gdal_edit.py -colorinterp_1 red -colorinterp_2 green ... FILE"
+        alone = "it is panchromatic or a single layer; " if info.count == 1 else ""
+        return f"{sentence}; {alone}wanted colour imagery with red, green and blue (pansharpened will do)"
+    return f"{sentence}; say which they are, counted from 1: {_ADVICE.get(info.count, _ADVICE[0])}"
+
+
+_ADVICE = {
+    0: "--bands red=R,green=G,blue=B",
+    3: "--bands red=1,green=2,blue=3, in the file's order",
+    4: "--bands red=3,green=2,blue=1 where the order is blue, green, red, near infrared",
+    8: "--bands red=5,green=3,blue=2 where the order is that of WorldView's eight bands",
+}
 
 
 # --- reading -------------------------------------------------------------------------------------------

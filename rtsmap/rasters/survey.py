@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,11 +15,16 @@ from rtsmap.rasters import grids, sources
 from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.elevation import ElevationReader
 from rtsmap.rasters.mosaic import DemFiles, ElevationModel, open_elevation
+from rtsmap.rasters.radiometry import PERCENTILES
 from rtsmap.rasters.sources import RasterInfo
 from rtsmap.rasters.tiling import TileOptions, plan_spans
 
 _LARGE_PX = 50_000_000
 _LEAST_OF_A_CHIP = 4
+_RADIOMETRY = (
+    f"percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g} of each band, taken when a run is planned, "
+    "set the 8-bit scale"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,11 @@ class Survey:
 
 
 def survey(
-    scene: Path | str, dem: DemFiles | ElevationModel | None, spec: InputSpec, tiles: TileOptions
+    scene: Path | str,
+    dem: DemFiles | ElevationModel | None,
+    spec: InputSpec,
+    tiles: TileOptions,
+    bands: Mapping[str, int] | None = None,
 ) -> Survey:
     """Look at the inputs as a run with this spec and these tiles would; InputError if one is unreadable."""
     info = sources.probe(scene)
@@ -46,14 +55,16 @@ def survey(
     blocked = False
     wanted = [band for m in spec.modalities if not m.is_terrain for band in m.band_names]
     try:
-        chosen = sources.optical_bands(info, wanted)
+        chosen = sources.optical_bands(info, wanted, bands)
         scene_facts["bands"] = ", ".join(f"{name} = {index}" for name, index in chosen.items())
     except InputError as exc:
         scene_facts["bands"] = "cannot be used, see below"
         problems.insert(0, str(exc))
         blocked = True
     note = sources.optical_note(info)
-    problems += [note] if note and not blocked else []
+    problems += [note] if note and not (blocked or set(wanted) <= set(bands or ())) else []
+    if info.dtype != "uint8":
+        scene_facts["radiometry"] = _RADIOMETRY
     scene_facts["reading"] = _reading(info, grid.geobox, max(1, len(wanted)))
     problems += [grid.note] if grid.note else []
     problems += _size_problems(info, grid.geobox, tiles.chip_px)

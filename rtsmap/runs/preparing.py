@@ -38,16 +38,21 @@ def prepare(
     tiles: TileOptions,
     shard_tiles: int,
     options: Mapping[str, Any],
+    bands: Mapping[str, int] | None = None,
 ) -> Prepared:
-    """Plan a run over a scene; no pixels are read apart from the fingerprints' samples."""
+    """Plan a run over a scene; pixels are read for samples only: of fingerprints, and of radiometry.
+
+    `bands` gives numbers of the scene's bands by name.
+    """
     info = probe(scene)
     grid = run_grid(info, engine.spec.resolution_m)
     elevation = None if dem is None else open_elevation(dem, grid.geobox)
-    reader = ChipReader(scene, elevation, engine.spec, grid.geobox)
+    reader = ChipReader(scene, elevation, engine.spec, grid.geobox, bands)
+    seen = {"bands": reader.bands, "radiometry": reader.radiometry and reader.radiometry.to_dict()}
     plan = Plan(
         inputs={"scene": fingerprint(scene), "dem": elevation and elevation.fingerprint()},
         model=engine.identity,
-        options=options,
+        options={**options, **seen},
         geobox=grid.geobox,
         tiles=tiles,
         shard_tiles=shard_tiles,
@@ -55,9 +60,15 @@ def prepare(
         paths={"scene": _full(scene), "dem": elevation and _full(elevation.paths)},
     )
     first = engine.spec.modalities[0]
-    alone = InputSpec(engine.spec.resolution_m, (first,))
-    leading = ChipReader(scene, elevation if first.is_terrain else None, alone, grid.geobox)
-    problems = survey(scene, elevation, engine.spec, tiles).problems
+    leading = ChipReader(
+        scene,
+        elevation if first.is_terrain else None,
+        InputSpec(engine.spec.resolution_m, (first,)),
+        grid.geobox,
+        bands,
+        radiometry=reader.radiometry,
+    )
+    problems = survey(scene, elevation, engine.spec, tiles, bands).problems
     return Prepared(plan, reader, leading, tuple(dict.fromkeys((*problems, *reader.notes))))
 
 

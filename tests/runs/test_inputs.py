@@ -14,6 +14,7 @@ import rtsmap
 from rtsmap import models
 from rtsmap.cli.main import app
 from rtsmap.errors import PlanMismatchError
+from rtsmap.instances.threshold import ThresholdDetector
 from rtsmap.rasters.sources import write_geotiff
 from rtsmap.rasters.tiling import Window
 from rtsmap.runs import mapping
@@ -117,3 +118,72 @@ def test_info_looks_at_tiles_together(tmp_path, scene, monkeypatch):
     assert done.exit_code == 0, done.stderr
     assert "and 2 more" in done.stdout
     assert "57.0% of the scene" in done.stdout
+
+
+# --- bands and depth -----------------------------------------------------------------------------------
+
+
+def deliver(path: Path, scene: BlobScene, bands: dict[str, int], count: int, gain: float) -> Path:
+    """The ground of a blob scene with blobs as bright as in it, in other bands and 16 bit."""
+    rng = np.random.default_rng(1)
+    texture = rng.normal(0, 6, scene.labels.shape)
+    tones = {"red": np.where(scene.labels > 0, 200, 90), "green": 100, "blue": 80}
+    planes = rng.integers(1, 1000, (count, *scene.labels.shape)).astype(np.uint16)
+    for name, index in bands.items():
+        planes[index - 1] = np.rint(gain * (tones[name] + texture) + 200)
+    write_geotiff(path, planes, scene.geobox, block_px=64)
+    return path
+
+
+def test_deliveries_of_one_ground_give_one_map(tmp_path, scene):
+    four = deliver(tmp_path / "bgrn.tif", scene, {"red": 3, "green": 2, "blue": 1}, 4, 30.0)
+    eight = deliver(tmp_path / "wv.tif", scene, {"red": 5, "green": 3, "blue": 2}, 8, 7.0)
+    finder = engine(detector=ThresholdDetector(low=100, high=255))
+    first = rtsmap.predict(four, model=finder, bands={"red": 3, "green": 2, "blue": 1}, min_area_m2=0)
+    other = rtsmap.predict(eight, model=finder, bands={"red": 5, "green": 3, "blue": 2}, min_area_m2=0)
+    assert len(first) == len(other) == scene.labels.max()
+    assert np.allclose(np.sort(first.area_m2), np.sort(other.area_m2))
+
+
+def test_bands_and_scale_are_recorded_and_another_choice_is_refused(tmp_path, scene, monkeypatch):
+    path = deliver(tmp_path / "wv.tif", scene, {"red": 5, "green": 3, "blue": 2}, 8, 7.0)
+    monkeypatch.setattr(mapping, "engine_of", lambda *_: engine())
+    command = ["predict", str(path), "-o", str(tmp_path / "m.gpkg"), "--overwrite"]
+    for _ in range(2):
+        done = CliRunner().invoke(app, [*command, "--bands", "red=5,green=3,blue=2"])
+        assert done.exit_code == 0, done.stderr
+    assert "not computed again" in done.stderr
+    assert "percentiles 1 and 99 set the 8-bit scale" in " ".join(done.stderr.split())
+    options = read_layers(tmp_path / "m.gpkg").run_record["plan"]["options"]
+    assert options["bands"] == {"red": 5, "green": 3, "blue": 2}
+    assert options["radiometry"]["red"]["low"] == pytest.approx(7.0 * 90 + 200 - 7 * 14, rel=0.05)
+    other = CliRunner().invoke(app, [*command, "--bands", "red=7,green=3,blue=2"])
+    assert other.exit_code == 1
+    assert "options.bands.red was 5, now 7" in " ".join(other.stderr.split())
+
+
+def test_ambiguous_and_panchromatic_deliveries_are_refused_with_the_way_out(tmp_path, scene, monkeypatch):
+    monkeypatch.setattr(mapping, "engine_of", lambda *_: engine())
+    for count, words in ((1, "panchromatic"), (4, "--bands red=3,green=2,blue=1"), (8, "red=5,green=3")):
+        path = deliver(tmp_path / f"{count}.tif", scene, {}, count, 1.0)
+        for command in (["predict", "-o", str(tmp_path / "m.gpkg")], ["tile", "-o", str(tmp_path / "c")]):
+            done = CliRunner().invoke(app, [command[0], str(path), *command[1:]])
+            assert done.exit_code == 1
+            assert words in " ".join(done.stderr.split())
+    wrong = CliRunner().invoke(app, ["predict", str(path), "--bands", "red=9,green=3,blue=2"])
+    assert "within 1..8" in " ".join(wrong.stderr.split())
+
+
+def test_chips_of_any_depth_are_8_bit(tmp_path, scene):
+    path = deliver(tmp_path / "wv.tif", scene, {"red": 5, "green": 3, "blue": 2}, 8, 7.0)
+    arguments = ["tile", str(path), "--bands", "red=5,green=3,blue=2", "--out", str(tmp_path / "c")]
+    done = CliRunner().invoke(app, [*arguments, "--chip-px", "64"])
+    assert done.exit_code == 0, done.stderr
+    chips = sorted((tmp_path / "c" / "optical").glob("*.tif"))
+    assert len(chips) == 12
+    means = []
+    for chip in chips:
+        with rasterio.open(chip) as src:
+            assert src.dtypes == ("uint8",) * 3
+            means.append(src.read().mean(axis=(1, 2)))
+    assert np.mean(means, axis=0) == pytest.approx([92, 96, 78], abs=30)

@@ -66,8 +66,14 @@ def eleven(tmp_path_factory, ground):
     return deliver(path, ground, WORLDVIEW, count=8, gains=(7.1, 6.2, 6.9), hazes=(30, 90, 150), top=2047)
 
 
-def test_deliveries_of_one_ground_give_one_picture(ground, sixteen, eleven):
-    four, reader = read(sixteen, BGRN)
+@pytest.fixture(scope="module")
+def picture(sixteen):
+    """The whole of the 16-bit delivery, and its reader."""
+    return read(sixteen, BGRN)
+
+
+def test_deliveries_of_one_ground_give_one_picture(ground, picture, eleven):
+    four, reader = picture
     eight, _ = read(eleven, WORLDVIEW)
     np.testing.assert_array_equal(four.valid, ~ground[2])
     np.testing.assert_array_equal(eight.valid, ~ground[2])
@@ -77,7 +83,7 @@ def test_deliveries_of_one_ground_give_one_picture(ground, sixteen, eleven):
     assert any("percentiles 1 and 99" in note for note in reader.notes)
 
 
-def test_an_8_bit_delivery_toned_as_the_published_chips_is_that_picture_too(tmp_path, ground, sixteen):
+def test_an_8_bit_delivery_toned_as_the_published_chips_is_that_picture_too(tmp_path, ground, picture):
     pixels, radiance, fill = ground
     toned = np.zeros_like(pixels)
     for plane, (name, targets) in zip(toned, CHIPS.items(), strict=True):
@@ -89,29 +95,29 @@ def test_an_8_bit_delivery_toned_as_the_published_chips_is_that_picture_too(tmp_
     toned[:, fill] = 0
     eight, reader = read(write(tmp_path / "toned.tif", toned, 4.0, photometric="RGB"))
     assert reader.radiometry is None
-    four, _ = read(sixteen, BGRN)
+    four, _ = picture
     assert np.abs(four.pixels - eight.pixels)[:, ~fill].mean() < 3
     assert np.abs(four.pixels - eight.pixels).max() < 10
 
 
-def test_a_simulated_8_bit_scene_differs_by_its_own_toning_only(tmp_path, ground, sixteen):
+def test_a_simulated_8_bit_scene_differs_by_its_own_toning_only(tmp_path, ground, picture):
     pixels, _, fill = ground
     eight, _ = read(write(tmp_path / "rgb.tif", pixels, 4.0, photometric="RGB"))
     np.testing.assert_array_equal(eight.pixels, pixels)
-    four, _ = read(sixteen, BGRN)
+    four, _ = picture
     for mine, theirs in zip(four.pixels, eight.pixels, strict=True):
         line = np.polyfit(theirs[~fill], mine[~fill], 1)
         assert 0.6 < line[0] < 1.7
         assert np.abs(mine - np.polyval(line, theirs))[~fill].mean() < 1
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     gain=st.floats(1e-4, 200),
     haze=st.floats(0, 50),
     dtype=st.sampled_from(["uint16", "int32", "float32", "float64"]),
 )
-def test_gain_and_offset_of_a_delivery_cancel(tmp_path_factory, ground, sixteen, *, gain, haze, dtype):
+def test_gain_and_offset_of_a_delivery_cancel(tmp_path_factory, ground, picture, *, gain, haze, dtype):
     whole = dtype in {"uint16", "int32"}
     gain = max(gain, 20.0) if whole else gain
     _, radiance, fill = ground
@@ -120,15 +126,15 @@ def test_gain_and_offset_of_a_delivery_cancel(tmp_path_factory, ground, sixteen,
     path = tmp_path_factory.mktemp("gain") / "x.tif"
     mask = (~fill * 255).astype(np.uint8)
     layer, _ = read(write(path, planes, 4.0, photometric="MINISBLACK", mask=mask))
-    wanted, _ = read(sixteen, BGRN)
+    wanted, _ = picture
     np.testing.assert_array_equal(layer.valid, wanted.valid)
     assert np.abs(layer.pixels - wanted.pixels).max() < 0.6
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_the_scale_is_one_for_the_scene_whatever_the_block(sixteen, data):
-    whole, reader = read(sixteen, BGRN)
+def test_the_scale_is_one_for_the_scene_whatever_the_block(picture, data):
+    whole, reader = picture
     rows = sorted(data.draw(st.sets(st.integers(0, SIDE), min_size=2, max_size=2)))
     cols = sorted(data.draw(st.sets(st.integers(0, SIDE), min_size=2, max_size=2)))
     window = Window(rows[0], cols[0], rows[1], cols[1])
@@ -138,7 +144,7 @@ def test_the_scale_is_one_for_the_scene_whatever_the_block(sixteen, data):
 
 def test_the_scale_comes_from_a_sample_that_has_seen_the_whole_scene():
     """Of a large grid few pixels are read, and their percentiles are near those of all."""
-    shape = (3000, 5000)
+    shape = (2000, 3000)
     rows, cols = np.indices(shape)
     field = 400 + 150 * np.sin(rows / 310) * np.cos(cols / 270) + RNG.normal(0, 30, shape)
     field = field.astype(np.float32)
@@ -150,7 +156,7 @@ def test_the_scale_comes_from_a_sample_that_has_seen_the_whole_scene():
         return part, part[0] > 0
 
     found = measure([OPTICAL_RGB.bands[0]], shape, reading).stretches[0]
-    assert sum(read_px) < 0.02 * field.size
+    assert sum(read_px) < 0.05 * field.size
     low, high = np.percentile(field, (1, 99))
     assert found.low == pytest.approx(low, abs=0.05 * (high - low))
     assert found.high == pytest.approx(high, abs=0.05 * (high - low))

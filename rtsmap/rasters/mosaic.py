@@ -207,9 +207,9 @@ def _tile_text(tile: RasterInfo, window: Window) -> str:
     """One tile of a VRT. What the tile itself tells of its size keeps GDAL from opening it too early."""
     height, width = window.shape
     rows, cols = tile.block_shape
-    name = str(Path(tile.path).resolve()) if _is_local(tile.path) else tile.path
+    name = escape(_gdal_name(tile.path))
     return (
-        f'<ComplexSource><SourceFilename relativeToVRT="0" shared="0">{escape(name)}</SourceFilename>'
+        f'<ComplexSource><SourceFilename relativeToVRT="0" shared="0">{name}</SourceFilename>'
         f"<SourceBand>1</SourceBand>"
         f'<SourceProperties RasterXSize="{width}" RasterYSize="{height}" '
         f'DataType="{_GDAL_TYPES.get(tile.dtype, "Float64")}" BlockXSize="{cols}" BlockYSize="{rows}"/>'
@@ -219,6 +219,16 @@ def _tile_text(tile: RasterInfo, window: Window) -> str:
     )
 
 
+def _gdal_name(path: str) -> str:
+    """What GDAL calls a file: an absolute path, or one of its virtual file systems."""
+    if _is_local(path):
+        return str(Path(path).resolve())
+    scheme, _, rest = path.partition("://")
+    if scheme in {"http", "https", "ftp"}:
+        return f"/vsicurl/{path}"
+    return f"{_VSI[scheme]}{rest}" if scheme in _VSI else path
+
+
 def _validity_text(tile: RasterInfo) -> str:
     if tile.has_alpha or tile.has_mask:
         return "<UseMaskBand>true</UseMaskBand>"
@@ -226,6 +236,7 @@ def _validity_text(tile: RasterInfo) -> str:
     return f"<NODATA>{'nan' if isnan(nodata) else repr(nodata)}</NODATA>"
 
 
+_VSI = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
 _GDAL_TYPES = {
     "uint8": "Byte",
     "int8": "Int8",

@@ -10,7 +10,16 @@ import typer
 
 def command(
     scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT.")],
-    dem: Annotated[Path | None, typer.Option(help="Elevation model, in any CRS and resolution.")] = None,
+    dem: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Elevation model, in any CRS; several times, or a 'quoted*.tif' pattern, for tiles."
+        ),
+    ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Which bands are which, from 1, if the file does not tell: red=5,green=3,blue=2."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Model to look through: a shipped name or a folder.")
     ] = None,
@@ -25,11 +34,14 @@ def command(
     from rich.table import Table
 
     from rtsmap.models import find_bundle, read_card
+    from rtsmap.rasters.bands import parse_bands
     from rtsmap.rasters.survey import survey
     from rtsmap.rasters.tiling import TileOptions
 
     card = read_card(find_bundle(model))
-    found = survey(scene, dem, card.spec, TileOptions(card.chip_px, card.overlap_px))
+    tiles = TileOptions(card.chip_px, card.overlap_px)
+    chosen = None if bands is None else parse_bands(bands)
+    found = survey(scene, dem or None, card.spec, tiles, chosen)
     console = Console(highlight=False, soft_wrap=True)
     parts = {"Scene": found.scene, f"Grid for {card.name}": found.grid, "Elevation model": found.dem}
     for title, facts in parts.items():

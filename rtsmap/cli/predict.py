@@ -15,7 +15,16 @@ _LISTED = 20
 def command(
     *,
     scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT with red, green, blue.")],
-    dem: Annotated[Path | None, typer.Option(help="Elevation model, in any CRS and resolution.")] = None,
+    dem: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Elevation model, in any CRS; several times, or a 'quoted*.tif' pattern, for tiles."
+        ),
+    ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Which bands are which, from 1, if the file does not tell: red=5,green=3,blue=2."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="GeoPackage to write; default: SCENE_slumps.gpkg here.")
     ] = None,
@@ -67,8 +76,10 @@ def command(
     Examples:
       rtsmap predict scene.tif --dem dem.tif
       rtsmap predict scene.tif --dem dem.tif -o map.gpkg --min-score 0.7
+      rtsmap predict worldview.tif --bands red=5,green=3,blue=2 --dem 'arcticdem/*_dem.tif'
     """
     from rtsmap.cli.console import count_of, progress_bars, tell
+    from rtsmap.rasters.bands import parse_bands
     from rtsmap.runs.mapping import PredictOptions
     from rtsmap.runs.mapping import predict as map_scene
 
@@ -87,11 +98,12 @@ def command(
         device=device,
         precision=precision,
         read_threads=read_threads,
+        bands=None if bands is None else parse_bands(bands),
     )
     with progress_bars() as progress:
         report = map_scene(
             scene,
-            dem,
+            dem or None,
             out=out or Path(f"{scene.stem}_slumps.gpkg"),
             model=model,
             options=options,

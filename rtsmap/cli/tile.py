@@ -14,7 +14,16 @@ def command(
     *,
     scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT with red, green, blue.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the chips.")],
-    dem: Annotated[Path | None, typer.Option(help="Elevation model, in any CRS and resolution.")] = None,
+    dem: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Elevation model, in any CRS; several times, or a 'quoted*.tif' pattern, for tiles."
+        ),
+    ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Which bands are which, from 1, if the file does not tell: red=5,green=3,blue=2."),
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Polygons of slumps; adds COCO annotations cut to chips.")
     ] = None,
@@ -37,12 +46,20 @@ def command(
       rtsmap tile scene.tif --out chips --labels slumps.gpkg --chip-px 512
     """
     from rtsmap.cli.console import progress_bars, tell
+    from rtsmap.rasters.bands import parse_bands
     from rtsmap.runs.chipping import ChipOptions, cut_scene
 
-    options = ChipOptions(resolution_m, chip_px, overlap_px, origin_px, min_valid_share)
+    chosen = None if bands is None else parse_bands(bands)
+    options = ChipOptions(resolution_m, chip_px, overlap_px, origin_px, min_valid_share, chosen)
     with progress_bars() as progress:
         report = cut_scene(
-            scene, dem, out=out, labels=labels, options=options, overwrite=overwrite, progress=progress
+            scene,
+            dem or None,
+            out=out,
+            labels=labels,
+            options=options,
+            overwrite=overwrite,
+            progress=progress,
         )
     for note in report.notes:
         tell(f"Note: {note}")

@@ -29,6 +29,38 @@ GRADIENT_BANDS = ("rise_right", "rise_up")
 TERRAIN_BANDS = frozenset({"relative_elevation", "slope", "shaded_relief", *GRADIENT_BANDS})
 """Bands derived from an elevation model; all others are read from imagery."""
 
+BANDS_EXAMPLE = "red=5,green=3,blue=2"
+"""Natural colour of the eight WorldView bands."""
+
+
+def parse_bands(text: str) -> dict[str, int]:
+    """Band numbers by name from `red=5,green=3,blue=2`; BandError says what cannot be understood."""
+    bands: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, number = (piece.strip().lower() for piece in part.partition("="))
+        if not number.isdecimal():
+            raise BandError(f"bands '{text}': cannot read '{part}'; wanted NAME=NUMBER as in {BANDS_EXAMPLE}")
+        if name in bands:
+            raise BandError(f"bands '{text}': '{name}' is named twice")
+        bands[name] = int(number)
+    return check_bands(bands)
+
+
+def check_bands(bands: Mapping[str, int]) -> dict[str, int]:
+    """The same, once it is sure that imagery can have them: known names, a number of its own for each."""
+    for name, number in bands.items():
+        if name not in BAND_UNITS or name in TERRAIN_BANDS:
+            known = ", ".join(sorted(set(BAND_UNITS) - TERRAIN_BANDS))
+            raise BandError(f"bands: imagery has no band called '{name}'; rtsmap knows: {known}")
+        if not isinstance(number, int) or number < 1:
+            raise BandError(f"bands: '{name}' was given as {number!r}; wanted a whole number from 1")
+        twins = [other for other in bands if bands[other] == number]
+        if len(twins) > 1:
+            raise BandError(
+                f"bands: {' and '.join(twins)} were all given as {number}; wanted a band of its own for each"
+            )
+    return dict(bands)
+
 
 @dataclass(frozen=True, slots=True)
 class Band:

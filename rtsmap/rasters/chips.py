@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
-from rtsmap.errors import GridMismatchError
+from rtsmap.errors import BandError, GridMismatchError
 from rtsmap.rasters import grids, sources
 from rtsmap.rasters.bands import TERRAIN_BANDS, InputSpec, Modality
 from rtsmap.rasters.elevation import ElevationReader
+from rtsmap.rasters.mosaic import DemFiles, ElevationModel
+from rtsmap.rasters.radiometry import Radiometry, measure
 from rtsmap.rasters.tiling import Tile, Window
 
 _Planes = dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]
@@ -69,26 +71,40 @@ class ChipReader:
 
     Files are opened for each call, so one reader serves several threads, and a window's pixels do not
     depend on which block they were read with. `bands` gives 1-based indexes of the scene's bands by
-    name where the file itself does not tell.
+    name where the file itself does not tell. Imagery that is not 8 bit is brought onto the 8-bit scale by
+    `radiometry`, which is measured from a sample of the scene where it is not given.
     """
 
     def __init__(
         self,
         scene: Path | str,
-        dem: Path | str | None,
+        dem: DemFiles | ElevationModel | None,
         spec: InputSpec,
         geobox: GeoBox,
         bands: Mapping[str, int] | None = None,
+        *,
+        radiometry: Radiometry | None = None,
     ) -> None:
         self._spec = spec
         self._grid = geobox
         self._scene = sources.probe(scene)
         optical = [band for m in spec.modalities if not m.is_terrain for band in m.band_names]
         self._bands = sources.optical_bands(self._scene, dict.fromkeys(optical), bands) if optical else {}
-        self._assumed_bands = bool(optical) and bands is None
+        self._assumed_bands = not set(optical) <= set(bands or ())
         self._level = sources.level_for(self._scene, geobox)
         self._resampling = sources.natural_resampling(self._scene, geobox)
         self._elevation = None if dem is None else ElevationReader(dem, geobox)
+        self._radiometry = self._measure() if radiometry is None else radiometry
+
+    @property
+    def bands(self) -> dict[str, int]:
+        """Number of the scene's band by name, for what is read from imagery."""
+        return dict(self._bands)
+
+    @property
+    def radiometry(self) -> Radiometry | None:
+        """How the imagery comes onto the 8-bit scale; None where it is there."""
+        return self._radiometry
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -97,6 +113,8 @@ class ChipReader:
         band_note = sources.optical_note(self._scene)
         if self._assumed_bands and band_note:
             notes.append(band_note)
+        if self._radiometry:
+            notes.append(f"{self._scene.path}: is {self._scene.dtype}; {self._radiometry.note}")
         return (*notes, *(self._elevation.notes if self._elevation else ()))
 
     def read_block(self, window: Window) -> dict[str, Layer]:
@@ -111,8 +129,24 @@ class ChipReader:
             return np.zeros(window.shape, np.float32), np.zeros(window.shape, np.bool_)
         return self._elevation.elevation(window)
 
-    def _read_optical(self, window: Window) -> _Planes:
-        pixels, valid = sources.read_window(
+    def _measure(self) -> Radiometry | None:
+        stretched = {b.name: b for m in self._spec.modalities for b in m.bands if b.name in self._bands}
+        bands = [band for band in stretched.values() if band.unit == "DN"]
+        if self._scene.dtype == "uint8" or not bands:
+            return None
+        picked = [list(self._bands).index(band.name) for band in bands]
+
+        def read(window: Window) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+            pixels, valid = self._read_bands(window)
+            return pixels[picked], valid
+
+        try:
+            return measure(bands, tuple(self._grid.shape), read)
+        except BandError as exc:
+            raise BandError(f"{self._scene.path}: {exc}") from exc
+
+    def _read_bands(self, window: Window) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        return sources.read_window(
             self._scene,
             tuple(self._bands.values()),
             self._grid,
@@ -120,7 +154,13 @@ class ChipReader:
             resampling=self._resampling,
             level=self._level,
         )
-        return {name: (plane, valid) for name, plane in zip(self._bands, pixels, strict=True)}
+
+    def _read_optical(self, window: Window) -> _Planes:
+        pixels, valid = self._read_bands(window)
+        planes = dict(zip(self._bands, pixels, strict=True))
+        if self._radiometry:
+            planes = {name: self._radiometry.apply(name, plane, valid) for name, plane in planes.items()}
+        return {name: (plane, valid) for name, plane in planes.items()}
 
     def _read_relief(self, window: Window) -> _Planes:
         if self._elevation is None:

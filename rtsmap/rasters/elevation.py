@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 from scipy.ndimage import binary_dilation
 
-from rtsmap.errors import BandError
 from rtsmap.rasters import grids, sources, terrain
+from rtsmap.rasters.mosaic import DemFiles, ElevationModel, open_elevation
 from rtsmap.rasters.sources import Level, Patch
 from rtsmap.rasters.tiling import Window
 
@@ -49,14 +48,11 @@ class Relief:
 class ElevationReader:
     """Reads one elevation model onto windows of the run's grid. Safe to use from several threads."""
 
-    def __init__(self, dem: Path | str, geobox: GeoBox) -> None:
-        self._info = sources.probe(dem)
+    def __init__(self, dem: DemFiles | ElevationModel, geobox: GeoBox) -> None:
+        model = open_elevation(dem, geobox)
+        self._info = model.info
+        self._model_notes = model.notes
         self._grid = geobox
-        if self._info.count - self._info.has_alpha != 1:
-            raise BandError(
-                f"{self._info.path}: an elevation model has one band, this file has {self._info.count}; "
-                "pick one: gdal_translate -b 1 IN OUT.tif"
-            )
         self._to_m = _UNIT_M.get(self._info.unit, 1.0)
         self._level = _terrain_level(self._info, geobox)
         self._level_grid = sources.level_geobox(self._info, self._level)
@@ -79,7 +75,7 @@ class ElevationReader:
                 f"{path}: its pixels of {max(self._pixel_m):.0f} m are wider than the "
                 f"{terrain.RADIUS_M:.0f} m within which relative elevation looks; that band will be 0"
             )
-        return (*notes, *sorted(self._found))
+        return (*notes, *self._model_notes, *sorted(self._found))
 
     def elevation(self, window: Window) -> tuple[Floats, Bools]:
         """Elevation in metres on the run's grid: (elevation (H, W), valid (H, W))."""

@@ -30,6 +30,7 @@ from scipy.ndimage import binary_dilation
 
 from rtsmap.errors import BandError, GridMismatchError, InputError
 from rtsmap.rasters import grids
+from rtsmap.rasters.bands import check_bands
 from rtsmap.rasters.grids import RunGrid
 from rtsmap.rasters.tiling import Window
 
@@ -53,6 +54,7 @@ _SAMPLES = 16
 class RasterInfo:
     """What a raster file says about itself. Shapes are (rows, columns), bands count from 1.
 
+    `dataset` is what GDAL opens: the path, or the text of a virtual raster, of which `path` is but a name.
     `band_names` holds each band's description, or else its colour, or "". `overviews` are shrink factors,
     `overview_shapes` their shapes. `fill_is_zero`: pixels with 0 in every band are fill. `notes` are
     sentences about what rtsmap had to decide.
@@ -78,6 +80,7 @@ class RasterInfo:
     offset: float
     unit: str
     notes: tuple[str, ...]
+    dataset: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,13 @@ def probe(path: Path | str) -> RasterInfo:
         raise InputError(f"{name}: {reason}") from exc
     with src:
         _refuse_unusable(src, name)
-        return _describe(src, name)
+        return _describe(src, name, name)
+
+
+def probe_text(dataset: str, name: str) -> RasterInfo:
+    """Look at a virtual raster given as text; `name` is what messages call it."""
+    with rasterio.open(dataset) as src:
+        return _describe(src, name, dataset)
 
 
 def _refuse_unusable(src: Any, name: str) -> None:
@@ -144,7 +153,7 @@ def _refuse_unusable(src: Any, name: str) -> None:
         )
 
 
-def _describe(src: Any, name: str) -> RasterInfo:
+def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
     geobox = GeoBox((src.height, src.width), src.transform, _horizontal_crs(src.crs))
     height_m, width_m = grids.ground_pixel_m(geobox)
     gsd = float(np.sqrt(height_m * width_m))
@@ -165,7 +174,7 @@ def _describe(src: Any, name: str) -> RasterInfo:
         band_names=tuple(_band_name(d, c) for d, c in zip(src.descriptions, colors, strict=True)),
         colors=colors,
         overviews=overviews,
-        overview_shapes=_overview_shapes(name, len(overviews)),
+        overview_shapes=_overview_shapes(dataset, len(overviews)),
         ground_sample_distance_m=gsd,
         block_shape=src.block_shapes[0],
         has_alpha=has_alpha,
@@ -176,6 +185,7 @@ def _describe(src: Any, name: str) -> RasterInfo:
         offset=src.offsets[0],
         unit=(src.units[0] or "").lower(),
         notes=_nodata_notes(src, has_alpha=has_alpha, fill_is_zero=fill_is_zero),
+        dataset=dataset,
     )
 
 
@@ -191,10 +201,10 @@ def _band_name(description: str | None, color: str) -> str:
     return color if color in {"red", "green", "blue", "alpha", "palette", "nir"} else ""
 
 
-def _overview_shapes(name: str, count: int) -> tuple[tuple[int, int], ...]:
+def _overview_shapes(dataset: str, count: int) -> tuple[tuple[int, int], ...]:
     shapes = []
     for index in range(count):
-        with rasterio.open(name, overview_level=index) as overview:
+        with rasterio.open(dataset, overview_level=index) as overview:
             shapes.append((overview.height, overview.width))
     return tuple(shapes)
 
@@ -271,20 +281,19 @@ def optical_bands(
     so). Everything else that is not certain raises BandError with what to do.
     """
     names = tuple(wanted)
-    if info.dtype != "uint8":
-        raise BandError(
-            f"{info.path}: {info.dtype} imagery needs radiometric scaling, which this version does not "
-            "have; convert it to 8 bit first: gdal_translate -ot Byte -scale LOW HIGH 0 255 IN OUT.tif"
-        )
-    if given is not None:
-        return _given_bands(info, names, given)
+    _refuse_absent(info, given or {})
     known = {name: i for i, name in reversed(list(enumerate(info.band_names, 1))) if name}
     if _is_nameless_rgb(info):
         known = {"red": 1, "green": 2, "blue": 3}
+    known |= given or {}
     missing = [name for name in names if name not in known]
     if missing:
         raise BandError(f"{info.path}: {_missing_bands_sentence(info, missing)}")
-    return {name: known[name] for name in names}
+    chosen = {name: known[name] for name in names}
+    if len(set(chosen.values())) < len(chosen):
+        listed = ", ".join(f"{name}={index}" for name, index in chosen.items())
+        raise BandError(f"{info.path}: one band would serve twice ({listed}); say all with --bands")
+    return chosen
 
 
 def optical_note(info: RasterInfo) -> str | None:
@@ -294,14 +303,12 @@ def optical_note(info: RasterInfo) -> str | None:
     return None
 
 
-def _given_bands(info: RasterInfo, names: Sequence[str], given: Mapping[str, int]) -> dict[str, int]:
-    for name in names:
-        if not 1 <= given.get(name, 0) <= info.count:
+def _refuse_absent(info: RasterInfo, given: Mapping[str, int]) -> None:
+    for name, index in check_bands(given).items():
+        if index > info.count:
             raise BandError(
-                f"{info.path}: band '{name}' was given as {given.get(name)}; "
-                f"wanted a number within 1..{info.count}"
+                f"{info.path}: band '{name}' was given as {index}; wanted a number within 1..{info.count}"
             )
-    return {name: given[name] for name in names}
 
 
 def _is_nameless_rgb(info: RasterInfo) -> bool:
@@ -316,8 +323,17 @@ def _missing_bands_sentence(info: RasterInfo, missing: Sequence[str]) -> str:
     if "palette" in info.colors:
         return f"{sentence}; expand its colour table first: gdal_translate -expand rgb IN OUT.tif"
     if info.count < 3:
-        return f"{sentence}; wanted colour imagery with red, green and blue"
-    return f"{sentence}; name them first: gdal_edit.py -colorinterp_1 red -colorinterp_2 green ... FILE"
+        alone = "it is panchromatic or a single layer; " if info.count == 1 else ""
+        return f"{sentence}; {alone}wanted colour imagery with red, green and blue (pansharpened will do)"
+    return f"{sentence}; say which they are, counted from 1: {_ADVICE.get(info.count, _ADVICE[0])}"
+
+
+_ADVICE = {
+    0: "--bands red=R,green=G,blue=B",
+    3: "--bands red=1,green=2,blue=3, in the file's order",
+    4: "--bands red=3,green=2,blue=1 where the order is blue, green, red, near infrared",
+    8: "--bands red=5,green=3,blue=2 where the order is that of WorldView's eight bands",
+}
 
 
 # --- reading -------------------------------------------------------------------------------------------
@@ -390,7 +406,7 @@ def read_level(info: RasterInfo, bands: Sequence[int], level: Level, window: Win
     """Read `window`, in pixels of the level, with the raster's own validity; in bounded memory."""
     geobox = grids.window_geobox(level_geobox(info, level), window)
     options = {} if level.overview is None else {"overview_level": level.overview}
-    with rasterio.open(info.path, **options) as src:
+    with rasterio.open(info.dataset, **options) as src:
         if level.boxcar == 1:
             return Patch(*_read_pixels(src, info, bands, window), geobox)
         return Patch(*_read_boxcar(src, info, bands, window, level.boxcar), geobox)

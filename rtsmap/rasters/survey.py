@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,11 +14,17 @@ from rtsmap.errors import InputError
 from rtsmap.rasters import grids, sources
 from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.elevation import ElevationReader
+from rtsmap.rasters.mosaic import DemFiles, ElevationModel, open_elevation
+from rtsmap.rasters.radiometry import PERCENTILES
 from rtsmap.rasters.sources import RasterInfo
 from rtsmap.rasters.tiling import TileOptions, plan_spans
 
 _LARGE_PX = 50_000_000
 _LEAST_OF_A_CHIP = 4
+_RADIOMETRY = (
+    f"percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g} of each band, taken when a run is planned, "
+    "set the 8-bit scale"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +41,13 @@ class Survey:
     blocked: bool
 
 
-def survey(scene: Path | str, dem: Path | str | None, spec: InputSpec, tiles: TileOptions) -> Survey:
+def survey(
+    scene: Path | str,
+    dem: DemFiles | ElevationModel | None,
+    spec: InputSpec,
+    tiles: TileOptions,
+    bands: Mapping[str, int] | None = None,
+) -> Survey:
     """Look at the inputs as a run with this spec and these tiles would; InputError if one is unreadable."""
     info = sources.probe(scene)
     grid = sources.run_grid(info, spec.resolution_m)
@@ -42,14 +55,16 @@ def survey(scene: Path | str, dem: Path | str | None, spec: InputSpec, tiles: Ti
     blocked = False
     wanted = [band for m in spec.modalities if not m.is_terrain for band in m.band_names]
     try:
-        chosen = sources.optical_bands(info, wanted)
+        chosen = sources.optical_bands(info, wanted, bands)
         scene_facts["bands"] = ", ".join(f"{name} = {index}" for name, index in chosen.items())
     except InputError as exc:
         scene_facts["bands"] = "cannot be used, see below"
         problems.insert(0, str(exc))
         blocked = True
     note = sources.optical_note(info)
-    problems += [note] if note and not blocked else []
+    problems += [note] if note and not (blocked or set(wanted) <= set(bands or ())) else []
+    if info.dtype != "uint8":
+        scene_facts["radiometry"] = _RADIOMETRY
     scene_facts["reading"] = _reading(info, grid.geobox, max(1, len(wanted)))
     problems += [grid.note] if grid.note else []
     problems += _size_problems(info, grid.geobox, tiles.chip_px)
@@ -57,13 +72,13 @@ def survey(scene: Path | str, dem: Path | str | None, spec: InputSpec, tiles: Ti
     if dem is None:
         problems.append("no elevation model is given: slumps are looked for in the imagery alone")
     else:
-        reader = ElevationReader(dem, grid.geobox)
-        dem_info = sources.probe(dem)
-        share = _covered_share(info.geobox, dem_info.geobox)
-        dem_facts = _about(dem_info) | {"covers": f"{share:.1%} of the scene"}
-        problems += reader.notes[len(dem_info.notes) :]
+        model = open_elevation(dem, grid.geobox)
+        share = _covered_share(info.geobox, [tile.geobox for tile in model.tiles])
+        dem_facts = _about(model.info) | {"covers": f"{share:.1%} of the scene"}
+        problems += ElevationReader(model, grid.geobox).notes[len(model.info.notes) :]
         if 0 < share < 0.995:
-            problems.append(f"{dem}: leaves {1 - share:.1%} of the scene without terrain; that is mapped too")
+            left = f"leaves {1 - share:.1%} of the scene without terrain; that is mapped too"
+            problems.append(f"{model.info.path}: {left}")
     return Survey(scene_facts, _about_grid(grid.geobox, tiles), dem_facts, tuple(problems), blocked)
 
 
@@ -132,11 +147,14 @@ def _scene_problems(info: RasterInfo, geobox: GeoBox) -> list[str]:
     return []
 
 
-def _covered_share(scene: GeoBox, source: GeoBox) -> float:
-    """Share of a lattice of points of `scene` that lies inside `source`."""
+def _covered_share(scene: GeoBox, tiles: Sequence[GeoBox]) -> float:
+    """Share of a lattice of points of `scene` that lies inside any of `tiles`."""
     height, width = scene.shape
     steps = (np.arange(100) + 0.5) / 100
-    rows, cols = grids.to_pixels(scene, source, *np.meshgrid(steps * height, steps * width, indexing="ij"))
-    with np.errstate(invalid="ignore"):
-        inside = (rows >= 0) & (rows < source.shape[0]) & (cols >= 0) & (cols < source.shape[1])
+    mesh = np.meshgrid(steps * height, steps * width, indexing="ij")
+    inside = np.zeros(mesh[0].shape, np.bool_)
+    for tile in tiles:
+        rows, cols = grids.to_pixels(scene, tile, *mesh)
+        with np.errstate(invalid="ignore"):
+            inside |= (rows >= 0) & (rows < tile.shape[0]) & (cols >= 0) & (cols < tile.shape[1])
     return float(inside.mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +19,10 @@ from rtsmap.errors import InputError, OptionsError, RunError
 from rtsmap.instances.chip_labels import coco_document, cut_labels
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.instances.detections import Detection
-from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN_FOR_TRAINING, InputSpec, Modality
+from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN_FOR_TRAINING, InputSpec, Modality, check_bands
 from rtsmap.rasters.chips import Chip
 from rtsmap.rasters.grids import window_geobox
+from rtsmap.rasters.mosaic import DemFiles
 from rtsmap.rasters.sources import write_geotiff
 from rtsmap.rasters.tiling import Tile, TileOptions
 from rtsmap.runs.detecting import Task, complete, default_read_threads
@@ -40,15 +41,20 @@ _CHIP_PATTERN = "[0-9]" * 6 + ".tif"
 
 @dataclass(frozen=True, slots=True)
 class ChipOptions:
-    """Ground resolution, chips and their overlap in pixels of it, and how empty a chip may be."""
+    """Ground resolution, chips and their overlap in pixels of it, and how empty a chip may be.
+
+    `bands` gives numbers of the scene's bands by name, from 1, where the file does not tell.
+    """
 
     resolution_m: float = 4.0
     chip_px: int = 256
     overlap_px: int = 0
     origin_px: int = 0
     min_valid_share: float = 0.5
+    bands: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
+        check_bands(self.bands or {})
         if not 0 <= self.min_valid_share <= 1:
             raise OptionsError(f"min_valid_share must be within 0..1, got {self.min_valid_share}")
 
@@ -104,7 +110,7 @@ def _write_layer(path: Path, chip: Chip, modality: Modality) -> None:
 
 def cut_scene(
     scene: Path | str,
-    dem: Path | str | None = None,
+    dem: DemFiles | None = None,
     *,
     out: Path | str,
     labels: Path | str | None = None,
@@ -170,7 +176,7 @@ def _remove_chips(out: Path) -> None:
 
 
 def _task(
-    scene: Path | str, dem: Path | str | None, spec: InputSpec, options: ChipOptions, out: Path
+    scene: Path | str, dem: DemFiles | None, spec: InputSpec, options: ChipOptions, out: Path
 ) -> tuple[Prepared, Task]:
     engine = Engine(
         spec=spec,
@@ -181,7 +187,9 @@ def _task(
     )
     tiles = TileOptions(options.chip_px, options.overlap_px, options.origin_px)
     decisive = {"min_valid_share": options.min_valid_share}
-    prepared = prepare(scene, dem, engine, tiles=tiles, shard_tiles=SHARD_TILES, options=decisive)
+    prepared = prepare(
+        scene, dem, engine, tiles=tiles, shard_tiles=SHARD_TILES, options=decisive, bands=options.bands
+    )
     task = Task(
         run=open_run(out / RUN, prepared.plan),
         reader=prepared.reader,

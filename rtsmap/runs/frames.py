@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtsmap.models import ModelCard
+from rtsmap.rasters.mosaic import DemFiles
 from rtsmap.runs import mapping
 from rtsmap.runs.engine import Engine
 from rtsmap.runs.mapping import PredictOptions
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def predict(
     scene: Path | str,
-    dem: Path | str | None = None,
+    dem: DemFiles | None = None,
     model: Engine | ModelCard | str | Path | None = None,
     out: Path | str | None = None,
     *,
@@ -27,9 +28,10 @@ def predict(
 ) -> GeoDataFrame:
     """Map the slumps of a scene; one row a slump, in the CRS of the run's grid.
 
-    `dem` is an elevation model in any CRS and resolution, `model` the name or folder of a bundle. With
-    `out` (a .gpkg) the map is kept, with its coverage and record, and an interrupted call can be
-    repeated to go on; without it nothing stays on disk. `options` are those of `PredictOptions`.
+    `dem` is an elevation model in any CRS and resolution: a file, a list of files, or a pattern. `model`
+    is the name or folder of a bundle. With `out` (a .gpkg) the map is kept, with its coverage and record,
+    and an interrupted call can be repeated to go on; without it nothing stays on disk. `options` are those
+    of `PredictOptions`.
 
     Example:
         slumps = rtsmap.predict("scene.tif", dem="dem.tif", min_score=0.6)

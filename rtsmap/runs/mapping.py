@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
@@ -23,6 +23,8 @@ from rtsmap.instances.coverage import CoverageArea, coverage_areas
 from rtsmap.instances.polygons import MAX_AREA_CHANGE
 from rtsmap.instances.seams import Instance, MergeOptions, TileMap, is_wanted
 from rtsmap.models import ModelCard
+from rtsmap.rasters.bands import check_bands
+from rtsmap.rasters.mosaic import DemFiles
 from rtsmap.rasters.tiling import TileOptions
 from rtsmap.runs.detecting import (
     COVERAGE_STRIDE_PX,
@@ -51,7 +53,8 @@ class PredictOptions:
     `chip_px`, `overlap_px`, `origin_px` and `shard_tiles` lay out the tiles. Tiles with data in less than
     `min_valid_share` of their pixels are not mapped. `read_threads` (default: half the cores, 2 to 8) read
     ahead of the network. `device` is auto, cpu, cuda or cuda:N; `precision`
-    auto, fp32, bf16 or fp16.
+    auto, fp32, bf16 or fp16. `bands` gives numbers of the scene's bands by name, from 1, where the file does
+    not tell: {"red": 5, "green": 3, "blue": 2}.
 
     With `second_look`, slumps that tiles found are seen again on chips centred on them, which decide score
     and outline (`rtsmap.instances.looks`); without, the joined parts of tiles are the map.
@@ -75,8 +78,10 @@ class PredictOptions:
     device: str = "auto"
     precision: str = "auto"
     read_threads: int | None = None
+    bands: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
+        check_bands(self.bands or {})
         for name, low, high in (
             ("shard_tiles", 1, 64),
             ("batch_size", 1, 1024),
@@ -132,7 +137,7 @@ _WORTH_A_LOOK = 0.5
 
 def predict(
     scene: Path | str,
-    dem: Path | str | None = None,
+    dem: DemFiles | None = None,
     *,
     out: Path | str,
     model: Engine | ModelCard | str | Path | None = None,
@@ -200,7 +205,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
     refuse_existing(out, overwrite=overwrite)
 
 
-def _prepare(scene: Path | str, dem: Path | str | None, engine: Engine, options: PredictOptions) -> Prepared:
+def _prepare(scene: Path | str, dem: DemFiles | None, engine: Engine, options: PredictOptions) -> Prepared:
     chip_px = options.chip_px or engine.chip_px
     # an overlap made for larger chips is too much for small ones
     overlap_px = min(engine.overlap_px, chip_px // 2) if options.overlap_px is None else options.overlap_px
@@ -210,7 +215,15 @@ def _prepare(scene: Path | str, dem: Path | str | None, engine: Engine, options:
         "coverage_stride_px": COVERAGE_STRIDE_PX,
     }
     tiles = TileOptions(chip_px, overlap_px, options.origin_px)
-    return prepare(scene, dem, engine, tiles=tiles, shard_tiles=options.shard_tiles, options=decisive)
+    return prepare(
+        scene,
+        dem,
+        engine,
+        tiles=tiles,
+        shard_tiles=options.shard_tiles,
+        options=decisive,
+        bands=options.bands,
+    )
 
 
 def _pixel_m(prepared: Prepared) -> float:

@@ -62,7 +62,7 @@ class Plan:
     tiles: TileOptions
     shard_tiles: int
     versions: Mapping[str, str]
-    paths: Mapping[str, str | None] = field(default_factory=dict, compare=False)
+    paths: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as it stands in plan.json."""

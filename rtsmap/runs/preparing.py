@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.chips import ChipReader
+from rtsmap.rasters.mosaic import DemFiles, open_elevation
 from rtsmap.rasters.sources import fingerprint, probe, run_grid
 from rtsmap.rasters.survey import survey
 from rtsmap.rasters.tiling import TileOptions
@@ -31,34 +32,53 @@ class Prepared:
 
 def prepare(
     scene: Path | str,
-    dem: Path | str | None,
+    dem: DemFiles | None,
     engine: Engine,
     *,
     tiles: TileOptions,
     shard_tiles: int,
     options: Mapping[str, Any],
+    bands: Mapping[str, int] | None = None,
 ) -> Prepared:
-    """Plan a run over a scene; no pixels are read apart from the fingerprints' samples."""
+    """Plan a run over a scene; pixels are read for samples only: of fingerprints, and of radiometry.
+
+    `bands` gives numbers of the scene's bands by name.
+    """
     info = probe(scene)
     grid = run_grid(info, engine.spec.resolution_m)
-    reader = ChipReader(scene, dem, engine.spec, grid.geobox)
+    elevation = None if dem is None else open_elevation(dem, grid.geobox)
+    reader = ChipReader(scene, elevation, engine.spec, grid.geobox, bands)
+    seen = {"bands": reader.bands, "radiometry": reader.radiometry and reader.radiometry.to_dict()}
     plan = Plan(
-        inputs={"scene": fingerprint(scene), "dem": None if dem is None else fingerprint(dem)},
+        inputs={"scene": fingerprint(scene), "dem": elevation and elevation.fingerprint()},
         model=engine.identity,
-        options=options,
+        options={**options, **seen},
         geobox=grid.geobox,
         tiles=tiles,
         shard_tiles=shard_tiles,
         versions=package_versions(),
-        paths={"scene": _full(scene), "dem": None if dem is None else _full(dem)},
+        paths={"scene": _full(scene), "dem": elevation and _full(elevation.paths)},
     )
     first = engine.spec.modalities[0]
-    alone = InputSpec(engine.spec.resolution_m, (first,))
-    leading = ChipReader(scene, dem if first.is_terrain else None, alone, grid.geobox)
-    problems = survey(scene, dem, engine.spec, tiles).problems
+    leading = ChipReader(
+        scene,
+        elevation if first.is_terrain else None,
+        InputSpec(engine.spec.resolution_m, (first,)),
+        grid.geobox,
+        bands,
+        radiometry=reader.radiometry,
+    )
+    problems = survey(scene, elevation, engine.spec, tiles, bands).problems
     return Prepared(plan, reader, leading, tuple(dict.fromkeys((*problems, *reader.notes))))
 
 
-def _full(path: Path | str) -> str:
-    """An absolute path; GDAL's virtual ones stay as they are."""
-    return str(path) if str(path).startswith("/vsi") else str(Path(path).resolve())
+@overload
+def _full(path: Path | str) -> str: ...
+@overload
+def _full(path: Path | str | list[str]) -> str | list[str]: ...
+def _full(path: Path | str | list[str]) -> str | list[str]:
+    """An absolute path, or several; GDAL's virtual ones and addresses stay as they are."""
+    if isinstance(path, list):
+        return [_full(name) for name in path]
+    remote = str(path).startswith("/vsi") or "://" in str(path)
+    return str(path) if remote else str(Path(path).resolve())

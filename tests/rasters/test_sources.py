@@ -144,10 +144,12 @@ def test_three_nameless_bands_are_taken_as_rgb_and_it_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.zeros((4, 8, 8), np.uint8), "colorinterp"),
-        (np.zeros((1, 8, 8), np.uint8), "colour imagery"),
-        (np.zeros((3, 8, 8), np.uint16), "radiometric scaling"),
-        (np.zeros((3, 8, 8), np.float32), "radiometric scaling"),
+        (np.zeros((4, 8, 8), np.uint8), "--bands red=3,green=2,blue=1 where"),
+        (np.zeros((4, 8, 8), np.uint16), "--bands red=3,green=2,blue=1 where"),
+        (np.zeros((8, 8, 8), np.uint16), "--bands red=5,green=3,blue=2 where"),
+        (np.zeros((6, 8, 8), np.int16), "--bands red=R"),
+        (np.zeros((1, 8, 8), np.uint16), "panchromatic.*wanted colour imagery"),
+        (np.zeros((2, 8, 8), np.uint8), "colour imagery"),
     ],
 )
 def test_uncertain_bands_are_refused_with_advice(tmp_path, array, words):

@@ -43,9 +43,18 @@ def test_it_tells_how_much_of_the_scene_has_terrain(tmp_path):
 
 
 def test_what_stands_in_the_way_comes_first():
-    found = look(shared("odd_rasters/rasterio_RGBA.uint16.tif"))
+    found = look(shared("odd_rasters/rio-tiler_nocog.tif"))
     assert found.blocked
-    assert "radiometric scaling" in found.problems[0]
+    assert "panchromatic" in found.problems[0]
+
+
+def test_bands_can_be_said_and_other_depths_have_a_scale(tmp_path):
+    scene = write(tmp_path / "s.tif", np.ones((8, 70, 70), np.uint16), 4.0, photometric="MINISBLACK")
+    assert look(scene).blocked
+    found = survey(scene, None, SPEC, TILES, {"red": 5, "green": 3, "blue": 2})
+    assert not found.blocked
+    assert found.scene["bands"] == "red = 5, green = 3, blue = 2"
+    assert found.scene["radiometry"].startswith("percentiles 1 and 99")
 
 
 def test_coarse_scenes_and_other_grids_are_named():
@@ -83,4 +92,4 @@ def test_the_command_prints_and_its_exit_code_says_whether_it_can_be_mapped(monk
         assert words in text
     with pytest.raises(typer.Exit):
         info_command.command(shared("odd_rasters/rio-tiler_nocog.tif"))
-    assert "uint16 imagery" in capsys.readouterr().out
+    assert "panchromatic" in capsys.readouterr().out

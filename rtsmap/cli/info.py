@@ -7,19 +7,13 @@ from typing import Annotated
 
 import typer
 
+from rtsmap.cli.inputs import BandsOption, DemOption
+
 
 def command(
     scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT.")],
-    dem: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Elevation model, in any CRS; several times, or a 'quoted*.tif' pattern, for tiles."
-        ),
-    ] = None,
-    bands: Annotated[
-        str | None,
-        typer.Option(help="Which bands are which, from 1, if the file does not tell: red=5,green=3,blue=2."),
-    ] = None,
+    dem: DemOption = None,
+    bands: BandsOption = None,
     model: Annotated[
         str | None, typer.Option(help="Model to look through: a shipped name or a folder.")
     ] = None,

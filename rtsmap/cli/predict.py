@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rtsmap.cli.exits import PARTIAL
+from rtsmap.cli.inputs import BandsOption, DemOption
 
 _LISTED = 20
 
@@ -15,16 +16,8 @@ _LISTED = 20
 def command(
     *,
     scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT with red, green, blue.")],
-    dem: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Elevation model, in any CRS; several times, or a 'quoted*.tif' pattern, for tiles."
-        ),
-    ] = None,
-    bands: Annotated[
-        str | None,
-        typer.Option(help="Which bands are which, from 1, if the file does not tell: red=5,green=3,blue=2."),
-    ] = None,
+    dem: DemOption = None,
+    bands: BandsOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="GeoPackage to write; default: SCENE_slumps.gpkg here.")
     ] = None,

@@ -8,22 +8,15 @@ from typing import Annotated
 import typer
 
 from rtsmap.cli.exits import PARTIAL
+from rtsmap.cli.inputs import BandsOption, DemOption
 
 
 def command(
     *,
     scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT with red, green, blue.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the chips.")],
-    dem: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Elevation model, in any CRS; several times, or a 'quoted*.tif' pattern, for tiles."
-        ),
-    ] = None,
-    bands: Annotated[
-        str | None,
-        typer.Option(help="Which bands are which, from 1, if the file does not tell: red=5,green=3,blue=2."),
-    ] = None,
+    dem: DemOption = None,
+    bands: BandsOption = None,
     labels: Annotated[
         Path | None, typer.Option(help="Polygons of slumps; adds COCO annotations cut to chips.")
     ] = None,

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from rtsmap.mm.backbones import branches_of
+from rtsmap.mm.checkpoints import load_imagenet_guide
 from rtsmap.mm.detector import MmDetector
 from rtsmap.mm.packs import PackedImage, read_index
 from rtsmap.mm.register import SlumpNetwork, build_network
@@ -32,6 +34,7 @@ from rtsmap.rasters.tiling import Window
 
 NETWORK = {
     "stem": "convolutions",
+    "optical.guide": "mobilenet_v2",
     "embed_dim": 32,
     "stage_blocks": [1, 2, 3, 1],
     "terrain.embed_dim": 24,
@@ -63,6 +66,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--dense-only-steps", type=int)
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--imagenet", type=Path, help="torchvision's mobilenet_v2, for the optical guide")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--real-share", type=float, default=0.55)
     parser.add_argument("--threads", type=int, default=1)
@@ -83,6 +87,8 @@ def main() -> None:
         start_from_weights(network, arguments.weights)
     elif arguments.stage == "fused":
         start_from_branches(network, arguments.run)
+    if arguments.imagenet:
+        load_imagenet_guide(branches_of(network)["optical"], arguments.imagenet, OPTICAL_RGB)
     source = SampleSource(
         groups(arguments.stage, arguments.packs, arguments.real_share),
         spec,

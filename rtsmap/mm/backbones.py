@@ -70,6 +70,11 @@ def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
     return {name: decay ** (blocks[match[1]] - _layer(match, blocks)) for name, match in found.items()}
 
 
+def is_of_guide(name: str) -> bool:
+    """Whether a parameter belongs to the pre-trained layers of a guide."""
+    return ".guide.stages." in name
+
+
 def _layer(match: re.Match[str], blocks: Mapping[str, int]) -> int:
     """-1 for the patch embedding, then the blocks; the norms of the maps count as the last block."""
     if match[2]:

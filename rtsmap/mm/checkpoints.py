@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from rtsmap.errors import WeightsError
 from rtsmap.mm.register import SlumpNetwork
 from rtsmap.nets.mvit import MViT
+from rtsmap.rasters.bands import Modality
 
 Weights = dict[str, Tensor]
 
@@ -212,6 +213,26 @@ def load_official_backbone(branch: MViT, path: Path) -> list[str]:
         raise WeightsError(f"{path}: {len(lost)} backbone weights are missing, first '{lost[0]}'")
     fill(branch, weights, str(path), partial=True)
     return untouched
+
+
+def load_imagenet_guide(branch: MViT, path: Path, modality: Modality) -> None:
+    """Fill the guide of a branch from torchvision's `mobilenet_v2`; raises WeightsError.
+
+    `modality` says how its bands are normalised: the first three are taken for red, green and blue.
+    """
+    if branch.guide is None:
+        raise WeightsError(f"{path}: MobileNetV2 fills a guide; set {modality.name}.guide = 'mobilenet_v2'")
+    try:
+        branch.guide.take_imagenet(read_official(path))
+    except RuntimeError as exc:
+        raise WeightsError(f"{path}: not torchvision's mobilenet_v2 ({str(exc).splitlines()[0]})") from exc
+    bands = modality.bands[:3]
+    branch.guide.take_colours([band.mean / 255 for band in bands], [band.sd / 255 for band in bands])
+
+
+def is_of_mobilenet(path: Path) -> bool:
+    """Whether a checkpoint has the names that torchvision's MobileNetV2 has."""
+    return "features.0.0.weight" in read_official(path)
 
 
 def backbone_keys(weights: Mapping[str, Tensor]) -> Weights:

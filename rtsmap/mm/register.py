@@ -23,12 +23,12 @@ from rtsmap.errors import CardError
 from rtsmap.mm.ops import load_mmdet
 from rtsmap.mm.views import VIEWS, View, ViewedFeatures, can_turn, viewed
 from rtsmap.nets.fusion import FUSIONS, Inputs, fusion_options
-from rtsmap.nets.mvit import STEMS, MViT
+from rtsmap.nets.mvit import GUIDES, STEMS, MViT
 from rtsmap.nets.roi_align import RoIAlign
 from rtsmap.rasters.bands import GRADIENT_BANDS, InputSpec
 
 DEFAULT_FUSION = "residual_cross_attention"
-BRANCH_KEYS = ("embed_dim", "num_heads", "stage_blocks", "window", "drop_path", "mlp_ratio", "stem")
+BRANCH_KEYS = ("embed_dim", "num_heads", "stage_blocks", "window", "drop_path", "mlp_ratio", "stem", "guide")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class NetworkConfig:
     drop_path: float = 0.0
     mlp_ratio: float = 4.0
     stem: str = "patches"
+    guide: str = "none"
     patch_stride: int = 4
     table_px: int = 256
     validity_plane: bool = True
@@ -82,6 +83,8 @@ class NetworkConfig:
             raise CardError(f"model.json: views must be 1, 2 or 4, got {self.views}")
         if self.stem not in STEMS:
             raise CardError(f"model.json: stem must be one of {', '.join(STEMS)}, got {self.stem!r}")
+        if self.guide not in GUIDES:
+            raise CardError(f"model.json: guide must be one of {', '.join(GUIDES)}, got {self.guide!r}")
         if len(self.stage_blocks) != 4 or min(self.stage_blocks) < 1 or len(self.anchor_px) != 5:
             raise CardError(
                 "model.json: wanted four stage_blocks of 1 or more and five anchor_px, "

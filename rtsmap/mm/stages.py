@@ -26,7 +26,14 @@ import torch
 from rtsmap import __version__
 from rtsmap.errors import InputError, PlanMismatchError, RunError, WeightsError
 from rtsmap.mm.backbones import branches_of, freeze_backbones, take_branch
-from rtsmap.mm.checkpoints import Weights, fill, load_official_backbone, load_weights
+from rtsmap.mm.checkpoints import (
+    Weights,
+    fill,
+    is_of_mobilenet,
+    load_imagenet_guide,
+    load_official_backbone,
+    load_weights,
+)
 from rtsmap.mm.curves import draw_curves
 from rtsmap.mm.detector import resolve_device
 from rtsmap.mm.held_out import HeldOut
@@ -280,10 +287,15 @@ def _blind(spec: InputSpec) -> bool:
 def start_network(network: SlumpNetwork, name: str, recipe: Recipe, directory: Path) -> list[str]:
     """Give a network the weights that its stage starts from; says in sentences what was taken."""
     stage, notes = recipe.stages[name], []
+    modalities = dict(zip(network.spec.names, network.spec.modalities, strict=True))
     if stage.start not in {AUTO, SCRATCH}:
         load_weights(network, Path(stage.start))
         notes.append(f"starts from {stage.start}")
     for modality, file in stage.backbone_weights.items():
+        if is_of_mobilenet(Path(file)):
+            load_imagenet_guide(branches_of(network)[modality], Path(file), modalities[modality])
+            notes.append(f"guide of '{modality}' from {file}")
+            continue
         kept = load_official_backbone(branches_of(network)[modality], Path(file))
         notes.append(f"backbone '{modality}' from {file}" + (f", {len(kept)} norms new" if kept else ""))
     for other, modality in recipe.earlier(name).items():

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rtsmap.errors import OptionsError, RunError
-from rtsmap.mm.backbones import layer_factors
+from rtsmap.mm.backbones import is_of_guide, layer_factors
 from rtsmap.mm.batches import collate, stack_kinds
 from rtsmap.mm.packs import KINDS, UNKNOWN_KIND
 from rtsmap.mm.register import SlumpNetwork, Target
@@ -40,8 +40,9 @@ class TrainOptions:
     """Numbers of one training.
 
     `lr` is reached after `warmup_steps` and falls to a twentieth along a cosine, or with the `schedule`
-    'step' by ten at each share `step_at` of the steps. `backbone_lr_factor` scales it for the branches, and
-    `layer_decay` once more for each layer of a branch below its end. A step sees `batch_size` samples
+    'step' by ten at each share `step_at` of the steps. `backbone_lr_factor` scales it for the branches,
+    `layer_decay` once more for each layer of a branch below its end, and `guide_lr_factor` for the layers
+    of a guide, which know ImageNet already. A step sees `batch_size` samples
     `accumulate` times. `ema_decay` averages weights over about 1 / (1 - decay) steps.
     `dense_loss` weighs a per-pixel slump loss on the finest pyramid level, which teaches a network
     without pre-training much faster than boxes alone; for the first `dense_only_steps` it is the only loss,
@@ -52,6 +53,7 @@ class TrainOptions:
     batch_size: int = 4
     lr: float = 4e-4
     backbone_lr_factor: float = 1.0
+    guide_lr_factor: float = 0.25
     weight_decay: float = 0.05
     warmup_steps: int = 200
     clip_norm: float = 5.0
@@ -475,7 +477,9 @@ def _parameter_groups(
     network: nn.Module, dense: nn.Module | None, options: TrainOptions
 ) -> list[dict[str, object]]:
     """Norms, biases and position tables do not decay (domain: MViTv2's own recipe)."""
-    factors = layer_factors([name for name, _ in network.named_parameters()], options.layer_decay)
+    names = [name for name, _ in network.named_parameters()]
+    factors = layer_factors(names, options.layer_decay)
+    factors |= dict.fromkeys(filter(is_of_guide, names), options.guide_lr_factor)
     named = [(f"network.{n}", factors.get(n, 1.0), p) for n, p in network.named_parameters()]
     named += [(f"dense.{n}", 1.0, p) for n, p in dense.named_parameters()] if dense else []
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}

@@ -20,9 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rtsmap.nets.guide import ConvGuide
+
 Layout = Literal["detection", "classification"]
 Stem = Literal["patches", "convolutions"]
 STEMS: tuple[str, ...] = get_args(Stem)
+Guide = Literal["none", "mobilenet_v2"]
+GUIDES: tuple[str, ...] = get_args(Guide)
 
 LN_EPS = 1e-6
 
@@ -30,6 +34,9 @@ BLIND = -1e4
 """Added to the score of padding: its weight after softmax is exactly zero, also in half precision."""
 
 STAGES = 4
+
+GUIDE_STRIDE = 4
+"""Stride of the finest map of a guide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,8 +353,9 @@ class MViT(nn.Module):
 
     `window` is in tokens of the first stage. `layout="classification"` has no windows and no doubled
     key strides: the published ImageNet network, whose feature maps timm gives too. Then, with `norms`
-    off, the maps are the raw outputs of the stages. `stem="convolutions"` is ours, for small networks
-    that start from nothing.
+    off, the maps are the raw outputs of the stages. `stem="convolutions"` and `guide="mobilenet_v2"`, whose
+    maps are added to the tokens at the end of each stage, are ours, for small networks that no one has
+    pre-trained.
     """
 
     def __init__(
@@ -364,6 +372,7 @@ class MViT(nn.Module):
         mlp_ratio: float = 4.0,
         table_px: int = 224,
         stem: Stem = "patches",
+        guide: Guide = "none",
         layout: Layout = "detection",
         norms: bool = True,
     ) -> None:
@@ -395,14 +404,20 @@ class MViT(nn.Module):
             self.add_module(f"scale{stage + 2}_norm", nn.LayerNorm(channels, eps=LN_EPS))
         self.norms = norms
         self.apply(_initialise)
+        if guide != "none" and patch_stride != GUIDE_STRIDE:
+            raise ValueError(f"a guide needs patch_stride {GUIDE_STRIDE}, got {patch_stride}")
+        self.guide = ConvGuide(in_chans, self.channels) if guide != "none" else None
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Four maps, finest first."""
         tokens = self.patch_embed(pixels)
+        guided = self.guide(pixels) if self.guide is not None else []
         maps: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             tokens = block(tokens)
             if index in self.ends:
+                if guided:
+                    tokens = tokens + guided[len(maps)].permute(0, 2, 3, 1)
                 out = getattr(self, f"scale{len(maps) + 2}_norm")(tokens) if self.norms else tokens
                 maps.append(out.permute(0, 3, 1, 2))
         return maps

@@ -3,15 +3,19 @@ from __future__ import annotations
 import collections
 import os
 import pickle
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from rtsmap.errors import WeightsError
 from rtsmap.mm.checkpoints import (
     fill,
+    is_of_mobilenet,
     load_branches,
+    load_imagenet_guide,
     load_official_backbone,
     load_weights,
     read_official,
@@ -203,3 +207,28 @@ def test_two_step_training_starts_as_the_optical_detector(tmp_path):
     assert_equal_weights(optical.detector.neck, fused.detector.neck)
     with pytest.raises(WeightsError, match="no branch 'spectral'"):
         load_branches(fused, tmp_path / "optical.safetensors", "spectral")
+
+
+class TestGuide:
+    NUMBERS: ClassVar = {"in_chans": 4, "embed_dim": 16, "stage_blocks": (1, 1, 1, 1), "window": 8}
+
+    def test_takes_torchvisions_file(self, tmp_path):
+        model = torchvision.models.mobilenet_v2(weights=None)
+        torch.save(model.state_dict(), tmp_path / "mobilenet.pth")
+        assert is_of_mobilenet(tmp_path / "mobilenet.pth")
+        branch = MViT(**self.NUMBERS, guide="mobilenet_v2")
+        load_imagenet_guide(branch, tmp_path / "mobilenet.pth", OPTICAL_RGB)
+        pixels = torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            assert torch.allclose(
+                branch.guide.stages[0](pixels), model.eval().features[:4](pixels), atol=1e-5
+            )
+
+    def test_refuses_other_files_and_networks(self, tmp_path):
+        torch.save({"features.0.0.weight": torch.zeros(1)}, tmp_path / "half.pth")
+        with pytest.raises(WeightsError, match="not torchvision's mobilenet_v2"):
+            load_imagenet_guide(
+                MViT(**self.NUMBERS, guide="mobilenet_v2"), tmp_path / "half.pth", OPTICAL_RGB
+            )
+        with pytest.raises(WeightsError, match=r"set optical.guide = 'mobilenet_v2'"):
+            load_imagenet_guide(MViT(**self.NUMBERS), tmp_path / "half.pth", OPTICAL_RGB)

@@ -27,6 +27,9 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the training; default: CONFIG_run here.")
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the logs for TensorBoard too, into OUT/tensorboard.")
+    ] = False,
     show: Annotated[
         bool, typer.Option("--show", help="Print the recipe, every number written out, and stop.")
     ] = False,
@@ -54,7 +57,7 @@ def command(
     folder = out or Path(f"{path.stem}_run")
     try:
         with _shown(quiet=ranks.rank > 0) as tell:
-            run_recipe(recipe, folder, ranks=ranks, tell=tell)
+            run_recipe(recipe, folder, ranks=ranks, tell=tell, tensorboard=tensorboard)
     finally:
         ranks.leave()
     if not ranks.rank:

@@ -5,6 +5,7 @@ RUN/record.json         versions, packs and starts
 RUN/<stage>/last.pt     weights, averaged weights and optimizer, after the last checkpoint
 RUN/<stage>/log.jsonl   losses, also as log.csv; validation.jsonl: scores on held-out chips
 RUN/curves.png          both, drawn
+RUN/tensorboard/<stage> both, for TensorBoard, where asked for
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
@@ -42,6 +44,7 @@ from rtsmap.mm.recipe import AUTO, FROZEN, PARTLY, SCRATCH, Recipe
 from rtsmap.mm.register import SlumpNetwork, build_network
 from rtsmap.mm.samples import SampleSource
 from rtsmap.mm.tables import differences, parse
+from rtsmap.mm.tensorboard import Events, check_tensorboard, open_events
 from rtsmap.mm.train import Ranks, read_rows, seed_everything, train
 from rtsmap.rasters.bands import InputSpec
 
@@ -97,20 +100,28 @@ def _images(patterns: Sequence[str]) -> tuple[PackedImage, ...]:
 
 
 def run_recipe(
-    recipe: Recipe, directory: Path, *, ranks: Ranks | None = None, tell: Teller | None = None
+    recipe: Recipe,
+    directory: Path,
+    *,
+    ranks: Ranks | None = None,
+    tell: Teller | None = None,
+    tensorboard: bool = False,
 ) -> Path:
     """Train all stages of a recipe in `directory`; gives the folder of the last one.
 
     Started again after a kill it ends with the same weights. Raises PlanMismatchError when the
-    directory belongs to another recipe or to other packs, naming what differs.
+    directory belongs to another recipe or to other packs, naming what differs, and OptionsError for
+    `tensorboard` without the package.
     """
     ranks, tell = ranks or Ranks(), tell or Teller()
+    if tensorboard:
+        check_tensorboard()
     packs = Packs.find(recipe)
     device = _device(recipe.device)
     if not ranks.rank:
         _open_run(directory, recipe, packs, {"device": device, "processes": ranks.count})
     ranks.wait()
-    training = _Training(recipe, packs, directory, device, ranks, tell)
+    training = _Training(recipe, packs, directory, device, ranks, tell, tensorboard and not ranks.rank)
     worked = False
     for name in recipe.stages:
         worked |= training.run_stage(name)
@@ -208,6 +219,7 @@ class _Training:
     device: str
     ranks: Ranks
     tell: Teller
+    tensorboard: bool
 
     def run_stage(self, name: str) -> bool:
         """Train one stage to its end; False when it was there already."""
@@ -217,23 +229,30 @@ class _Training:
         if done == options.steps:
             return False
 
-        def on_step(_step: int, row: Mapping[str, float]) -> None:
-            write_csv(folder)
-            self.tell.row(name, row)
+        with self._events(name, done) as events:
 
-        seed_everything(options.seed)
-        train(
-            self._network(name, resumed=done > 0),
-            self._source(name),
-            options,
-            folder,
-            device=self.device,
-            ranks=self.ranks,
-            validate=self._validation(name),
-            on_step=on_step,
-            tick=lambda step: self.tell.progress(name, step, options.steps),
-        )
+            def on_step(_step: int, row: Mapping[str, float]) -> None:
+                write_csv(folder)
+                if events:
+                    events.add("train", row)
+                self.tell.row(name, row)
+
+            seed_everything(options.seed)
+            train(
+                self._network(name, resumed=done > 0),
+                self._source(name),
+                options,
+                folder,
+                device=self.device,
+                ranks=self.ranks,
+                validate=self._validation(name, events),
+                on_step=on_step,
+                tick=lambda step: self.tell.progress(name, step, options.steps),
+            )
         return True
+
+    def _events(self, name: str, done: int) -> AbstractContextManager[Events | None]:
+        return closing(open_events(self.directory, name, done)) if self.tensorboard else nullcontext()
 
     def _network(self, name: str, *, resumed: bool) -> SlumpNetwork:
         """A resumed stage finds its weights in its own checkpoint; what is frozen it must know."""
@@ -259,7 +278,9 @@ class _Training:
             chips = replace(chips, augment=replace(chips.augment, dem_missing_share=0.0))
         return SampleSource(shares, spec, chips, self.recipe.stages[name].options.seed)
 
-    def _validation(self, name: str) -> Callable[[SlumpNetwork, int], dict[str, float]] | None:
+    def _validation(
+        self, name: str, events: Events | None
+    ) -> Callable[[SlumpNetwork, int], dict[str, float]] | None:
         stage, spec = self.recipe.stages[name], self.recipe.spec(name)
         # heads that do not learn are not worth a look, and one process looks for all
         if not stage.detects or self.ranks.rank:
@@ -269,7 +290,10 @@ class _Training:
 
         def validate(average: SlumpNetwork, step: int) -> dict[str, float]:
             due = step == stage.options.steps or step % stage.validate_every < stage.options.keep_every
-            return held_out.scores(average, self.device) if due else {}
+            scores = held_out.scores(average, self.device) if due else {}
+            if events:
+                events.add("held_out", {"step": step, **scores})
+            return scores
 
         return validate
 

@@ -34,6 +34,12 @@ def freeze_backbones(network: SlumpNetwork, stages: int = STAGES) -> None:
             part.requires_grad_(requires_grad=False)
 
 
+def recompute_backbones(network: SlumpNetwork) -> None:
+    """Let the backbones keep less for the way back; see MViT."""
+    for branch in branches_of(network).values():
+        branch.recompute = True
+
+
 def take_branch(
     network: SlumpNetwork, weights: Mapping[str, Tensor], modality: str, where: str, *, heads: bool
 ) -> int:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rtsmap.errors import OptionsError, RunError
-from rtsmap.mm.backbones import is_of_guide, layer_factors
+from rtsmap.mm.backbones import is_of_guide, layer_factors, recompute_backbones
 from rtsmap.mm.batches import collate, stack_kinds
 from rtsmap.mm.packs import KINDS, UNKNOWN_KIND
 from rtsmap.mm.register import SlumpNetwork, Target
@@ -47,6 +47,7 @@ class TrainOptions:
     `dense_loss` weighs a per-pixel slump loss on the finest pyramid level, which teaches a network
     without pre-training much faster than boxes alone; for the first `dense_only_steps` it is the only loss,
     and branches and pyramid learn at half the cost. `precision` is 'fp32' or 'bf16'.
+    With `gradient_checkpointing` the blocks of the backbones are computed twice instead of kept in memory.
     """
 
     steps: int = 4000
@@ -68,6 +69,7 @@ class TrainOptions:
     schedule: str = "cosine"
     step_at: tuple[float, ...] = (0.778, 0.926)
     layer_decay: float = 1.0
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in {"fp32", "bf16"}:
@@ -111,6 +113,8 @@ def train(
     ranks = ranks or Ranks()
     rest(network.to(device).train())
     average = Average(network, options.ema_decay)
+    if options.gradient_checkpointing:
+        recompute_backbones(network)
     dense = DenseLoss(network).to(device) if options.dense_loss else None
     optimizer = torch.optim.AdamW(
         _parameter_groups(network, dense, options), lr=options.lr, betas=(0.9, 0.98)

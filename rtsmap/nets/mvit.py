@@ -19,6 +19,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from rtsmap.nets.guide import ConvGuide
 
@@ -355,7 +356,8 @@ class MViT(nn.Module):
     key strides: the published ImageNet network, whose feature maps timm gives too. Then, with `norms`
     off, the maps are the raw outputs of the stages. `stem="convolutions"` and `guide="mobilenet_v2"`, whose
     maps are added to the tokens at the end of each stage, are ours, for small networks that no one has
-    pre-trained.
+    pre-trained. Where `recompute` is set, training keeps no more than the input of each block and computes
+    the block once more on the way back: the same gradients with less memory and more time.
     """
 
     def __init__(
@@ -390,7 +392,7 @@ class MViT(nn.Module):
             kv_stride=kv_stride,
             table_size=max(table_px // patch_stride, 8),
         )
-        self.in_chans = in_chans
+        self.in_chans, self.recompute = in_chans, False
         self.channels = tuple(embed_dim << stage for stage in range(STAGES))
         self.strides = tuple(patch_stride << stage for stage in range(STAGES))
         self.patch_embed: nn.Module
@@ -414,7 +416,11 @@ class MViT(nn.Module):
         guided = self.guide(pixels) if self.guide is not None else []
         maps: list[Tensor] = []
         for index, block in enumerate(self.blocks):
-            tokens = block(tokens)
+            if self.recompute and self.training and torch.is_grad_enabled():
+                # the state of the random numbers is kept along, so that the same paths are dropped
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
             if index in self.ends:
                 if guided:
                     tokens = tokens + guided[len(maps)].permute(0, 2, 3, 1)

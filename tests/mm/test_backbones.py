@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rtsmap.errors import OptionsError
-from rtsmap.mm.backbones import branches_of, freeze_backbones, layer_factors
+from rtsmap.mm.backbones import branches_of, freeze_backbones, layer_factors, recompute_backbones
 from rtsmap.mm.train import TrainOptions, _parameter_groups, learning_rate, rest
 from tests.mm.tiny import squares, tiny_network
 
@@ -63,3 +63,45 @@ def test_the_step_schedule_falls_by_ten_where_it_is_told():
     assert rates[79:81] == pytest.approx([0.1, 0.01])
     with pytest.raises(OptionsError, match="schedule"):
         TrainOptions(schedule="linear")
+
+
+def losses_and_gradients(network):
+    """Of one batch under one seed, and the numbers that the backbones keep for the way back."""
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    torch.manual_seed(3)
+    inputs, targets = squares(2)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network.pyramid(inputs)
+    torch.manual_seed(3)
+    losses = network.loss(inputs, targets)
+    sum(losses.values()).backward()
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return losses, gradients, sum(kept), torch.rand(1)
+
+
+@pytest.mark.parametrize("frozen_stages", [0, 2])
+def test_recomputed_blocks_give_the_same_losses_and_gradients_and_keep_less(frozen_stages):
+    def network():
+        network = tiny_network(drop_path=0.5).train()
+        if frozen_stages:
+            freeze_backbones(network, frozen_stages)
+        rest(network)
+        return network
+
+    plain, thrifty = network(), network()
+    recompute_backbones(thrifty)
+    losses, gradients, kept, after = losses_and_gradients(plain)
+    again, same_gradients, kept_less, same_after = losses_and_gradients(thrifty)
+    assert kept_less < 0.5 * kept
+    assert losses.keys() == again.keys()
+    assert all(torch.equal(losses[name], again[name]) for name in losses)
+    assert gradients.keys() == same_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same_gradients[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+    # what is drawn next is not moved by drawing once more
+    assert torch.equal(after, same_after)

@@ -25,10 +25,10 @@ TINY = {
 }
 
 
-def fresh(directory):
+def fresh(directory, **changes):
     seed_everything(0)
     source = SampleSource([(1.0, packed(directory))], SPEC, SampleOptions(chip_px=64), seed=1)
-    return build_network(TINY, SPEC), source
+    return build_network(TINY | changes, SPEC), source
 
 
 class Stopped(Exception):  # noqa: N818
@@ -53,6 +53,16 @@ def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_pa
     resumed = train(network, source, options, tmp_path / "parts")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_gradient_checkpointing_trains_the_same_weights(tmp_path):
+    trained = []
+    for thrifty in (False, True):
+        options = TrainOptions(steps=2, batch_size=1, warmup_steps=1, gradient_checkpointing=thrifty)
+        network, source = fresh(tmp_path, drop_path=0.3)
+        trained.append(train(network, source, options, tmp_path / f"run {thrifty}").state_dict())
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, msg=name)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,14 @@ import typer
 DemOption = Annotated[
     list[str] | None,
     typer.Option(help="Elevation model, in any CRS; several times, or a 'quoted*.tif' pattern, for tiles."),
+]
+AoiOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="Polygons in any CRS: only ground inside them; several times for several files."),
+]
+ExcludeOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="Polygons in any CRS, of water or glaciers, say: ground to leave out."),
 ]
 BandsOption = Annotated[
     str | None,

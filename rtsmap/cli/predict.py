@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rtsmap.cli.exits import PARTIAL
-from rtsmap.cli.inputs import BandsOption, DemOption
+from rtsmap.cli.inputs import AoiOption, BandsOption, DemOption, ExcludeOption
 
 _LISTED = 20
 
@@ -18,6 +18,8 @@ def command(
     scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT with red, green, blue.")],
     dem: DemOption = None,
     bands: BandsOption = None,
+    aoi: AoiOption = None,
+    exclude: ExcludeOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="GeoPackage to write; default: SCENE_slumps.gpkg here.")
     ] = None,
@@ -100,6 +102,8 @@ def command(
             out=out or Path(f"{scene.stem}_slumps.gpkg"),
             model=model,
             options=options,
+            aoi=aoi,
+            exclude=exclude,
             run_dir=run_dir,
             overwrite=overwrite,
             discard_run=discard_run,
@@ -107,9 +111,10 @@ def command(
         )
     for note in report.notes:
         tell(f"Note: {note}")
+    left_out = f", {report.left_out} outside the area" if aoi or exclude else ""
     tell(
         f"{count_of(report.footprints, 'slump')} from {count_of(report.tiles, 'tile')} "
-        f"({report.no_data} without data, {len(report.failed)} failed) "
+        f"({report.no_data} without data, {len(report.failed)} failed{left_out}) "
         f"and {count_of(report.second_looks, 'second look')} in {report.seconds:.0f} s"
     )
     typer.echo(report.out)

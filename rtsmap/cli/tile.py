@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rtsmap.cli.exits import PARTIAL
-from rtsmap.cli.inputs import BandsOption, DemOption
+from rtsmap.cli.inputs import AoiOption, BandsOption, DemOption, ExcludeOption
 
 
 def command(
@@ -17,6 +17,8 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the chips.")],
     dem: DemOption = None,
     bands: BandsOption = None,
+    aoi: AoiOption = None,
+    exclude: ExcludeOption = None,
     labels: Annotated[
         Path | None, typer.Option(help="Polygons of slumps; adds COCO annotations cut to chips.")
     ] = None,
@@ -51,13 +53,18 @@ def command(
             out=out,
             labels=labels,
             options=options,
+            aoi=aoi,
+            exclude=exclude,
             overwrite=overwrite,
             progress=progress,
         )
     for note in report.notes:
         tell(f"Note: {note}")
     annotated = f", {report.annotations} annotations" if labels else ""
-    tell(f"{report.chips} chips{annotated}; {report.no_data} tiles without enough imagery left out")
+    elsewhere = f", and {report.left_out} outside the area" if aoi or exclude else ""
+    tell(
+        f"{report.chips} chips{annotated}; {report.no_data} tiles without enough imagery left out{elsewhere}"
+    )
     typer.echo(report.out)
     for index, reason in report.failed:
         tell(f"tile {index} failed: {reason}")

@@ -1,4 +1,4 @@
-"""What of a scene was looked at: mapped, no data or failed, as dissolved areas. numpy and shapely."""
+"""What of a scene was looked at: mapped, no data, failed or left out, as dissolved areas. numpy, shapely."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from rtsmap.rasters.tiling import Tile, Window
 MAPPED = "mapped"
 NO_DATA = "no data"
 FAILED = "failed"
-STATUSES = (MAPPED, NO_DATA, FAILED)
+LEFT_OUT = "left out"
+STATUSES = (MAPPED, NO_DATA, FAILED, LEFT_OUT)
 
 NO_PIXELS = "no optical data"
 """Reason given for pixels without data inside a tile, whatever became of the tile."""

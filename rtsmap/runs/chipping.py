@@ -31,6 +31,7 @@ from rtsmap.runs.plan import PLAN, exclusive, open_run
 from rtsmap.runs.preparing import Prepared, prepare
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.shards import TileResult, read_shard
+from rtsmap.vectors.areas import AreaFiles
 from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.labels import Polygons, read_polygons, write_polygons
 
@@ -61,7 +62,7 @@ class ChipOptions:
 
 @dataclass(frozen=True, slots=True)
 class ChipReport:
-    """What was written: chips, tiles left out for want of data, tiles that failed, annotations."""
+    """What was written: chips and annotations; tiles without enough data, failed, or outside the area."""
 
     out: Path
     chips: int
@@ -69,6 +70,7 @@ class ChipReport:
     failed: tuple[tuple[int, str], ...]
     annotations: int
     notes: tuple[str, ...]
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +118,23 @@ def cut_scene(
     labels: Path | str | None = None,
     spec: InputSpec | None = None,
     options: ChipOptions | None = None,
+    aoi: AreaFiles | None = None,
+    exclude: AreaFiles | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> ChipReport:
     """Cut a scene into chips below the folder `out`; called again, it goes on where it stopped.
 
     Optical chips are 8 bit with a mask, terrain chips float32 with NaN where nothing is known. The index
-    chips.parquet has one row a chip; with `labels` COCO annotations are written beside it.
+    chips.parquet has one row a chip; with `labels` COCO annotations are written beside it. Chips with nothing
+    inside `aoi`, or all inside `exclude` (files of polygons in any CRS), are left out.
     """
     out, options = Path(out), options or ChipOptions()
     groups = (OPTICAL_RGB,) if dem is None else (OPTICAL_RGB, TERRAIN_FOR_TRAINING)
     spec = spec or InputSpec(options.resolution_m, groups)
     polygons = None if labels is None else read_polygons(labels)
     _make_room(out, overwrite=overwrite)
-    prepared, task = _task(scene, dem, spec, options, out)
+    prepared, task = _task(scene, dem, spec, options, out, areas={"aoi": aoi, "exclude": exclude})
     receipts, _ = complete(task, progress)
     with exclusive(task.run.directory):
         chips = [(tile, result) for tile, result in _results(task) if result.coverage.status == MAPPED]
@@ -149,6 +154,7 @@ def cut_scene(
         failed=tuple((tile.index, reason) for receipt in receipts for tile, reason in receipt.failed),
         annotations=len(found),
         notes=notes,
+        left_out=sum(receipt.left_out for receipt in receipts),
     )
 
 
@@ -176,7 +182,13 @@ def _remove_chips(out: Path) -> None:
 
 
 def _task(
-    scene: Path | str, dem: DemFiles | None, spec: InputSpec, options: ChipOptions, out: Path
+    scene: Path | str,
+    dem: DemFiles | None,
+    spec: InputSpec,
+    options: ChipOptions,
+    out: Path,
+    *,
+    areas: Mapping[str, AreaFiles | None],
 ) -> tuple[Prepared, Task]:
     engine = Engine(
         spec=spec,
@@ -188,7 +200,14 @@ def _task(
     tiles = TileOptions(options.chip_px, options.overlap_px, options.origin_px)
     decisive = {"min_valid_share": options.min_valid_share}
     prepared = prepare(
-        scene, dem, engine, tiles=tiles, shard_tiles=SHARD_TILES, options=decisive, bands=options.bands
+        scene,
+        dem,
+        engine,
+        tiles=tiles,
+        shard_tiles=SHARD_TILES,
+        options=decisive,
+        bands=options.bands,
+        **areas,
     )
     task = Task(
         run=open_run(out / RUN, prepared.plan),
@@ -197,6 +216,7 @@ def _task(
         engine=engine,
         min_valid_share=options.min_valid_share,
         read_threads=default_read_threads(),
+        unwanted=prepared.unwanted_tiles(0.0),
     )
     return prepared, task
 

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 
 from odc.geo.geobox import GeoBox
 
 from rtsmap.errors import EngineError, InputError, ModelError, ShardError
-from rtsmap.instances.coverage import FAILED, MAPPED, NO_DATA, NO_PIXELS, TileCoverage, core_cells
+from rtsmap.instances.coverage import FAILED, LEFT_OUT, MAPPED, NO_DATA, NO_PIXELS, TileCoverage, core_cells
 from rtsmap.instances.detections import Detection, Detector
 from rtsmap.rasters.chips import Chip, ChipReader, Layer, cut_chip
-from rtsmap.rasters.tiling import Tile
+from rtsmap.rasters.tiling import Tile, Window
 from rtsmap.runs.engine import Engine
 from rtsmap.runs.executors import InProcessExecutor, ahead
 from rtsmap.runs.plan import Run, ShardPlan
@@ -45,7 +45,10 @@ GIVE_UP_AFTER_TILES = 64
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A group of shards to compute, with all that this takes; cheap to pickle."""
+    """A group of shards to compute, with all that this takes; cheap to pickle.
+
+    `unwanted` are indexes of tiles that are neither read nor shown to the detector.
+    """
 
     run: Run
     reader: ChipReader
@@ -53,6 +56,7 @@ class Task:
     engine: Engine
     min_valid_share: float
     read_threads: int
+    unwanted: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class Receipt:
     whole: tuple[int, ...]
     failed: tuple[tuple[Tile, str], ...]
     no_data: int
+    left_out: int = 0
 
 
 @dataclass(slots=True)
@@ -189,6 +194,7 @@ def receipt_of(shard: Shard, plan: ShardPlan) -> Receipt:
         whole=tuple(r.tile for r in shard.tiles if r.coverage.valid is None and r.coverage.status == MAPPED),
         failed=tuple((tiles[r.tile], r.coverage.reason) for r in shard.failed),
         no_data=sum(r.coverage.status == NO_DATA for r in shard.tiles),
+        left_out=sum(r.coverage.status == LEFT_OUT for r in shard.tiles),
     )
 
 
@@ -198,7 +204,10 @@ def receipt_of(shard: Shard, plan: ShardPlan) -> Receipt:
 def _read_shard(task: Task, shard: ShardPlan) -> _Block:
     block = _Block(shard)
     leading = task.engine.spec.names[0]
-    for tile, chip in _read_chips(task.reader, shard, task.run.plan.geobox):
+    wanted = tuple(tile for tile in shard.tiles if tile.index not in task.unwanted)
+    left_out = TileCoverage(LEFT_OUT)
+    block.results += [TileResult(t.index, left_out) for t in shard.tiles if t.index in task.unwanted]
+    for tile, chip in _read_chips(task.reader, wanted, task.run.plan.geobox):
         if isinstance(chip, str):
             block.results.append(TileResult(tile.index, TileCoverage(FAILED, chip)))
             continue
@@ -217,17 +226,20 @@ def _read_shard(task: Task, shard: ShardPlan) -> _Block:
     return block
 
 
-def _read_chips(reader: ChipReader, shard: ShardPlan, grid: GeoBox) -> Iterator[tuple[Tile, Chip | str]]:
+def _read_chips(reader: ChipReader, tiles: Sequence[Tile], grid: GeoBox) -> Iterator[tuple[Tile, Chip | str]]:
     """Every tile with its chip, or with the reason why it cannot be read."""
+    if not tiles:
+        return
+    window = reduce(Window.union, (tile.read for tile in tiles))
     try:
-        layers = reader.read_block(shard.window)
+        layers = reader.read_block(window)
     except _TILE_ERRORS as exc:
-        logger.warning("block %d cannot be read (%s); trying its tiles one by one", shard.index, exc)
-        for tile in shard.tiles:
+        logger.warning("block %s cannot be read (%s); trying its tiles one by one", window, exc)
+        for tile in tiles:
             yield tile, _read_alone(reader, tile, grid)
         return
-    for tile in shard.tiles:
-        yield tile, cut_chip(layers, shard.window, tile, grid)
+    for tile in tiles:
+        yield tile, cut_chip(layers, window, tile, grid)
 
 
 def _read_alone(reader: ChipReader, tile: Tile, grid: GeoBox) -> Chip | str:

@@ -44,7 +44,8 @@ def look_again(
     grid = LookGrid.of(task.run.plan.geobox, chip_px)
     trails = [Trail(candidate) for candidate in candidates]
     # loaded once for all rounds, and not at all where every look is on disk
-    task = replace(task, engine=replace(task.engine, load=cache(task.engine.load)))
+    engine = replace(task.engine, load=cache(task.engine.load))
+    task = replace(task, engine=engine, unwanted=frozenset())
     looks = _Looks(task, progress)
     while wanted := _wanted(trails, grid):
         looks.compute(wanted.keys())

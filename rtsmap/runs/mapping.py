@@ -20,6 +20,7 @@ from rtsmap import __version__
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea, coverage_areas
+from rtsmap.instances.ground import BORDER_M, Ground
 from rtsmap.instances.polygons import MAX_AREA_CHANGE
 from rtsmap.instances.seams import Instance, MergeOptions, TileMap, is_wanted
 from rtsmap.models import ModelCard
@@ -42,6 +43,7 @@ from rtsmap.runs.plan import Run, ShardPlan, exclusive, open_run
 from rtsmap.runs.preparing import Prepared, prepare
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.shards import Shard, read_shard
+from rtsmap.vectors.areas import AreaFiles
 from rtsmap.vectors.atomic import refuse_existing
 from rtsmap.vectors.geopackage import write_map
 
@@ -110,7 +112,8 @@ class PredictOptions:
 class RunReport:
     """What a run did. `failed` are (tile, reason); `notes` say what was assumed about the inputs.
 
-    `second_looks` counts the chips that slumps were looked at again on.
+    `second_looks` counts the chips that slumps were looked at again on, `left_out` the tiles that read
+    nothing of the area of interest.
     """
 
     out: Path
@@ -124,6 +127,7 @@ class RunReport:
     second_looks: int
     seconds: float
     notes: tuple[str, ...]
+    left_out: int = 0
 
 
 LONGEST_SLUMP_M = 4000.0
@@ -142,6 +146,8 @@ def predict(
     out: Path | str,
     model: Engine | ModelCard | str | Path | None = None,
     options: PredictOptions | None = None,
+    aoi: AreaFiles | None = None,
+    exclude: AreaFiles | None = None,
     run_dir: Path | str | None = None,
     overwrite: bool = False,
     discard_run: bool = False,
@@ -149,6 +155,8 @@ def predict(
 ) -> RunReport:
     """Map the slumps of a scene into a GeoPackage.
 
+    `aoi` and `exclude` are files of polygons in any CRS: of the first only what lies inside is mapped, of the
+    second only what lies outside. The rule for footprints on a border is that of `rtsmap.instances.ground`.
     `run_dir` (default: `out` with the suffix .rtsrun) keeps finished shards: calling again with the same
     arguments goes on where a run stopped. `discard_run` removes it after success.
     """
@@ -156,7 +164,7 @@ def predict(
     out, options = Path(out), options or PredictOptions()
     _check_out(out, overwrite=overwrite)
     engine = engine_of(model, options.device, options.precision, options.batch_size)
-    prepared = _prepare(scene, dem, engine, options)
+    prepared = _prepare(scene, dem, engine, options, {"aoi": aoi, "exclude": exclude})
     run = open_run(Path(run_dir) if run_dir else out.with_suffix(".rtsrun"), prepared.plan)
     task = Task(
         run=run,
@@ -165,6 +173,7 @@ def predict(
         engine=engine,
         min_valid_share=options.min_valid_share,
         read_threads=options.read_threads or default_read_threads(),
+        unwanted=prepared.unwanted_tiles(BORDER_M),
     )
     receipts, computed = complete(task, progress)
     merge = _merge_options(engine, options, _pixel_m(prepared))
@@ -172,11 +181,14 @@ def predict(
         _sweep(run, out, before=started)
         maker = _footprint_maker(prepared, receipts, options)
         looks: dict[str, int] = {}
-        instances = _candidates(task, maker.tiles, merge, options, progress)
+        instances = _near(prepared.ground, _candidates(task, maker.tiles, merge, options, progress))
         if options.second_look:
             instances, looks = _looked_at(task, instances, merge, progress)
         footprints = _footprints(task, maker, instances, options)
         coverage = _coverage(task)
+        if prepared.ground is not None:
+            footprints = [one for one in footprints if prepared.ground.holds(one.polygon)]
+            coverage = prepared.ground.divide(coverage)
         record = _record(prepared, options, merge, receipts)
         record |= {"temperature": engine.temperature, "second_looks": looks}
         write_map(out, footprints, prepared.plan.geobox.crs, coverage, record, overwrite=overwrite)
@@ -194,6 +206,7 @@ def predict(
         second_looks=looks.get("looks", 0),
         seconds=time.time() - started,
         notes=prepared.notes,
+        left_out=sum(receipt.left_out for receipt in receipts),
     )
 
 
@@ -205,7 +218,13 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
     refuse_existing(out, overwrite=overwrite)
 
 
-def _prepare(scene: Path | str, dem: DemFiles | None, engine: Engine, options: PredictOptions) -> Prepared:
+def _prepare(
+    scene: Path | str,
+    dem: DemFiles | None,
+    engine: Engine,
+    options: PredictOptions,
+    areas: Mapping[str, AreaFiles | None],
+) -> Prepared:
     chip_px = options.chip_px or engine.chip_px
     # an overlap made for larger chips is too much for small ones
     overlap_px = min(engine.overlap_px, chip_px // 2) if options.overlap_px is None else options.overlap_px
@@ -223,6 +242,7 @@ def _prepare(scene: Path | str, dem: DemFiles | None, engine: Engine, options: P
         shard_tiles=options.shard_tiles,
         options=decisive,
         bands=options.bands,
+        **areas,
     )
 
 
@@ -251,6 +271,13 @@ def _candidates(
         lowest = min(merge.min_score, _WORTH_A_LOOK * task.engine.own_score(task.engine.min_score))
         merge = replace(merge, min_score=lowest, min_part_score=min(merge.min_part_score, lowest))
     return merge_shards(read, task.shards, tiles, merge)
+
+
+def _near(ground: Ground | None, instances: Iterator[Instance]) -> Iterator[Instance]:
+    """Without those that no second look could bring onto the wanted ground."""
+    if ground is None:
+        return instances
+    return (instance for instance in instances if ground.is_near(instance.window, BORDER_M))
 
 
 def _looked_at(
@@ -336,6 +363,7 @@ def _record(
         "tiles_mapped": sum(len(receipt.seen) for receipt in receipts),
         "tiles_no_data": sum(receipt.no_data for receipt in receipts),
         "tiles_failed": sum(len(receipt.failed) for receipt in receipts),
+        "tiles_left_out": sum(receipt.left_out for receipt in receipts),
     }
 
 

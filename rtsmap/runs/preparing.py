@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from odc.geo.geobox import GeoBox
+
+from rtsmap.instances.ground import Ground, ground_of
 from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.mosaic import DemFiles, open_elevation
@@ -15,6 +18,7 @@ from rtsmap.rasters.survey import survey
 from rtsmap.rasters.tiling import TileOptions
 from rtsmap.runs.engine import Engine
 from rtsmap.runs.plan import Plan, package_versions
+from rtsmap.vectors.areas import Area, AreaFiles, area_files, read_area
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +26,21 @@ class Prepared:
     """A plan, readers of its inputs, and what was assumed about them, in sentences.
 
     `reader` reads every modality, `leading` only the first one, whose data decide what is mapped.
+    `ground` is what of the grid is wanted (None: all of it).
     """
 
     plan: Plan
     reader: ChipReader
     leading: ChipReader
     notes: tuple[str, ...]
+    ground: Ground | None = None
+
+    def unwanted_tiles(self, reach_m: float) -> frozenset[int]:
+        """Indexes of tiles that read nothing within `reach_m` of the ground that is wanted."""
+        if self.ground is None:
+            return frozenset()
+        tiles = (tile for shard in self.plan.shards() for tile in shard.tiles)
+        return self.ground.unwanted_tiles(tiles, reach_m)
 
 
 def prepare(
@@ -39,25 +52,37 @@ def prepare(
     shard_tiles: int,
     options: Mapping[str, Any],
     bands: Mapping[str, int] | None = None,
+    aoi: AreaFiles | None = None,
+    exclude: AreaFiles | None = None,
 ) -> Prepared:
     """Plan a run over a scene; pixels are read for samples only: of fingerprints, and of radiometry.
 
-    `bands` gives numbers of the scene's bands by name.
+    `bands` gives numbers of the scene's bands by name; `aoi` and `exclude` are files of polygons.
     """
     info = probe(scene)
     grid = run_grid(info, engine.spec.resolution_m)
     elevation = None if dem is None else open_elevation(dem, grid.geobox)
     reader = ChipReader(scene, elevation, engine.spec, grid.geobox, bands)
+    areas = {"aoi": aoi, "exclude": exclude}
+    given = {name: read_area(files, grid.geobox) for name, files in areas.items() if files}
     seen = {"bands": reader.bands, "radiometry": reader.radiometry and reader.radiometry.to_dict()}
     plan = Plan(
-        inputs={"scene": fingerprint(scene), "dem": elevation and elevation.fingerprint()},
+        inputs={
+            "scene": fingerprint(scene),
+            "dem": elevation and elevation.fingerprint(),
+            **{name: area.fingerprint for name, area in given.items()},
+        },
         model=engine.identity,
         options={**options, **seen},
         geobox=grid.geobox,
         tiles=tiles,
         shard_tiles=shard_tiles,
         versions=package_versions(),
-        paths={"scene": _full(scene), "dem": elevation and _full(elevation.paths)},
+        paths={
+            "scene": _full(scene),
+            "dem": elevation and _full(elevation.paths),
+            **{name: [_full(file) for file in area_files(areas[name])] for name in given},
+        },
     )
     first = engine.spec.modalities[0]
     leading = ChipReader(
@@ -69,7 +94,13 @@ def prepare(
         radiometry=reader.radiometry,
     )
     problems = survey(scene, elevation, engine.spec, tiles, bands).problems
-    return Prepared(plan, reader, leading, tuple(dict.fromkeys((*problems, *reader.notes))))
+    notes = (*problems, *reader.notes, *(note for area in given.values() for note in area.notes))
+    return Prepared(plan, reader, leading, tuple(dict.fromkeys(notes)), _ground(grid.geobox, given))
+
+
+def _ground(geobox: GeoBox, given: Mapping[str, Area]) -> Ground | None:
+    shapes = {name: area.geometry for name, area in given.items()}
+    return ground_of(geobox, shapes.get("aoi"), shapes.get("exclude")) if shapes else None
 
 
 @overload

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from itertools import pairwise
 from xml.etree import ElementTree as ET
 
-from rtsmap.instances.coverage import FAILED, MAPPED, NO_DATA
+from rtsmap.instances.coverage import FAILED, LEFT_OUT, MAPPED, NO_DATA
 
 SCORE_LIMITS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 SCORE_COLOURS = ("250,225,100", "254,200,60", "253,174,80", "246,114,60", "222,45,38", "140,0,45")
@@ -34,6 +34,7 @@ COVERAGE_FILLS: Mapping[str, Fill] = {
     MAPPED: Fill("0,0,0,0", "90,120,150,255", "no"),
     NO_DATA: Fill("120,120,120,255", "120,120,120,255", "f_diagonal"),
     FAILED: Fill("215,25,28,255", "215,25,28,255", "diagonal_x"),
+    LEFT_OUT: Fill("170,170,170,255", "170,170,170,255", "dense7"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,9 @@ COMPANIONS: Mapping[str, tuple[str, ...]] = {
     ".gpkg": (".gpkg-wal", ".gpkg-shm", ".gpkg-journal"),
 }
 """Files that belong to a file with such a suffix; those of a replaced file would spoil the new one."""
+
+OLD = ".old"
+"""Where the files of a replaced one are while the new ones move in, inside the hidden folder."""
 
 
 @contextmanager
@@ -38,7 +41,12 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield folder / path.name
         # Another program may have made the file meanwhile.
         refuse_existing(path, overwrite=overwrite)
-        _move_into_place(folder, path)
+        try:
+            _move_into_place(folder, path)
+        except OSError as exc:
+            raise InputError(
+                f"{path}: cannot be put in place: {exc}; close it in other programs and try again"
+            ) from exc
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -52,17 +60,35 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 
 def _move_into_place(folder: Path, path: Path) -> None:
+    """Move what was written in `folder` to where `path` is, and put the old files back where that fails.
+
+    One file replaces another in one step. Of several (a shapefile's) the old ones first go into a
+    folder beside the new ones and the file that is opened goes first and comes last: parts of both are
+    never seen together, and a process killed in between leaves all of them in the hidden folder.
+    """
     written = sorted(folder.iterdir())
     for file in written:
         _fsync(file)
+    replaced = [path.with_suffix(suffix) for suffix in COMPANIONS.get(path.suffix.lower(), ())]
     if len(written) > 1:
-        # Old and new parts must never be seen together: the file that is opened goes first, comes last.
-        path.unlink(missing_ok=True)
-    for suffix in COMPANIONS.get(path.suffix.lower(), ()):
-        path.with_suffix(suffix).unlink(missing_ok=True)
-    for file in sorted(written, key=lambda file: file.name == path.name):
-        file.replace(path.with_name(file.name))
+        replaced.insert(0, path)
+    old = folder / OLD
+    old.mkdir()
+    try:
+        _move([file for file in replaced if file.exists()], old)
+        _move(sorted(written, key=lambda file: file.name == path.name), path.parent)
+    except BaseException:
+        for file in written:
+            if not file.exists():
+                path.with_name(file.name).unlink(missing_ok=True)
+        _move(sorted(old.iterdir(), key=lambda file: file.name == path.name), path.parent)
+        raise
     _fsync(path.parent)
+
+
+def _move(files: Iterable[Path], folder: Path) -> None:
+    for file in files:
+        file.replace(folder / file.name)
 
 
 def _fsync(path: Path) -> None:

@@ -1,18 +1,29 @@
-"""A map in other formats: Shapefile, GeoJSON, FlatGeobuf, GeoParquet, or a GeoPackage of a part of it."""
+"""A map in other formats: Shapefile, GeoJSON, FlatGeobuf, GeoParquet, KML, CSV, or a GeoPackage of a part."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import geopandas
+import pyproj
+import shapely
 from pandas.api.types import is_bool_dtype
 
 from rtsmap.errors import OptionsError
 from rtsmap.vectors.atomic import refuse_existing
-from rtsmap.vectors.formats import driver_of, write_frame
-from rtsmap.vectors.geopackage import FOOTPRINT_LAYER, read_layers, read_map, write_layers
+from rtsmap.vectors.formats import IN_LONLAT, driver_of, in_lonlat, write_frame
+from rtsmap.vectors.geopackage import (
+    FOOTPRINT_LAYER,
+    REJECTED,
+    REVIEW_COLUMN,
+    read_layers,
+    read_map,
+    write_layers,
+)
+from rtsmap.vectors.kml import ID_COLUMN
+from rtsmap.vectors.repair import make_polygons_valid
 
 SHAPEFILE_NAMES: Mapping[str, str] = {
     "id": "id",
@@ -33,10 +44,43 @@ SHAPEFILE_NAMES: Mapping[str, str] = {
     "relief_m": "relief_m",
     "status": "status",
     "reason": "reason",
+    "review": "review",
+    "review_comment": "rev_comm",
 }
 """Names in a shapefile, which has ten characters for each."""
 
 SHAPEFILE_TEXT_BYTES = 254
+
+_EDGE_M = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which footprints are exported: those with at least this score and area.
+
+    If `without_rejected`, those that a review has rejected are left out too. Raises OptionsError for
+    numbers that cannot be.
+    """
+
+    min_score: float = 0.0
+    min_area_m2: float = 0.0
+    without_rejected: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_score <= 1:
+            raise OptionsError(f"min_score must be within 0..1, got {self.min_score}")
+        if not 0 <= self.min_area_m2 < float("inf"):
+            raise OptionsError(f"min_area_m2 must be 0 or more, got {self.min_area_m2}")
+
+    def of(self, footprints: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+        """The chosen ones of a map's footprints."""
+        chosen = (footprints["score"] >= self.min_score) & (footprints["area_m2"] >= self.min_area_m2)
+        if self.without_rejected and REVIEW_COLUMN in footprints:
+            chosen &= footprints[REVIEW_COLUMN] != REJECTED
+        return footprints[chosen].reset_index(drop=True)
+
+
+EVERYTHING = Selection()
 
 
 def export_map(
@@ -44,41 +88,97 @@ def export_map(
     out: Path | str,
     *,
     layer: str = FOOTPRINT_LAYER,
-    min_score: float = 0.0,
+    select: Selection = EVERYTHING,
+    crs: str | None = None,
     overwrite: bool = False,
 ) -> tuple[str, ...]:
     """Write a layer of a map in the format that the suffix of `out` names; whole or not at all.
 
-    Footprints with a score below `min_score` are left out. A .gpkg keeps everything else of the map;
-    the other formats hold the one layer. GeoJSON is written in longitude and latitude. Returns notes
-    on what the format could not hold. Raises InputError when `out` exists and `overwrite` is false,
-    or when `gpkg` is not a map.
+    `select` chooses among footprints; other layers are written whole. A .gpkg keeps everything else of the
+    map; the other formats hold the one layer. `crs` is any that pyproj knows; without one GeoJSON, KML and
+    CSV are in longitude and latitude, the others in the map's. Returns notes on what the format could not
+    hold. Raises InputError when `out` exists and `overwrite` is false, or when `gpkg` is not a map, and
+    OptionsError for what cannot be asked for.
     """
     gpkg, out = Path(gpkg), Path(out)
     driver = driver_of(out)
     if gpkg.resolve() == out.resolve():
         raise OptionsError(f"{out}: a map cannot be exported onto itself; name another output")
-    if not 0 <= min_score <= 1:
-        raise OptionsError(f"min_score must be within 0..1, got {min_score}")
+    if layer != FOOTPRINT_LAYER and select != EVERYTHING:
+        raise OptionsError(
+            f"layer '{layer}': scores, areas and reviews choose footprints only; leave them out"
+        )
+    target = _target(driver, crs)
     refuse_existing(out, overwrite=overwrite)
     if driver == "GPKG":
-        layers = read_layers(gpkg)
-        chosen = replace(layers, footprints=_at_least(layers.footprints, min_score))
-        write_layers(out, chosen, overwrite=overwrite)
-        return ()
-    frame = _at_least(read_map(gpkg, layer), min_score)
+        return _export_whole(gpkg, out, select, target, overwrite=overwrite)
+    frame = read_map(gpkg, layer)
+    frame = select.of(frame) if layer == FOOTPRINT_LAYER else frame
     notes: tuple[str, ...] = ()
+    if target is not None:
+        frame, notes = reprojected(frame, target)
+    elif driver == "CSV":
+        frame, notes = in_lonlat(frame, driver)
     if driver == "ESRI Shapefile":
-        frame, notes = _for_shapefile(frame)
+        frame, told = _for_shapefile(frame)
+        notes += told
     elif driver == "GeoJSON" and frame.empty:
         notes = ("GeoJSON: without a single polygon the file has no columns",)
+    elif driver == "KML" and "id" in frame:
+        notes += (f"KML: id is {ID_COLUMN}",)
+    elif driver == "CSV":
+        notes += (f"CSV: outlines are WKT in {crs or 'longitude and latitude (EPSG:4326)'}",)
     return notes + write_frame(out, frame, layer=layer, overwrite=overwrite)
 
 
-def _at_least(frame: geopandas.GeoDataFrame, min_score: float) -> geopandas.GeoDataFrame:
-    if "score" not in frame.columns:
-        return frame
-    return frame[frame["score"] >= min_score].reset_index(drop=True)
+def _target(driver: str, crs: str | None) -> pyproj.CRS | None:
+    """The CRS to turn polygons into; None where the format or the map has its own."""
+    if crs is None:
+        return None
+    try:
+        target = pyproj.CRS.from_user_input(crs)
+    except pyproj.exceptions.CRSError as exc:
+        raise OptionsError(f"--crs {crs}: no such coordinate reference system: {exc}") from exc
+    if not (target.is_projected or target.is_geographic):
+        raise OptionsError(f"--crs {crs}: {target.type_name} has no place for outlines; name a map CRS")
+    if driver not in IN_LONLAT:
+        return target
+    if target.to_authority() not in {("EPSG", "4326"), ("OGC", "CRS84")}:
+        raise OptionsError(f"--crs {crs}: {driver} is always in longitude and latitude; leave --crs out")
+    return None
+
+
+def _export_whole(
+    gpkg: Path, out: Path, select: Selection, target: pyproj.CRS | None, *, overwrite: bool
+) -> tuple[str, ...]:
+    layers = read_layers(gpkg)
+    notes: tuple[str, ...] = ()
+    frames = {"footprints": select.of(layers.footprints), "coverage": layers.coverage}
+    if target is not None:
+        for name, frame in frames.items():
+            frames[name], told = reprojected(frame, target)
+            notes += told
+    write_layers(out, replace(layers, **frames), overwrite=overwrite)
+    return notes
+
+
+def reprojected(
+    frame: geopandas.GeoDataFrame, crs: pyproj.CRS
+) -> tuple[geopandas.GeoDataFrame, tuple[str, ...]]:
+    """The frame in another CRS, repaired where that broke polygons, and what was repaired.
+
+    Long edges, which only coverage has, get vertices every `_EDGE_M`, for they bend.
+    """
+    edge = _EDGE_M if frame.crs.is_projected else _EDGE_M / 111_000
+    turned = frame.set_geometry(frame.geometry.segmentize(edge)).to_crs(crs)
+    shapes = turned.geometry.to_numpy()
+    broken = int((~shapely.is_valid(shapes)).sum())
+    if not broken:
+        return turned, ()
+    shapes = geopandas.GeoSeries(make_polygons_valid(shapes), index=turned.index, crs=crs)
+    return turned.set_geometry(shapes), (
+        f"{broken} of {len(turned)} polygons had to be repaired in {crs.to_string()}",
+    )
 
 
 def _for_shapefile(frame: geopandas.GeoDataFrame) -> tuple[geopandas.GeoDataFrame, tuple[str, ...]]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import geopandas
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyogrio
 import shapely
 from pandas.api.types import is_object_dtype
 
 from rtsmap.errors import InputError, RunError
 from rtsmap.vectors.atomic import whole_file
+from rtsmap.vectors.kml import write_kml
 from rtsmap.vectors.repair import Shapes, is_polygonal, make_polygons_valid
 
 DRIVERS: Mapping[str, str] = {
@@ -24,10 +27,19 @@ DRIVERS: Mapping[str, str] = {
     ".fgb": "FlatGeobuf",
     ".parquet": "Parquet",
     ".geoparquet": "Parquet",
+    ".kml": "KML",
+    ".csv": "CSV",
 }
 """Formats that are written, by file suffix."""
 
-GEOJSON_CRS = "EPSG:4326"
+LONLAT = "EPSG:4326"
+IN_LONLAT = frozenset({"GeoJSON", "KML"})
+"""Formats that know no other CRS."""
+
+WKT_COLUMN = "WKT"
+"""The outline in a CSV file, under the name that GDAL and QGIS look for."""
+
+_GEOJSON_OPTIONS = {"RFC7946": "YES", "COORDINATE_PRECISION": "9"}
 
 
 def driver_of(path: Path) -> str:
@@ -43,23 +55,19 @@ def write_frame(
 ) -> tuple[str, ...]:
     """Write a frame of valid polygons; whole or not at all. Returns notes on what had to change.
 
-    GeoJSON is in longitude and latitude and cut at 180 degrees, as RFC 7946 wants it. FlatGeobuf
-    keeps its features in an order of its own. Raises InputError when the suffix is unknown, the file
-    exists and `overwrite` is false, or it cannot be written.
+    GeoJSON and KML are in longitude and latitude and cut at 180 degrees. FlatGeobuf keeps its features in
+    an order of its own. CSV has outlines as WKT in the frame's CRS, which it cannot name. Raises
+    InputError when the suffix is unknown, the file exists and `overwrite` is false, or it cannot be
+    written.
     """
     driver = driver_of(path)
+    notes: tuple[str, ...] = ()
+    if driver in IN_LONLAT:
+        frame, notes = in_lonlat(frame, driver)
     with whole_file(path, overwrite=overwrite) as temporary:
         try:
             _write(temporary, driver, frame, layer or path.stem)
             written = _read_back(temporary, driver)
-            broken = ~_is_good(written)
-            if driver == "GeoJSON" and broken.any():
-                # Straight edges bend in longitude and latitude and corners are rounded: rings that
-                # touch may cross, and spikes become lines.
-                shapes = make_polygons_valid(written)
-                repaired = frame.set_geometry(geopandas.GeoSeries(shapes, crs=GEOJSON_CRS))
-                _write(temporary, driver, repaired, layer or path.stem)
-                written = _read_back(temporary, driver)
         except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError) as exc:
             raise InputError(f"{path}: cannot be written as {driver}: {exc}") from exc
         good = int(_is_good(written).sum())
@@ -68,9 +76,27 @@ def write_frame(
                 f"{path}: of {len(frame)} polygons {good} could be read back and were valid; "
                 "nothing was written"
             )
-    if not broken.any():
-        return ()
-    return (f"{driver}: {int(broken.sum())} of {len(frame)} polygons had to be repaired in {GEOJSON_CRS}",)
+    return notes
+
+
+def in_lonlat(frame: geopandas.GeoDataFrame, what: str) -> tuple[geopandas.GeoDataFrame, tuple[str, ...]]:
+    """The frame in longitude and latitude, cut at 180 degrees, and notes that begin with `what`.
+
+    Straight edges bend there and corners are rounded to nine decimals: rings that touch may cross, and
+    spikes become lines. Such polygons are repaired, and counted.
+    """
+    if frame.empty:
+        return frame.to_crs(LONLAT), ()
+    text = BytesIO()
+    outlines = geopandas.GeoDataFrame(geometry=frame.geometry)
+    pyogrio.write_dataframe(outlines, text, driver="GeoJSON", layer_options=_GEOJSON_OPTIONS)
+    _, _, wkb, _ = pyogrio.raw.read(text.getvalue(), columns=[])
+    shapes = shapely.from_wkb(wkb)
+    repaired, broken = make_polygons_valid(shapes), int((~_is_good(shapes)).sum())
+    turned = frame.set_geometry(geopandas.GeoSeries(repaired, index=frame.index, crs=LONLAT))
+    if not broken:
+        return turned, ()
+    return turned, (f"{what}: {broken} of {len(frame)} polygons had to be repaired in {LONLAT}",)
 
 
 def _is_good(shapes: Shapes) -> npt.NDArray[np.bool_]:
@@ -86,6 +112,12 @@ def _write(path: Path, driver: str, frame: geopandas.GeoDataFrame, layer: str) -
         ]
         frame.astype(dict.fromkeys(untyped, "string")).to_parquet(path, index=False)
         return
+    if driver == "KML":
+        write_kml(path, frame, layer)
+        return
+    if driver == "CSV":
+        _write_csv(path, frame)
+        return
     # A shapefile has one kind for both; elsewhere a layer of both kinds would need a vague type.
     multi = driver != "ESRI Shapefile" and bool((frame.geom_type == "MultiPolygon").any())
     pyogrio.write_dataframe(
@@ -100,15 +132,24 @@ def _write(path: Path, driver: str, frame: geopandas.GeoDataFrame, layer: str) -
     )
 
 
-def _layer_options(driver: str) -> dict[str, str]:
+def _layer_options(driver: str) -> Mapping[str, str]:
     # Nine decimals are 0.1 mm: the seven of RFC 7946's default would move vertices by a centimetre.
-    return {"RFC7946": "YES", "COORDINATE_PRECISION": "9"} if driver == "GeoJSON" else {}
+    return _GEOJSON_OPTIONS if driver == "GeoJSON" else {}
+
+
+def _write_csv(path: Path, frame: geopandas.GeoDataFrame) -> None:
+    """Outlines first, then the columns; numbers with all their digits."""
+    columns = frame.drop(columns=frame.geometry.name)
+    columns.insert(0, WKT_COLUMN, shapely.to_wkt(frame.geometry.to_numpy(), rounding_precision=-1))
+    columns.to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
 
 
 def _read_back(path: Path, driver: str) -> Shapes:
     if driver == "Parquet":
         frame = geopandas.read_parquet(path)
         read: Shapes = frame.geometry.to_numpy()
+    elif driver == "CSV":
+        read = shapely.from_wkt(pd.read_csv(path, usecols=[WKT_COLUMN])[WKT_COLUMN].to_numpy(object))
     else:
         _, _, wkb, _ = pyogrio.raw.read(path, columns=[])
         read = shapely.from_wkb(wkb)

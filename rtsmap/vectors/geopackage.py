@@ -55,6 +55,11 @@ FOOTPRINT_COLUMNS: Mapping[str, str] = {
 
 COVERAGE_COLUMNS: Mapping[str, str] = {"status": "object", "reason": "object", "area_m2": "float64"}
 
+REVIEW_COLUMN, COMMENT_COLUMN = "review", "review_comment"
+"""Columns of a footprint that a review adds."""
+
+ACCEPTED, REJECTED = "accepted", "rejected"
+
 
 @dataclass(frozen=True, slots=True)
 class MapLayers:

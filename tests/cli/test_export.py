@@ -32,3 +32,13 @@ def test_a_file_that_is_no_map_is_an_error_of_the_user(tmp_path):
     done = export(tmp_path / "no.gpkg", tmp_path / "out.shp")
     assert done.exit_code == 1
     assert "no such file" in " ".join(done.stderr.split())
+
+
+def test_notes_say_what_the_format_could_not_hold(tmp_path):
+    write_map(tmp_path / "map.gpkg", footprints(), POLAR, coverage(), RECORD)
+    done = export(tmp_path / "map.gpkg", tmp_path / "a.csv", "--crs", "EPSG:3413", "--min-area", "5000")
+    assert done.exit_code == 0
+    assert "outlines are WKT in EPSG:3413" in " ".join(done.stderr.split())
+    done = export(tmp_path / "map.gpkg", tmp_path / "a.kml", "--crs", "EPSG:3413")
+    assert done.exit_code == 1
+    assert "KML is always in longitude and latitude" in " ".join(done.stderr.split())

@@ -21,7 +21,7 @@ from rtsmap.vectors.labels import LFS_POINTER, Polygons, read_polygons, write_po
 from tests.shared_data import SHARED_DATA, shared
 from tests.vectors.samples import LOCAL, POLAR, UTM, assert_same_geometries, blob, pixel_blob
 
-SUFFIXES = sorted(DRIVERS)
+SUFFIXES = sorted(suffix for suffix in DRIVERS if suffix != ".csv")  # CSV cannot say its CRS
 POINTS_ONLY = "rts_inventories/Bernhard2022/RTS_data_Location.kml"
 REPAIRED = {
     "GT_Set_Nitze_etal_2021_TrainingSet_RTS.shp": 4,
@@ -89,7 +89,7 @@ def test_what_is_written_is_read_again(tmp_path, suffix, crs):
     again = read_polygons(path)
     order = np.argsort(again.columns["nummer"])
     shapes = [again.geometries[i] for i in order]
-    if suffix in (".geojson", ".json"):
+    if suffix in (".geojson", ".json", ".kml"):
         assert again.crs == CRS("EPSG:4326")
         shapes = [again.to_crs(crs).geometries[i] for i in order]
         assert_same_geometries(shapes, polygons.geometries, tolerance=1e-3)

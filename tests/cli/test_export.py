@@ -42,3 +42,25 @@ def test_notes_say_what_the_format_could_not_hold(tmp_path):
     done = export(tmp_path / "map.gpkg", tmp_path / "a.kml", "--crs", "EPSG:3413")
     assert done.exit_code == 1
     assert "KML is always in longitude and latitude" in " ".join(done.stderr.split())
+
+
+def test_a_profile_takes_fields(tmp_path):
+    write_map(tmp_path / "map.gpkg", footprints(), POLAR, coverage(), RECORD)
+    fields = (
+        "RegionName=Banks = Island",
+        "CreatorLab=me",
+        "BaseMapDate=2024-08-01",
+        "BaseMapSource=WorldView-2",
+    )
+    told = [part for field in (*fields, "BaseMapResolution=4") for part in ("--field", field)]
+    done = export(tmp_path / "map.gpkg", tmp_path / "a.geojson", "--profile", "arts", *told)
+    assert done.exit_code == 0, done.stderr
+    assert set(pyogrio.read_dataframe(tmp_path / "a.geojson")["RegionName"]) == {"Banks = Island"}
+    for arguments, sentence in (
+        (["--field", "RegionName"], "wanted NAME=VALUE"),
+        (["--profile", "pdg", "--crs", "EPSG:3413"], "leave --crs out"),
+        (["--field", "RegionName=x"], "belong to a --profile"),
+    ):
+        done = export(tmp_path / "map.gpkg", tmp_path / "b.geojson", *arguments)
+        assert done.exit_code == 1
+        assert sentence in " ".join(done.stderr.split())

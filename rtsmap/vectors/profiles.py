@@ -1,0 +1,308 @@
+"""Maps in the form that others ask for: the ARTS data set, the Permafrost Discovery Gateway, COCO results."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pandas as pd
+import shapely
+from affine import Affine
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
+from shapely.affinity import affine_transform
+
+from rtsmap.errors import InputError, OptionsError
+from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geodesic_perimeter_m
+from rtsmap.instances.coverage import MAPPED
+from rtsmap.instances.run_lengths import coco_result
+from rtsmap.vectors.atomic import refuse_existing, whole_file
+from rtsmap.vectors.export import EVERYTHING, Selection
+from rtsmap.vectors.formats import write_frame
+from rtsmap.vectors.geopackage import (
+    COVERAGE_LAYER,
+    FOOTPRINT_LAYER,
+    REJECTED,
+    REVIEW_COLUMN,
+    read_map,
+    read_run_record,
+)
+from rtsmap.vectors.labels import read_polygons
+
+ARTS_REQUIRED = (
+    "CentroidLat",
+    "CentroidLon",
+    "RegionName",
+    "CreatorLab",
+    "BaseMapDate",
+    "BaseMapSource",
+    "BaseMapResolution",
+    "TrainClass",
+    "LabelType",
+)
+ARTS_RELATIONS = ("MergedRTS", "SplitRTS", "NewRTS", "StabilizedRTS", "UnknownRelationship")
+"""Filled by ARTS, which holds new footprints against those that it has."""
+
+ARTS_GIVEN = ("RegionName", "CreatorLab", "BaseMapDate", "BaseMapSource")
+ARTS_FIELDS = (*ARTS_REQUIRED, *ARTS_RELATIONS, "ContributionDate", "UID", "BaseMapID", "Area", "Notes")
+"""In the order of the data set's own Metadata_Format_Summary.csv."""
+
+PDG_UNKNOWN = -9999.0
+"""Stands for a missing number: the gateway's staging takes no NaN."""
+
+CHIPS = "chips.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileOptions:
+    """What a profile may be told: `fields` by name (`arts`), and `chips` of `rtsmap tile` (`challenge`)."""
+
+    fields: Mapping[str, str] = field(default_factory=dict)
+    chips: Path | None = None
+
+
+NO_OPTIONS = ProfileOptions()
+
+
+def export_profile(
+    gpkg: Path | str,
+    out: Path | str,
+    profile: str,
+    *,
+    layer: str = FOOTPRINT_LAYER,
+    select: Selection = EVERYTHING,
+    options: ProfileOptions = NO_OPTIONS,
+    overwrite: bool = False,
+) -> tuple[str, ...]:
+    """Write a map as a profile of `PROFILES` wants it; whole or not at all. Returns notes for people.
+
+    `arts` is GeoJSON with the fields of the ARTS data set, without what a review has rejected. `pdg` is a
+    GeoPackage of single polygons without missing numbers for the gateway's staging; with the layer
+    `coverage` the outline of what was mapped, which its deduplication wants. `challenge` is a JSON list of
+    COCO results with compressed run lengths: on the map's grid as one image with id 1, or on `chips`.
+    Raises OptionsError for what the profile cannot be told or must be told, InputError for other files.
+    """
+    gpkg, out = Path(gpkg), Path(out)
+    if profile not in PROFILES:
+        raise OptionsError(f"profile '{profile}': wanted one of {', '.join(PROFILES)}")
+    suffix, write = PROFILES[profile]
+    if out.suffix.lower() != suffix:
+        raise OptionsError(f"{out}: the profile {profile} is written as {suffix}")
+    if options.fields and profile != "arts":
+        raise OptionsError(f"the profile {profile} takes no fields, got {', '.join(options.fields)}")
+    if options.chips and profile != "challenge":
+        raise OptionsError(f"the profile {profile} knows no chips")
+    if layer != FOOTPRINT_LAYER and (profile, layer) != ("pdg", COVERAGE_LAYER):
+        raise OptionsError(f"the profile {profile} has no layer '{layer}'")
+    refuse_existing(out, overwrite=overwrite)
+    if layer == COVERAGE_LAYER:
+        return _write_pdg_coverage(gpkg, out, overwrite=overwrite)
+    footprints = select.of(read_map(gpkg))
+    return write(_Export(footprints, read_run_record(gpkg), options, out, overwrite))
+
+
+@dataclass(frozen=True, slots=True)
+class _Export:
+    footprints: geopandas.GeoDataFrame
+    record: Mapping[str, Any]
+    options: ProfileOptions
+    out: Path
+    overwrite: bool
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.record.get("plan", {}).get("model", {})
+        return found
+
+
+def _scene(record: Mapping[str, Any]) -> str | None:
+    path = record.get("paths", {}).get("scene")
+    return None if path is None else Path(path).stem
+
+
+# ARTS
+
+
+def arts_uid(row: Mapping[str, Any]) -> str:
+    """The UID that ARTS gives: uuid5 (DNS) of its required fields as one text, whole metres as integers."""
+    resolution = float(row["BaseMapResolution"])
+    values = {**row, "BaseMapResolution": int(resolution) if resolution.is_integer() else resolution}
+    return str(uuid.uuid5(uuid.NAMESPACE_DNS, "".join(str(values[name]) for name in ARTS_REQUIRED)))
+
+
+def _write_arts(job: _Export) -> tuple[str, ...]:
+    footprints = job.footprints
+    notes = []
+    if REVIEW_COLUMN in footprints:
+        kept = footprints[footprints[REVIEW_COLUMN] != REJECTED].reset_index(drop=True)
+        notes.append(f"ARTS: {len(footprints) - len(kept)} rejected footprints left out")
+        footprints = kept
+    unseen = int(footprints[REVIEW_COLUMN].isna().sum()) if REVIEW_COLUMN in footprints else len(footprints)
+    if unseen:
+        notes.append(f"ARTS: {unseen} of {len(footprints)} footprints were accepted by nobody yet")
+    given = _arts_given(job)
+    rows = [_arts_row(slump, given, job) for slump in footprints.drop(columns="geometry").to_dict("records")]
+    frame = geopandas.GeoDataFrame(
+        pd.DataFrame(rows, columns=list(ARTS_FIELDS)),
+        geometry=footprints.geometry.to_numpy(),
+        crs=footprints.crs,
+    )
+    doubled = int(frame["UID"].duplicated().sum())
+    if doubled:
+        notes.append(f"ARTS: {doubled} footprints share UID and centroid (to a metre) with another one")
+    return tuple(notes) + write_frame(job.out, frame, layer="ARTS", overwrite=job.overwrite)
+
+
+def _arts_given(job: _Export) -> dict[str, Any]:
+    fields = job.options.fields
+    allowed = (*ARTS_GIVEN, "BaseMapResolution", "BaseMapID", "ContributionDate")
+    strangers = sorted(set(fields) - set(allowed))
+    if strangers:
+        raise OptionsError(f"ARTS: {', '.join(strangers)} cannot be given; there are {', '.join(allowed)}")
+    missing = [name for name in ARTS_GIVEN if not fields.get(name, "").strip()]
+    if missing:
+        told = " ".join(f"--field {name}=..." for name in missing)
+        raise OptionsError(f"ARTS wants {', '.join(missing)}, which no map knows; give {told}")
+    given: dict[str, Any] = {"BaseMapID": _scene(job.record), "ContributionDate": None, **fields}
+    for name in ("BaseMapDate", "ContributionDate"):
+        _check_dates(name, given[name])
+    resolution = fields.get("BaseMapResolution", job.model.get("input", {}).get("resolution_m"))
+    given["BaseMapResolution"] = _metres(resolution)
+    return given
+
+
+def _check_dates(name: str, text: str | None) -> None:
+    parts = [] if text is None else text.split(",")
+    try:
+        days = [date.fromisoformat(part) for part in parts]
+    except ValueError as exc:
+        raise OptionsError(
+            f"ARTS: {name} is '{text}'; wanted YYYY-MM-DD, or two with a comma between"
+        ) from exc
+    if len(days) > (2 if name == "BaseMapDate" else 1) or days != sorted(days):
+        raise OptionsError(f"ARTS: {name} is '{text}'; wanted one date, or first and last of a range")
+
+
+def _metres(text: Any) -> float:
+    try:
+        metres = float(text)
+    except (TypeError, ValueError) as exc:
+        raise OptionsError(
+            f"ARTS: BaseMapResolution is {text!r}; wanted metres: --field BaseMapResolution=4"
+        ) from exc
+    if not 0 < metres < 1000:
+        raise OptionsError(f"ARTS: BaseMapResolution is {metres:g}; wanted metres")
+    return metres
+
+
+def _arts_row(slump: Mapping[str, Any], given: Mapping[str, Any], job: _Export) -> dict[str, Any]:
+    made = f"rtsmap {job.record.get('rtsmap_version', '')}, model {job.model.get('name', 'unknown')}"
+    row: dict[str, Any] = {
+        **dict.fromkeys(ARTS_RELATIONS),
+        **given,
+        "CentroidLat": round(slump["centroid_lat"], 5),
+        "CentroidLon": round(slump["centroid_lon"], 5),
+        "TrainClass": "Positive",
+        "LabelType": "Polygon",
+        "Area": round(slump["area_m2"], 1),
+        "Notes": f"{made} {job.model.get('version', '')}, score {slump['score']:.3f}, id {slump['id']}",
+    }
+    return row | {"UID": arts_uid(row)}
+
+
+# Permafrost Discovery Gateway
+
+
+def _write_pdg(job: _Export) -> tuple[str, ...]:
+    frame = job.footprints.explode(ignore_index=True)
+    extra = len(frame) - len(job.footprints)
+    crs = CRS(frame.crs)
+    notes = []
+    if extra:
+        split = frame["id"].duplicated(keep=False).to_numpy()
+        for number in np.flatnonzero(split):
+            piece = frame.geometry.iloc[number]
+            lon, lat = centroid_lonlat(piece, crs)
+            columns = ["area_m2", "perimeter_m", "centroid_lon", "centroid_lat"]
+            sizes = geodesic_area_m2(piece, crs), geodesic_perimeter_m(piece, crs)
+            frame.loc[number, columns] = [*sizes, lon, lat]
+        notes.append(
+            f"PDG: slumps of several pieces are {extra} rows more, each with its own area and centroid"
+        )
+    numbers = frame.select_dtypes("number").columns
+    unknown = int(frame[numbers].isna().sum().sum())
+    if unknown:
+        frame[numbers] = frame[numbers].fillna(PDG_UNKNOWN)
+        notes.append(f"PDG: {unknown} unknown numbers are {PDG_UNKNOWN:g}; tell the workflow so (nodata)")
+    texts = frame.columns.drop([*numbers, "geometry", *frame.select_dtypes("bool").columns])
+    frame[texts] = frame[texts].fillna("")
+    return tuple(notes) + write_frame(job.out, frame, layer=job.out.stem, overwrite=job.overwrite)
+
+
+def _write_pdg_coverage(gpkg: Path, out: Path, *, overwrite: bool) -> tuple[str, ...]:
+    coverage, record = read_map(gpkg, COVERAGE_LAYER), read_run_record(gpkg)
+    mapped = coverage[coverage["status"] == MAPPED][["geometry"]].explode(ignore_index=True)
+    mapped["date"] = str(record.get("finished_utc", ""))[:10]
+    mapped["scene"] = _scene(record) or ""
+    return write_frame(out, mapped, layer=out.stem, overwrite=overwrite)
+
+
+# COCO results
+
+
+def _write_challenge(job: _Export) -> tuple[str, ...]:
+    images = {1: _grid_of(job)} if job.options.chips is None else dict(_chips_of(job.options.chips))
+    results: list[dict[str, Any]] = []
+    ranked = job.footprints.sort_values("score", ascending=False, kind="stable")
+    for image, geobox in images.items():
+        shapes = ranked.to_crs(geobox.crs.proj) if geobox.crs.proj != ranked.crs else ranked
+        to_pixels = (~geobox.affine).to_shapely()
+        tree = shapely.STRtree(shapes.geometry.to_numpy())
+        for position in sorted(tree.query(geobox.extent.geom, predicate="intersects").tolist()):
+            outline = affine_transform(tree.geometries[position], to_pixels)
+            score = float(shapes["score"].iloc[position])
+            result = coco_result(image, outline, tuple(geobox.shape), score)
+            if result is not None:
+                results.append(result)
+    with whole_file(job.out, overwrite=job.overwrite) as temporary:
+        temporary.write_text(json.dumps(results), encoding="utf-8")
+    return (f"challenge: {len(results)} results on {len(images)} images",)
+
+
+def _grid_of(job: _Export) -> GeoBox:
+    grid = job.record.get("plan", {}).get("grid")
+    if grid is None:
+        raise InputError(
+            "the map's record has no grid; give the chips of `rtsmap tile`, or map the scene again"
+        )
+    return GeoBox(tuple(grid["shape"]), Affine(*grid["affine"]), grid["crs"])
+
+
+def _chips_of(folder: Path) -> Iterator[tuple[int, GeoBox]]:
+    """Number and grid of each chip that `rtsmap tile` has written."""
+    index = folder / CHIPS if folder.is_dir() else folder
+    chips = read_polygons(index)
+    if not {"chip", "height", "width"} <= set(chips.columns):
+        raise InputError(f"{index}: wanted the index {CHIPS} of a folder that `rtsmap tile` has written")
+    rows = zip(chips.geometries, *(chips.columns[name] for name in ("chip", "height", "width")), strict=True)
+    for outline, number, height, width in rows:
+        left, bottom, right, top = outline.bounds
+        affine = Affine((right - left) / width, 0, left, 0, (bottom - top) / height, top)
+        yield int(number), GeoBox((int(height), int(width)), affine, chips.crs)
+
+
+_Writer = Callable[[_Export], tuple[str, ...]]
+
+PROFILES: Mapping[str, tuple[str, _Writer]] = {
+    "arts": (".geojson", _write_arts),
+    "pdg": (".gpkg", _write_pdg),
+    "challenge": (".json", _write_challenge),
+}
+"""Suffix and writer of each profile."""

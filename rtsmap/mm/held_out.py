@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rtsmap.instances.detections import Detection
 from rtsmap.mm.detector import MmDetector
 from rtsmap.mm.packs import PackedImage
 from rtsmap.mm.register import SlumpNetwork
@@ -40,14 +41,21 @@ class HeldOut:
 
     def scores(self, network: SlumpNetwork, device: str) -> dict[str, float]:
         """Best F1 at IoU 0.3 with its threshold, precision and recall, F1 at 0.5 and AP50 of each set."""
-        detector = MmDetector(network, device=device, precision="fp32")
         result: dict[str, float] = {}
-        for name, samples in self.sets.items():
-            found = detector.detect([chip_of(sample) for sample in samples])
+        for name, found in self.detections(network, device).items():
+            samples = self.sets[name]
             hits = [h for s, d in zip(samples, found, strict=True) for h in match_sample(d, s)]
             slumps = sum(len(sample.masks) for sample in samples)
             result |= {f"{name}_{key}": value for key, value in _scores(hits, slumps).items()}
         return result
+
+    def detections(self, network: SlumpNetwork, device: str) -> dict[str, list[list[Detection]]]:
+        """What the network finds on each sample of each set."""
+        detector = MmDetector(network, device=device, precision="fp32")
+        return {
+            name: detector.detect([chip_of(sample) for sample in samples])
+            for name, samples in self.sets.items()
+        }
 
 
 def _scores(hits: Sequence[Hit], slumps: int) -> dict[str, float]:
@@ -60,6 +68,17 @@ def _scores(hits: Sequence[Hit], slumps: int) -> dict[str, float]:
         "f1_50": best_f1(hits, slumps, 0.5)[0],
         "ap50": average_precision(hits, slumps, 0.5),
     }
+
+
+def best_threshold(watched: Sequence[Mapping[str, float]]) -> float:
+    """The score threshold of the best F1 in the last row of what was watched, else 0.5.
+
+    The mean over the held-out sets on which something was right.
+    """
+    last = watched[-1] if watched else {}
+    sets = [key.removesuffix("_f1_30") for key in last if key.endswith("_f1_30") and last[key] > 0]
+    found = [last[f"{name}_threshold"] for name in sets]
+    return round(sum(found) / len(found), 3) if found else 0.5
 
 
 def _windows(image: PackedImage, side_px: int) -> list[Window]:

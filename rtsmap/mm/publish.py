@@ -10,6 +10,7 @@ from typing import Any
 
 from rtsmap.errors import OptionsError, RunError
 from rtsmap.mm.checkpoints import fill, save_weights
+from rtsmap.mm.held_out import best_threshold
 from rtsmap.mm.recipe import Recipe
 from rtsmap.mm.register import SlumpNetwork, build_network
 from rtsmap.mm.stages import CONFIG, RECORD, averaged_weights, steps_done
@@ -76,7 +77,7 @@ def publish(
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             chip_px=chip_px,
             overlap_px=chip_px // 4 if options.overlap_px is None else options.overlap_px,
-            score_threshold=_best_threshold(watched) if threshold is None else threshold,
+            score_threshold=best_threshold(watched) if threshold is None else threshold,
             mask_threshold=options.mask_threshold,
             scores=scores or _watched_scores(watched, run, stage),
             overwrite=overwrite,
@@ -119,14 +120,6 @@ def _training_data(run: Path) -> str:
     packs = json.loads((run / RECORD).read_text(encoding="utf-8"))["packs"]
     listed = "; ".join(f"{Path(p['path']).name}: {p['images']} images, {p['slumps']} slumps" for p in packs)
     return f"Packs, held-out ones included: {listed}."
-
-
-def _best_threshold(watched: list[dict[str, float]]) -> float:
-    """The mean over held-out sets on which something was right, else 0.5."""
-    last = watched[-1] if watched else {}
-    sets = [key.removesuffix("_f1_30") for key in last if key.endswith("_f1_30") and last[key] > 0]
-    found = [last[f"{name}_threshold"] for name in sets]
-    return round(sum(found) / len(found), 3) if found else 0.5
 
 
 def _watched_scores(watched: list[dict[str, float]], run: Path, stage: str) -> tuple[Score, ...]:

@@ -4,7 +4,8 @@ RUN/config.toml         the recipe, every number written out
 RUN/record.json         versions, packs and starts
 RUN/<stage>/last.pt     weights, averaged weights and optimizer, after the last checkpoint
 RUN/<stage>/log.jsonl   losses, also as log.csv; validation.jsonl: scores on held-out chips
-RUN/curves.png          both, drawn
+RUN/<stage>/predictions.png   held-out chips with true outlines and those found at the end
+RUN/curves.png          both logs, drawn
 RUN/tensorboard/<stage> both, for TensorBoard, where asked for
 """
 
@@ -38,17 +39,19 @@ from rtsmap.mm.checkpoints import (
 )
 from rtsmap.mm.curves import draw_curves
 from rtsmap.mm.detector import resolve_device
-from rtsmap.mm.held_out import HeldOut
+from rtsmap.mm.held_out import HeldOut, best_threshold
 from rtsmap.mm.packs import PackedImage, read_index
 from rtsmap.mm.recipe import AUTO, FROZEN, PARTLY, SCRATCH, Recipe
 from rtsmap.mm.register import SlumpNetwork, build_network
 from rtsmap.mm.samples import SampleSource
+from rtsmap.mm.sheet import draw_predictions
 from rtsmap.mm.tables import differences, parse
 from rtsmap.mm.tensorboard import Events, check_tensorboard, open_events
 from rtsmap.mm.train import Ranks, read_rows, seed_everything, train
 from rtsmap.rasters.bands import InputSpec
 
-CONFIG, RECORD, CHECKPOINT, CURVES = "config.toml", "record.json", "last.pt", "curves.png"
+CONFIG, RECORD, CHECKPOINT = "config.toml", "record.json", "last.pt"
+CURVES, SHEET = "curves.png", "predictions.png"
 _SAMPLED_BYTES = 1 << 20
 
 
@@ -125,6 +128,7 @@ def run_recipe(
     worked = False
     for name in recipe.stages:
         worked |= training.run_stage(name)
+        training.draw_stage(name)
         # the next stage reads what the first process has written
         ranks.wait()
     if not ranks.rank and (worked or not (directory / CURVES).exists()):
@@ -251,6 +255,18 @@ class _Training:
             )
         return True
 
+    def draw_stage(self, name: str) -> None:
+        """Draw what a finished stage finds on held-out chips, unless that was done before."""
+        sheet = self.directory / name / SHEET
+        held_out = self._held_out(name)
+        if held_out is None or not held_out.sets or sheet.exists():
+            return
+        network = build_network(self.recipe.network_of(name), self.recipe.spec(name))
+        fill(network, averaged_weights(self.directory / name), str(self.directory / name))
+        watched = read_rows(self.directory / name / "validation.jsonl")
+        found = held_out.detections(network, self.device)
+        draw_predictions(sheet, held_out, found, network.spec, best_threshold(watched))
+
     def _events(self, name: str, done: int) -> AbstractContextManager[Events | None]:
         return closing(open_events(self.directory, name, done)) if self.tensorboard else nullcontext()
 
@@ -281,12 +297,9 @@ class _Training:
     def _validation(
         self, name: str, events: Events | None
     ) -> Callable[[SlumpNetwork, int], dict[str, float]] | None:
-        stage, spec = self.recipe.stages[name], self.recipe.spec(name)
-        # heads that do not learn are not worth a look, and one process looks for all
-        if not stage.detects or self.ranks.rank:
+        stage, held_out = self.recipe.stages[name], self._held_out(name)
+        if held_out is None:
             return None
-        images = {key: _usable(images, spec) for key, images in self.packs.held_out.items()}
-        held_out = HeldOut.cut(images, spec, self.recipe.chips, self.recipe.data.held_out_chips)
 
         def validate(average: SlumpNetwork, step: int) -> dict[str, float]:
             due = step == stage.options.steps or step % stage.validate_every < stage.options.keep_every
@@ -296,6 +309,14 @@ class _Training:
             return scores
 
         return validate
+
+    def _held_out(self, name: str) -> HeldOut | None:
+        stage, spec = self.recipe.stages[name], self.recipe.spec(name)
+        # heads that do not learn are not worth a look, and one process looks for all
+        if not stage.detects or self.ranks.rank:
+            return None
+        images = {key: _usable(images, spec) for key, images in self.packs.held_out.items()}
+        return HeldOut.cut(images, spec, self.recipe.chips, self.recipe.data.held_out_chips)
 
 
 def _usable(images: Sequence[PackedImage], spec: InputSpec) -> list[PackedImage]:

@@ -12,11 +12,11 @@ from PIL import Image
 
 from rtsmap.errors import InputError
 from rtsmap.instances.coco_scores import mask_of, pixel_overlaps
+from rtsmap.instances.drawing import draw_found, draw_true, explain_outlines
 from rtsmap.runs.chip_scores import LabelledChips
 from rtsmap.vectors.atomic import whole_file
 
 COLUMNS = 6
-_FOUND, _TRUE = "#ffd23f", "#00e5ff"
 
 
 def draw_sheet(
@@ -35,7 +35,6 @@ def draw_sheet(
     pictures themselves: mind their licence.
     """
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     sure = [result for result in results if result["score"] >= min_score]
     worst, best = worst_and_best(chips, sure, count)
@@ -57,11 +56,7 @@ def draw_sheet(
             for axis, (image, iou) in zip(axes, images, strict=False):
                 _draw_chip(axis, chips, image, sure)
                 axis.set_title(f"{Path(image['file_name']).stem}: IoU {iou:.2f}", fontsize=7)
-        handles = [
-            Line2D([], [], color=_TRUE, linestyle="--", label="true outline"),
-            Line2D([], [], color=_FOUND, label="found, with its score"),
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        explain_outlines(figure)
     with whole_file(path, overwrite=overwrite) as temporary:
         figure.savefig(temporary, dpi=120)
 
@@ -94,32 +89,12 @@ def _draw_chip(
     axis.imshow(_picture(chips.images / image["file_name"], shape), interpolation="nearest")
     for annotation in chips.document["annotations"]:
         if annotation["image_id"] == image["id"]:
-            _outline(axis, mask_of(annotation["segmentation"], shape), _TRUE, "--")
+            draw_true(axis, mask_of(annotation["segmentation"], shape))
     for result in results:
         if result["image_id"] == image["id"]:
-            mask = mask_of(result["segmentation"], shape)
-            _outline(axis, mask, _FOUND, "-")
-            if mask.any():
-                top, left = (int(at[0]) for at in np.nonzero(mask))
-                place = left, max(top, 0.09 * shape[0])
-                axis.text(*place, f"{result['score']:.2f}", color=_FOUND, fontsize=6, va="bottom")
+            draw_found(axis, mask_of(result["segmentation"], shape), result["score"])
     axis.set_xlim(-0.5, shape[1] - 0.5)
     axis.set_ylim(shape[0] - 0.5, -0.5)
-
-
-def _outline(axis: Any, mask: npt.NDArray[np.bool_], colour: str, style: str) -> None:
-    """A line around a mask; the margin closes it where the mask reaches the chip's edge."""
-    if mask.any():
-        height, width = mask.shape
-        axis.contour(
-            np.arange(-1, width + 1),
-            np.arange(-1, height + 1),
-            np.pad(mask, 1).astype(np.float32),
-            levels=[0.5],
-            colors=[colour],
-            linestyles=[style],
-            linewidths=1.1,
-        )
 
 
 def _picture(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:

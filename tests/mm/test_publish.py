@@ -4,7 +4,8 @@ import pytest
 
 from rtsmap.errors import CardError, OptionsError, RunError
 from rtsmap.mm.checkpoints import load_weights
-from rtsmap.mm.publish import PublishOptions, _best_threshold, publish
+from rtsmap.mm.held_out import best_threshold
+from rtsmap.mm.publish import PublishOptions, publish
 from rtsmap.mm.register import build_network
 from rtsmap.mm.stages import averaged_weights, run_recipe
 from rtsmap.models import Score, load_bundle, read_scores
@@ -77,5 +78,5 @@ def test_what_cannot_be_published_is_refused(run, tmp_path):
 def test_the_threshold_is_that_of_the_best_f1_where_anything_was_right():
     right = {"step": 5, "a_f1_30": 0.5, "a_threshold": 0.4, "b_f1_30": 0.1, "b_threshold": 0.2}
     wrong = {"step": 5, "a_f1_30": 0.0, "a_threshold": 1.0}
-    assert _best_threshold([wrong, right]) == pytest.approx(0.3)
-    assert _best_threshold([right, wrong]) == _best_threshold([]) == 0.5
+    assert best_threshold([wrong, right]) == pytest.approx(0.3)
+    assert best_threshold([right, wrong]) == best_threshold([]) == 0.5

@@ -122,6 +122,8 @@ def test_the_run_says_what_it_did(folder, whole):
         rows = read_rows(whole / stage / "log.jsonl")
         assert [float(row["loss"]) for row in table] == [row["loss"] for row in rows]
     assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (whole / "fused" / "predictions.png").read_bytes().startswith(b"\x89PNG")
+    assert not (whole / "optical" / "predictions.png").exists()
     assert [row["step"] for row in read_rows(whole / "fused" / "validation.jsonl")] == [2, 3]
     assert not (whole / "optical" / "validation.jsonl").exists()
 

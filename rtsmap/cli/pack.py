@@ -27,14 +27,17 @@ def command(
     hold_out: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the groups that goes to OUT_held_out instead.")
     ] = 0.0,
-    resolution_m: Annotated[float, typer.Option(help="Metres per pixel at which scenes are read.")] = 4.0,
+    resolution_m: Annotated[
+        float | None,
+        typer.Option(help="Metres per pixel at which scenes are read [default: 4], and of plain pictures."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace packs that are there.")] = False,
 ) -> None:
     """Pack labelled chips or scenes for training. Splits are by group, never by chip.
 
     Examples:
       rtsmap pack chips/one chips/two --out train.pack
-      rtsmap pack coco_train.json --groups overlap_groups.json --hold-out 0.1 --out real.pack
+      rtsmap pack coco_train.json --resolution-m 4 --groups overlap_groups.json --hold-out 0.1 --out real.pack
       rtsmap pack scenes/* --out simulated.pack
     """
     from rtsmap.cli.console import progress_bars, tell

@@ -49,7 +49,8 @@ class Terrain:
 class TrainingImage:
     """Pixels and labels of one image or of a window of it; see the module's text for the arrays.
 
-    `group` names images that must stay on one side of a split. Raises GridMismatchError when
+    `group` names images that must stay on one side of a split; `resolution_m` is what a pixel shows, None
+    where nobody knows. Raises GridMismatchError when
     shapes disagree.
     """
 
@@ -60,6 +61,7 @@ class TrainingImage:
     labels: npt.NDArray[np.int16]
     terrain: Terrain | None
     kinds: npt.NDArray[np.uint8] | None = None
+    resolution_m: float | None = None
 
     def __post_init__(self) -> None:
         shape = self.labels.shape
@@ -95,6 +97,7 @@ def write_pack(path: Path, images: Iterable[TrainingImage]) -> None:
                 "terrain": image.terrain is not None,
                 "kinds": image.kinds is not None,
                 "slumps": _slump_windows(image.labels),
+                "resolution_m": image.resolution_m,
             }
         )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +116,10 @@ def _slump_windows(labels: npt.NDArray[np.int16]) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class PackedImage:
-    """Where one image of a pack lies, its (H, W) shape and the windows of its slumps by label."""
+    """Where one image of a pack lies, its (H, W) shape and the windows of its slumps by label.
+
+    `resolution_m` is None where nobody knows, and in packs made before it was recorded.
+    """
 
     path: Path
     number: int
@@ -123,6 +129,7 @@ class PackedImage:
     has_terrain: bool
     has_kinds: bool
     slumps: tuple[tuple[int, Window], ...]
+    resolution_m: float | None = None
 
     def read(self, window: Window) -> TrainingImage:
         """Read the part of the image under `window`, which must lie inside it."""
@@ -148,6 +155,7 @@ class PackedImage:
                 part("labels").astype(np.int16),
                 terrain,
                 part("kinds").astype(np.uint8) if self.has_kinds else None,
+                self.resolution_m,
             )
 
 
@@ -172,4 +180,5 @@ def read_index(path: Path) -> Iterator[PackedImage]:
             has_terrain=entry["terrain"],
             has_kinds=entry.get("kinds", False),
             slumps=slumps,
+            resolution_m=entry.get("resolution_m"),
         )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -45,7 +46,7 @@ from rtsmap.mm.recipe import AUTO, FROZEN, PARTLY, SCRATCH, Recipe
 from rtsmap.mm.register import SlumpNetwork, build_network
 from rtsmap.mm.samples import SampleSource
 from rtsmap.mm.sheet import draw_predictions
-from rtsmap.mm.tables import differences, parse
+from rtsmap.mm.tables import differences
 from rtsmap.mm.tensorboard import Events, check_tensorboard, open_events
 from rtsmap.mm.train import Ranks, read_rows, seed_everything, train
 from rtsmap.rasters.bands import InputSpec
@@ -53,6 +54,7 @@ from rtsmap.rasters.bands import InputSpec
 CONFIG, RECORD, CHECKPOINT = "config.toml", "record.json", "last.pt"
 CURVES, SHEET = "curves.png", "predictions.png"
 _SAMPLED_BYTES = 1 << 20
+_SAME_RESOLUTION = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,14 @@ class Packs:
 
     @classmethod
     def find(cls, recipe: Recipe) -> Packs:
-        """Open all packs; raises InputError for a pattern without files and for ground on both sides."""
+        """Open all packs.
+
+        Raises InputError for a pattern without files, for ground on both sides and for another resolution.
+        """
         groups = {name: _images(group.packs) for name, group in recipe.data.groups.items()}
         held_out = {name: _images(patterns) for name, patterns in recipe.data.held_out.items()}
+        for images in (*groups.values(), *held_out.values()):
+            _check_resolution(images, recipe.data.resolution_m)
         learnt = {image.group: image.path for images in groups.values() for image in images}
         for name, images in held_out.items():
             both = sorted({image.group for image in images} & set(learnt))
@@ -90,6 +97,16 @@ class Packs:
         """All packs, each once."""
         sides = (self.groups, self.held_out)
         return sorted({i.path for side in sides for images in side.values() for i in images})
+
+
+def _check_resolution(images: Sequence[PackedImage], wanted_m: float) -> None:
+    for image in images:
+        told_m = image.resolution_m
+        if told_m is not None and not math.isclose(told_m, wanted_m, rel_tol=_SAME_RESOLUTION):
+            raise InputError(
+                f"{image.path}: a pixel of '{image.name}' shows {told_m:g} m, but data.resolution_m = "
+                f"{wanted_m:g}; pack the sources at {wanted_m:g} m, or change data.resolution_m"
+            )
 
 
 def _images(patterns: Sequence[str]) -> tuple[PackedImage, ...]:
@@ -154,7 +171,8 @@ def _open_run(directory: Path, recipe: Recipe, packs: Packs, machine: Mapping[st
     config, record = directory / CONFIG, directory / RECORD
     facts = {"packs": [_pack_facts(path) for path in packs.files()], "starts": list[Any]()}
     if config.exists() and record.exists():
-        then = parse(config.read_text(encoding="utf-8"), str(config))
+        # read as a recipe, so that numbers which an older rtsmap did not know have their defaults
+        then = Recipe.read(config).to_dict()
         stored = json.loads(record.read_text(encoding="utf-8"))
         # a training may go on elsewhere
         changed = differences({**recipe.to_dict(), "device": 0}, {**then, "device": 0})
@@ -164,6 +182,7 @@ def _open_run(directory: Path, recipe: Recipe, packs: Packs, machine: Mapping[st
                 f"{directory} belongs to another training: {'; '.join(changed[:5])}. "
                 "Name another --out, or take the old configuration"
             )
+        _check_processes(directory, recipe, stored["starts"], machine["processes"])
         facts = stored
     elif any(directory.iterdir()):
         raise RunError(f"{directory} is not empty and holds no training; name a new folder with --out")
@@ -179,6 +198,21 @@ def _open_run(directory: Path, recipe: Recipe, packs: Packs, machine: Mapping[st
     )
     _write(record, json.dumps(facts, indent=1) + "\n")
     _write(config, recipe.to_toml())
+
+
+def _check_processes(
+    directory: Path, recipe: Recipe, starts: Sequence[Mapping[str, Any]], processes: int
+) -> None:
+    """Another number of processes draws other samples, so it may only start what has not begun."""
+    then = starts[-1]["processes"] if starts else processes
+    done = [steps_done(directory / name) for name in recipe.stages]
+    finished = done == [stage.options.steps for stage in recipe.stages.values()]
+    if then != processes and any(done) and not finished:
+        raise PlanMismatchError(
+            f"{directory} was trained by {then} process{'es' * (then > 1)}, now there "
+            f"{'are' if processes > 1 else 'is'} {processes}: a step would see other samples. Go on with "
+            f"{f'torchrun --nproc-per-node {then}' if then > 1 else 'one process'}, or name another --out"
+        )
 
 
 def _write(path: Path, text: str) -> None:

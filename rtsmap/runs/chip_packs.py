@@ -25,6 +25,7 @@ from rtsmap.runs.packing import training_image
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.vectors.labels import read_polygons
 
+SCENE_RESOLUTION_M = 4.0
 SCENE, DEM, TRUTH, LOOKALIKES = "scene.tif", "dem.tif", "truth.gpkg", "lookalikes.gpkg"
 
 
@@ -34,14 +35,15 @@ class PackOptions:
 
     `group` puts all of them into one group; `groups` is a JSON list of lists of names (pictures of a COCO
     file, or folders) that show common ground. About `hold_out` of the groups goes into a second
-    pack. `images` is the folder of a COCO file's pictures. Scenes are read at `resolution_m`.
+    pack. `images` is the folder of a COCO file's pictures. Scenes are read at `resolution_m` (4 m where
+    it is None), and pictures are said to have it; chips know theirs.
     """
 
     group: str | None = None
     groups: Path | None = None
     images: Path | None = None
     hold_out: float = 0.0
-    resolution_m: float = 4.0
+    resolution_m: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.hold_out < 1:
@@ -114,14 +116,19 @@ def _report(path: Path, images: Sequence[TrainingImage], notes: tuple[str, ...])
 
 
 def _notes(from_where: Sequence[Path], options: PackOptions) -> tuple[str, ...]:
-    plain = [source.name for source in from_where if source.is_file()]
-    if not plain or options.group or options.groups:
-        return ()
-    note = (
-        f"{', '.join(plain)}: every picture is a group of its own; give --groups where pictures overlap, "
-        "or the same ground may be learnt from and held out"
-    )
-    return (note,)
+    plain = ", ".join(source.name for source in from_where if source.is_file())
+    notes = []
+    if plain and not (options.group or options.groups):
+        notes.append(
+            f"{plain}: every picture is a group of its own; give --groups where pictures overlap, "
+            "or the same ground may be learnt from and held out"
+        )
+    if plain and options.resolution_m is None:
+        notes.append(
+            f"{plain}: pictures do not say how many metres a pixel shows; give --resolution-m, "
+            "so that train can refuse pictures of another scale"
+        )
+    return tuple(notes)
 
 
 def read_source(source: Path, options: PackOptions) -> Iterator[TrainingImage]:
@@ -150,7 +157,7 @@ def simulated_images(folder: Path, options: PackOptions) -> Iterator[TrainingIma
         folder / SCENE,
         folder / DEM if (folder / DEM).is_file() else None,
         folder / TRUTH,
-        options.resolution_m,
+        options.resolution_m or SCENE_RESOLUTION_M,
         group=options.group or _group_of(folder.name, options),
         lookalikes=lookalikes if lookalikes.is_file() else None,
     )
@@ -165,7 +172,8 @@ def tile_images(folder: Path, group: str) -> Iterator[TrainingImage]:
     columns = read_polygons(folder / INDEX).columns
     terrain = columns.get("terrain") or [None] * len(columns["chip"])
     for chip, optical, relief in zip(columns["chip"], columns["optical"], terrain, strict=True):
-        pixels, valid = _optical(folder / optical)
+        info = sources.probe(folder / optical)
+        pixels, valid = _optical(info)
         yield TrainingImage(
             name=f"{group}/{Path(optical).stem}",
             group=group,
@@ -173,11 +181,11 @@ def tile_images(folder: Path, group: str) -> Iterator[TrainingImage]:
             optical_valid=valid,
             labels=label_numbers(annotations.get(int(chip), []), valid.shape),
             terrain=_relief(folder / relief) if relief else None,
+            resolution_m=abs(info.geobox.resolution.x),
         )
 
 
-def _optical(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    info = sources.probe(path)
+def _optical(info: sources.RasterInfo) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     bands = sources.optical_bands(info, OPTICAL_RGB.band_names)
     patch = sources.read_native(info, tuple(bands.values()))
     return np.rint(patch.pixels * patch.valid).astype(np.uint8), patch.valid
@@ -222,6 +230,7 @@ def picture_images(path: Path, options: PackOptions) -> Iterator[TrainingImage]:
             optical_valid=np.ones(shape, np.bool_),
             labels=label_numbers(annotations.get(image["id"], []), shape),
             terrain=None,
+            resolution_m=options.resolution_m,
         )
 
 

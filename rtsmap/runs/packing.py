@@ -48,6 +48,7 @@ def training_image(
         labels=burn_labels(polygons, grid),
         terrain=None if dem is None else _terrain(dem, grid, window),
         kinds=None if lookalikes is None else burn_kinds(read_polygons(lookalikes).to_crs(grid.crs), grid),
+        resolution_m=resolution_m,
     )
 
 

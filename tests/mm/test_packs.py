@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from rtsmap.errors import GridMismatchError, InputError
-from rtsmap.mm.packs import TrainingImage, read_index
+from rtsmap.mm.packs import TrainingImage, read_index, write_pack
 from rtsmap.rasters.tiling import Window
 from tests.mm.labelled import labelled_image, packed
 
@@ -29,6 +33,21 @@ def test_index_knows_slumps_and_groups(tmp_path):
     first, last = packed(tmp_path)
     assert first.slumps == ((1, Window(20, 10, 44, 40)), (2, Window(60, 45, 80, 75)))
     assert (first.group, last.group) == ("group 0", "group 1")
+
+
+def test_resolution_is_remembered_and_older_packs_know_none(tmp_path):
+    images = [replace(labelled_image(0), resolution_m=2.5), labelled_image(1)]
+    write_pack(tmp_path / "new.pack", images)
+    first, last = read_index(tmp_path / "new.pack")
+    assert (first.resolution_m, last.resolution_m) == (2.5, None)
+    assert first.read(Window(0, 0, 32, 32)).resolution_m == 2.5
+    with safe_open(tmp_path / "new.pack", framework="numpy") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    index = [{k: v for k, v in one.items() if k != "resolution_m"} for one in json.loads(metadata["index"])]
+    save_file(tensors, tmp_path / "old.pack", {**metadata, "index": json.dumps(index)})
+    old = list(read_index(tmp_path / "old.pack"))
+    assert [image.resolution_m for image in old] == [None, None]
+    assert [image.name for image in old] == [image.name for image in images]
 
 
 def test_another_safetensors_file_is_refused(tmp_path):

@@ -3,9 +3,11 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,47 @@ def test_another_recipe_or_other_packs_are_refused_by_name(folder, whole):
     other.unlink()
     with pytest.raises(RunError, match="not empty and holds no training"):
         run_recipe(recipe(folder), folder)
+
+
+def test_packs_of_another_resolution_are_refused(tmp_path):
+    one = recipe(tmp_path)
+    for resolution_m in (4.0, 4.01):
+        write_pack(tmp_path / "train2.pack", [replace(labelled_image(11), resolution_m=resolution_m)])
+        assert len(Packs.find(one).groups["train"]) == 4
+    write_pack(tmp_path / "train2.pack", [replace(labelled_image(11), resolution_m=2.0)])
+    with pytest.raises(InputError, match=r"train2\.pack: a pixel of 'image 11' shows 2 m.*resolution_m = 4"):
+        run_recipe(one, tmp_path / "run")
+
+
+def test_another_number_of_processes_goes_on_only_where_nothing_was_begun(folder, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    record = json.loads((run / "record.json").read_text())
+    record["starts"][-1]["processes"] = 2
+    (run / "record.json").write_text(json.dumps(record))
+    # nothing is left to do
+    run_recipe(recipe(folder), run)
+    (run / "record.json").write_text(json.dumps(record))
+    (run / "fused" / "last.pt").unlink()
+    with pytest.raises(
+        PlanMismatchError, match=r"by 2 processes, now there is 1.*torchrun --nproc-per-node 2"
+    ):
+        run_recipe(recipe(folder), run)
+    assert json.loads((run / "record.json").read_text()) == record
+    for stage in ("optical", "terrain"):
+        (run / stage / "last.pt").unlink()
+    run_recipe(recipe(folder), run)
+
+
+def test_a_run_of_an_older_rtsmap_goes_on_with_the_defaults_of_new_numbers(folder, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    text = (run / "config.toml").read_text()
+    older = text.replace("gradient_checkpointing = false\n", "")
+    assert older != text
+    (run / "config.toml").write_text(older)
+    run_recipe(recipe(folder), run)
+    assert (run / "config.toml").read_text() == text
 
 
 def test_ground_that_is_held_out_must_not_be_learnt_from(tmp_path):

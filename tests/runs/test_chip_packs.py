@@ -34,6 +34,7 @@ def test_chips_hold_what_the_scene_itself_would(tmp_path, scene):
     pack([folder], tmp_path / "scene.pack", PackOptions(resolution_m=RESOLUTION_M))
     (chip,), (direct,) = (list(read_index(tmp_path / f"{name}.pack")) for name in ("chips", "scene"))
     assert (chip.group, direct.group) == ("chips", folder.name)
+    assert chip.resolution_m == direct.resolution_m == RESOLUTION_M
     assert not chip.has_kinds
     assert direct.has_kinds
     mine, theirs = whole(chip), whole(direct)
@@ -85,7 +86,13 @@ def test_pictures_without_groups_are_noted(tmp_path):
     (report,) = pack([coco_folder(tmp_path)], tmp_path / "real.pack", PackOptions())
     assert "every picture is a group of its own" in report.notes[0]
     (report,) = pack([tmp_path / "coco.json"], tmp_path / "one.pack", PackOptions(group="one"))
-    assert (report.groups, report.notes) == (1, ())
+    assert report.groups == 1
+    assert "--resolution-m" in report.notes[0]
+    assert [image.resolution_m for image in read_index(tmp_path / "one.pack")] == [None] * 3
+    options = PackOptions(group="one", resolution_m=3.0)
+    (report,) = pack([tmp_path / "coco.json"], tmp_path / "known.pack", options)
+    assert report.notes == ()
+    assert [image.resolution_m for image in read_index(tmp_path / "known.pack")] == [3.0] * 3
 
 
 def test_small_slumps_lie_on_large_ones_and_crowds_are_ignored():

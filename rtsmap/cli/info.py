@@ -27,16 +27,27 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
+    from rtsmap import sandbox
+    from rtsmap.errors import InputError
     from rtsmap.models import find_bundle, read_card
     from rtsmap.rasters.bands import parse_bands
+    from rtsmap.rasters.inspection import Problems, check_inputs
     from rtsmap.rasters.survey import survey
     from rtsmap.rasters.tiling import TileOptions
 
+    sandbox.start()
     card = read_card(find_bundle(model))
     tiles = TileOptions(card.chip_px, card.overlap_px)
     chosen = None if bands is None else parse_bands(bands)
-    found = survey(scene, dem or None, card.spec, tiles, chosen)
+    problems = Problems()
+    remarks = list(check_inputs(scene, dem or None, card.spec, chosen, problems=problems))
     console = Console(highlight=False, soft_wrap=True)
+    try:
+        found = survey(scene, dem or None, card.spec, tiles, chosen)
+    except InputError:
+        # the checks above have said so, and more
+        problems.raise_any()
+        raise
     parts = {"Scene": found.scene, f"Grid for {card.name}": found.grid, "Elevation model": found.dem}
     for title, facts in parts.items():
         if facts:
@@ -45,9 +56,10 @@ def command(
                 table.add_row(f"  {subject}", fact)
             console.print(title, style="bold")
             console.print(table, markup=False)
-    if found.problems:
+    remarks = list(dict.fromkeys((*map(str, problems.found), *found.problems, *remarks)))
+    if remarks:
         console.print("To know", style="bold")
-    for problem in found.problems:
-        console.print(f"  - {problem}", markup=False)
-    if found.blocked:
+    for remark in remarks:
+        console.print(f"  - {remark}", markup=False)
+    if found.blocked or problems.found:
         raise typer.Exit(1)

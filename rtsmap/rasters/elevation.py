@@ -18,7 +18,7 @@ from scipy.ndimage import binary_dilation
 
 from rtsmap.rasters import grids, sources, terrain
 from rtsmap.rasters.mosaic import DemFiles, ElevationModel, open_elevation
-from rtsmap.rasters.sources import Level, Patch
+from rtsmap.rasters.sources import Level, Patch, RasterInfo
 from rtsmap.rasters.tiling import Window
 
 Floats = npt.NDArray[np.float32]
@@ -45,6 +45,11 @@ class Relief:
     valid: Bools
 
 
+def metres_per_unit(info: RasterInfo) -> float:
+    """Length of a raster's unit of height; an unknown one is taken as metres."""
+    return _UNIT_M.get(info.unit, 1.0)
+
+
 class ElevationReader:
     """Reads one elevation model onto windows of the run's grid. Safe to use from several threads."""
 
@@ -53,7 +58,7 @@ class ElevationReader:
         self._info = model.info
         self._model_notes = model.notes
         self._grid = geobox
-        self._to_m = _UNIT_M.get(self._info.unit, 1.0)
+        self._to_m = metres_per_unit(self._info)
         self._level = _terrain_level(self._info, geobox)
         self._level_grid = sources.level_geobox(self._info, self._level)
         self._pixel_m = self._ground_pixel_m()

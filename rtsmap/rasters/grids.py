@@ -18,6 +18,8 @@ from rtsmap.rasters.tiling import Window
 
 Floats = npt.NDArray[np.float64]
 
+EARTH_RADIUS_M = 6_378_137.0
+
 _GEOD = Geod(ellps="WGS84")
 _SCALE_TOLERANCE = 0.05
 _UTM_HALF_WIDTH_M = 300_000

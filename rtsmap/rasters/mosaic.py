@@ -85,6 +85,11 @@ def open_elevation(dem: DemFiles | ElevationModel, near: GeoBox) -> ElevationMod
     return ElevationModel(info, met, tuple(notes))
 
 
+def find_files(dem: DemFiles) -> list[str]:
+    """Names of the files that are meant, each once; InputError where a pattern matches none."""
+    return _find(dem)[0]
+
+
 def _find(dem: DemFiles) -> tuple[list[str], list[str]]:
     """Names of the files, each once, and notes about those left out."""
     given = [str(dem)] if isinstance(dem, (str, Path)) else [str(name) for name in dem]
@@ -147,6 +152,11 @@ def _refuse_other_crs(first: RasterInfo, tile: RasterInfo) -> None:
 
 def _refuse_other_pixels(first: RasterInfo, tile: RasterInfo) -> None:
     """Refuse files that cannot lie in one raster without resampling, or whose heights are not alike."""
+    for info in (first, tile):
+        if info.dataset != info.path:
+            raise GridMismatchError(
+                f"{_both(first, tile)}: {info.path} does not lie north up; turn it first: gdalwarp IN OUT.tif"
+            )
     sizes = [(abs(info.geobox.affine.a), abs(info.geobox.affine.e)) for info in (first, tile)]
     apart = max(abs(mine / his - 1) for mine, his in zip(*sizes, strict=True))
     if apart * max(tile.geobox.shape) > _DRIFT_PX:

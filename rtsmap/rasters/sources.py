@@ -12,7 +12,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ from scipy.ndimage import binary_dilation
 from rtsmap.errors import BandError, GridMismatchError, InputError
 from rtsmap.rasters import grids
 from rtsmap.rasters.bands import check_bands
+from rtsmap.rasters.first_look import MAX_BLOCK_BYTES, block_bytes
 from rtsmap.rasters.grids import RunGrid
 from rtsmap.rasters.tiling import Window
+from rtsmap.rasters.upright import is_located_by_points, is_upright, upright
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -118,7 +120,11 @@ def probe(path: Path | str) -> RasterInfo:
         raise InputError(f"{name}: {reason}") from exc
     with src:
         _refuse_unusable(src, name)
-        return _describe(src, name, name)
+        if is_upright(src):
+            return _describe(src, name, name)
+        text, note = upright(src, name)
+    info = probe_text(text, name)
+    return replace(info, notes=(note, *info.notes))
 
 
 def probe_text(dataset: str, name: str) -> RasterInfo:
@@ -136,25 +142,27 @@ def _refuse_unusable(src: Any, name: str) -> None:
         raise InputError(f"{name}: the raster is empty ({src.height} x {src.width} pixels)")
     if np.dtype(src.dtypes[0]).kind == "c":
         raise InputError(f"{name}: the pixels are complex numbers ({src.dtypes[0]}); wanted real ones")
-    affine = src.transform
-    if affine.is_identity and (src.gcps[0] or src.rpcs):
-        how = "ground control points" if src.gcps[0] else "rational polynomials (RPC)"
-        raise InputError(f"{name}: is located by {how} only; rectify it first: gdalwarp IN OUT.tif")
+    if (size := block_bytes(src)) > MAX_BLOCK_BYTES:
+        raise InputError(
+            f"{name}: its blocks decode to {size / 2**20:,.0f} MiB each, at most {MAX_BLOCK_BYTES >> 20} are "
+            "read; store it in tiles: gdal_translate -co TILED=YES IN OUT.tif"
+        )
+    if is_located_by_points(src):
+        return
     if src.crs is None:
         raise InputError(f"{name}: has no CRS; assign the right one: gdal_edit.py -a_srs EPSG:CODE FILE")
+    if src.transform.is_identity:
+        raise InputError(
+            f"{name}: has a CRS, but says nothing about where its pixels lie; give it its corners: "
+            "gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM FILE"
+        )
     if not (src.crs.is_projected or src.crs.is_geographic):
         raise InputError(f"{name}: its CRS has no known place on Earth; warp or assign another one first")
-    if affine.b or affine.d:
-        raise InputError(f"{name}: the grid is rotated; turn it north up first: gdalwarp IN OUT.tif")
-    if affine.a <= 0 or affine.e >= 0:
-        raise InputError(
-            f"{name}: the grid is mirrored (pixel size {affine.a}, {affine.e}); wanted rows from top to "
-            "bottom and columns from left to right: gdalwarp IN OUT.tif"
-        )
 
 
 def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
     geobox = GeoBox((src.height, src.width), src.transform, _horizontal_crs(src.crs))
+    _refuse_other_planets(geobox.crs, name)
     height_m, width_m = grids.ground_pixel_m(geobox)
     gsd = float(np.sqrt(height_m * width_m))
     if not np.isfinite(gsd):
@@ -187,6 +195,16 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
         notes=_nodata_notes(src, has_alpha=has_alpha, fill_is_zero=fill_is_zero),
         dataset=dataset,
     )
+
+
+def _refuse_other_planets(crs: CRS, name: str) -> None:
+    ellipsoid = crs.proj.ellipsoid
+    radius_m = ellipsoid.semi_major_metre if ellipsoid else grids.EARTH_RADIUS_M
+    if abs(radius_m / grids.EARTH_RADIUS_M - 1) > 0.02:
+        raise InputError(
+            f"{name}: its CRS {grids.crs_name(crs)} is of a body of {radius_m / 1000:,.0f} km radius, not of "
+            "Earth; lengths and areas would be wrong"
+        )
 
 
 def _horizontal_crs(crs: Any) -> CRS:

@@ -16,7 +16,7 @@ from typing import Any
 
 from odc.geo.geobox import GeoBox
 
-from rtsmap import __version__
+from rtsmap import __version__, sandbox
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea, coverage_areas
@@ -163,6 +163,7 @@ def predict(
     started = time.time()
     out, options = Path(out), options or PredictOptions()
     _check_out(out, overwrite=overwrite)
+    sandbox.start()
     engine = engine_of(model, options.device, options.precision, options.batch_size)
     prepared = _prepare(scene, dem, engine, options, {"aoi": aoi, "exclude": exclude})
     run = open_run(Path(run_dir) if run_dir else out.with_suffix(".rtsrun"), prepared.plan)

@@ -12,6 +12,7 @@ from odc.geo.geobox import GeoBox
 from rtsmap.instances.ground import Ground, ground_of
 from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.chips import ChipReader
+from rtsmap.rasters.inspection import Problems, check_inputs
 from rtsmap.rasters.mosaic import DemFiles, open_elevation
 from rtsmap.rasters.sources import fingerprint, probe, run_grid
 from rtsmap.rasters.survey import survey
@@ -19,6 +20,7 @@ from rtsmap.rasters.tiling import TileOptions
 from rtsmap.runs.engine import Engine
 from rtsmap.runs.plan import Plan, package_versions
 from rtsmap.vectors.areas import Area, AreaFiles, area_files, read_area
+from rtsmap.vectors.labels import read_polygons
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,19 @@ def prepare(
     bands: Mapping[str, int] | None = None,
     aoi: AreaFiles | None = None,
     exclude: AreaFiles | None = None,
+    problems: Problems | None = None,
 ) -> Prepared:
     """Plan a run over a scene; pixels are read for samples only: of fingerprints, and of radiometry.
 
-    `bands` gives numbers of the scene's bands by name; `aoi` and `exclude` are files of polygons.
+    `bands` gives numbers of the scene's bands by name; `aoi` and `exclude` are files of polygons. All that
+    is wrong with the inputs is raised as one InputError, together with `problems` that are known already.
     """
+    problems = problems or Problems()
+    doubts = check_inputs(scene, dem, engine.spec, bands, problems=problems)
+    for name in (*area_files(aoi), *area_files(exclude)):
+        with problems.collected():
+            read_polygons(name)
+    problems.raise_any()
     info = probe(scene)
     grid = run_grid(info, engine.spec.resolution_m)
     elevation = None if dem is None else open_elevation(dem, grid.geobox)
@@ -93,8 +103,8 @@ def prepare(
         bands,
         radiometry=reader.radiometry,
     )
-    problems = survey(scene, elevation, engine.spec, tiles, bands).problems
-    notes = (*problems, *reader.notes, *(note for area in given.values() for note in area.notes))
+    remarks = survey(scene, elevation, engine.spec, tiles, bands).problems
+    notes = (*doubts, *remarks, *reader.notes, *(note for area in given.values() for note in area.notes))
     return Prepared(plan, reader, leading, tuple(dict.fromkeys(notes)), _ground(grid.geobox, given))
 
 

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from rtsmap import sandbox
+from rtsmap.errors import GridMismatchError, InputError
+from rtsmap.rasters import sources
+from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
+from rtsmap.rasters.first_look import look
+from rtsmap.rasters.inspection import Problems, check_inputs
+from tests.rasters.files import write
+
+SPEC = InputSpec(4.0, (OPTICAL_RGB, TERRAIN))
+RNG = np.random.default_rng(7)
+
+
+def scene(path, size=64, **profile):
+    pixels = RNG.integers(1, 255, (3, size, size)).astype(np.uint8)
+    return write(path, pixels, 4.0, photometric="RGB", **profile)
+
+
+def dem(path, low=100.0, high=200.0, dtype="float32", size=40, **profile):
+    return write(path, np.linspace(low, high, size * size).reshape(size, size).astype(dtype), 8.0, **profile)
+
+
+def check(scene_path, dem_path=None):
+    """(problems, notes) of inputs."""
+    problems = Problems()
+    notes = check_inputs(scene_path, dem_path, SPEC, problems=problems)
+    return " | ".join(str(exc) for exc in problems.found), " | ".join(notes)
+
+
+def test_good_inputs_raise_no_doubt(tmp_path):
+    assert check(scene(tmp_path / "s.tif"), dem(tmp_path / "d.tif")) == ("", "")
+
+
+@pytest.mark.parametrize("name", ["a b.tif", 'd\'été "x".tif', "Ямал_融.tif", "100%.tif", "a;b&c,d.tif"])
+def test_any_name_will_do(tmp_path, name):
+    folder = tmp_path / "scène 1"
+    folder.mkdir()
+    assert check(scene(folder / name), dem(folder / f"dem {name}")) == ("", "")
+
+
+def test_all_problems_of_all_inputs_come_together(tmp_path):
+    one = write(tmp_path / "s.tif", np.ones((2, 9, 9), np.uint8), 4.0, crs=None)
+    two = dem(tmp_path / "d.tif", crs=None)
+    problems = Problems()
+    with problems.collected():
+        raise InputError("labels.shp: no polygon")
+    check_inputs(one, [two, tmp_path / "absent.tif"], SPEC, problems=problems)
+    with pytest.raises(InputError) as caught:
+        problems.raise_any()
+    text = str(caught.value)
+    assert text.startswith("4 things stand in the way:")
+    for words in (
+        "labels.shp",
+        "s.tif: has no CRS",
+        "d.tif: has no CRS",
+        "absent.tif: there is no such file",
+    ):
+        assert words in text
+
+
+def test_one_problem_stays_the_error_that_it_is(tmp_path):
+    far = dem(tmp_path / "d.tif", corner=(900_000.0, 7_000_000.0))
+    problems = Problems()
+    check_inputs(scene(tmp_path / "s.tif"), far, SPEC, problems=problems)
+    with pytest.raises(GridMismatchError, match="does not overlap the scene"):
+        problems.raise_any()
+    patient = Problems()
+    check_inputs(tmp_path / "s.tif", far, SPEC, problems=patient, dem_may_miss=True)
+    assert not patient.found
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty (0 bytes)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS pointer"),
+        (b"not a picture", "cannot open it as a raster"),
+    ],
+)
+def test_what_is_no_raster_is_named(tmp_path, content, words):
+    (tmp_path / "s.tif").write_bytes(content)
+    assert words in check(tmp_path / "s.tif")[0]
+    assert words in check(scene(tmp_path / "good.tif"), tmp_path / "s.tif")[0]
+
+
+def test_a_truncated_file_is_refused_with_the_share_that_is_missing(tmp_path):
+    path = scene(tmp_path / "s.tif", 512, tiled=True, blockxsize=64, blockysize=64)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "truncated: 52% of its pixels lie beyond its end" in check(path)[0]
+
+
+def test_a_damaged_block_is_a_doubt_and_all_damaged_a_problem(tmp_path):
+    path = scene(tmp_path / "s.tif", 512, tiled=True, blockxsize=256, blockysize=256, compress="deflate")
+    data = bytearray(path.read_bytes())
+    with rasterio.open(path) as src:
+        places = [int(src.get_tag_item(f"BLOCK_OFFSET_{c}_{r}", "TIFF", 1)) for r in (0, 1) for c in (0, 1)]
+    data[places[0] : places[0] + 64] = bytes(64)
+    path.write_bytes(data)
+    problems, notes = check(path)
+    assert not problems
+    assert "a part cannot be read" in notes
+    for place in places:
+        data[place : place + 64] = bytes(64)
+    path.write_bytes(data)
+    assert "no pixel of it can be read" in check(path)[0]
+
+
+def test_a_block_that_would_fill_memory_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "s.tif"
+    profile = {"driver": "GTiff", "count": 3, "height": 16384, "width": 16384, "dtype": "uint8"}
+    grid = {"crs": "EPSG:32608", "transform": Affine(4, 0, 5e5, 0, -4, 7.7e6)}
+    with rasterio.open(
+        path,
+        "w",
+        **profile,
+        **grid,
+        tiled=True,
+        blockxsize=16384,
+        blockysize=16384,
+        SPARSE_OK=True,
+        interleave="pixel",
+        compress="deflate",
+    ):
+        pass
+    assert "decode to 768 MiB" in check(path)[0]
+    with pytest.raises(InputError, match="decode to 768 MiB"):
+        sources.probe(path)
+    (tmp_path / "s.vrt").write_text(
+        '<VRTDataset rasterXSize="64" rasterYSize="64"><SRS>EPSG:32608</SRS>'
+        "<GeoTransform>500000, 4, 0, 7700000, 0, -4</GeoTransform>"
+        '<VRTRasterBand dataType="Byte" band="1"><SimpleSource><SourceFilename relativeToVRT="1">s.tif'
+        "</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    assert "s.tif decode to 768 MiB" in check(tmp_path / "s.vrt")[0]
+
+
+def test_what_kills_or_stalls_the_reader_is_a_problem_of_its_file(tmp_path, monkeypatch):
+    path = scene(tmp_path / "s.tif")
+
+    def crash(*_, **__):
+        raise sandbox.CrashedError("the library that reads it crashes (SIGSEGV)")
+
+    monkeypatch.setattr(sandbox, "call", crash)
+    monkeypatch.setattr(sources, "probe", lambda *_: pytest.fail("it must not be opened again"))
+    assert "s.tif: the library that reads it crashes (SIGSEGV)" in check(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "profile", "problem", "note"),
+    [
+        (np.zeros((3, 40, 40), np.uint8), {}, "no pixel has data", ""),
+        (np.full((3, 40, 40), np.nan, np.float32), {}, "no pixel has data", ""),
+        (np.full((3, 40, 40), 7, np.uint8), {"nodata": 7}, "no pixel has data", ""),
+        (np.full((3, 40, 40), 7, np.uint8), {}, "", "has the value 7 wherever"),
+        (np.float32([[[-3.4e38, 5.0]]] * 3), {}, "-3.4e+38, which no imagery has", ""),
+    ],
+)
+def test_scenes_without_sense(tmp_path, pixels, profile, problem, note):
+    path = write(tmp_path / "s.tif", pixels, 4.0, photometric="RGB", **profile)
+    problems, notes = check(path)
+    assert problem in problems
+    assert bool(problem) == bool(problems)
+    assert note in notes
+    assert bool(note) == bool(notes)
+
+
+@pytest.mark.parametrize(
+    ("values", "extra", "problem", "note"),
+    [
+        ((1e5, 2e5), {}, "it is not elevation", ""),
+        ((-32768, -32768), {"dtype": "int16"}, "nodata value is not declared", ""),
+        ((-9999, -9999), {"nodata": -9999}, "no pixel has data", ""),
+        ((0, 250), {"dtype": "uint8"}, "", "8-bit values"),
+        ((0, 1), {}, "", "all its sampled values lie within 0 and 1"),
+        ((3000, 20000), {}, "", "if they are feet, say so"),
+        ((-9999, 800), {}, "", "taken as voids"),
+        ((5, 5), {}, "", "has the value 5 wherever"),
+        ((100, 200), {"crs": "EPSG:2276", "corner": (-1e7, 4e7)}, "", "its CRS is in feet"),
+    ],
+)
+def test_elevation_that_is_none_or_in_doubt(tmp_path, values, extra, problem, note):
+    problems = Problems()
+    path = dem(tmp_path / "d.tif", *values, **extra)
+    notes = check_inputs(scene(tmp_path / "s.tif"), path, SPEC, problems=problems, dem_may_miss=True)
+    found = " ".join(map(str, problems.found))
+    assert problem in found
+    assert bool(problem) == bool(found)
+    assert any(note in sentence for sentence in notes) if note else not notes
+
+
+def test_bands_that_say_what_they_are_are_believed(tmp_path):
+    path = dem(tmp_path / "d.tif")
+    with rasterio.open(path, "r+") as dst:
+        dst.set_band_description(1, "gamma0_vv")
+    assert "'gamma0_vv', which is not elevation" in check(scene(tmp_path / "s.tif"), path)[0]
+    classes = dem(tmp_path / "c.tif", 0, 12, dtype="uint8")
+    with rasterio.open(classes, "r+") as dst:
+        dst.write_colormap(1, {0: (0, 0, 0), 12: (9, 9, 9)})
+    assert "classes with a colour table" in check(tmp_path / "s.tif", classes)[0]
+
+
+def test_many_tiles_are_only_opened(tmp_path):
+    paths = [dem(tmp_path / f"{i}.tif", size=4) for i in range(40)]
+    assert check(scene(tmp_path / "s.tif"), paths) == ("", "")
+
+
+def test_the_look_is_data_and_cheap_on_large_files(tmp_path):
+    path = scene(tmp_path / "s.tif", 1024, tiled=True, blockxsize=128, blockysize=128)
+    found = look(str(path))
+    assert found["sampled"] == 25
+    assert not found["whole"]
+    assert len(found["bands"]) == 3

@@ -22,6 +22,7 @@ from rtsmap.instances.detections import Detection
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN_FOR_TRAINING, InputSpec, Modality, check_bands
 from rtsmap.rasters.chips import Chip
 from rtsmap.rasters.grids import window_geobox
+from rtsmap.rasters.inspection import Problems
 from rtsmap.rasters.mosaic import DemFiles
 from rtsmap.rasters.sources import write_geotiff
 from rtsmap.rasters.tiling import Tile, TileOptions
@@ -132,9 +133,11 @@ def cut_scene(
     out, options = Path(out), options or ChipOptions()
     groups = (OPTICAL_RGB,) if dem is None else (OPTICAL_RGB, TERRAIN_FOR_TRAINING)
     spec = spec or InputSpec(options.resolution_m, groups)
-    polygons = None if labels is None else read_polygons(labels)
-    _make_room(out, overwrite=overwrite)
-    prepared, task = _task(scene, dem, spec, options, out, areas={"aoi": aoi, "exclude": exclude})
+    problems, polygons = Problems(), None
+    with problems.collected():
+        polygons = None if labels is None else read_polygons(labels)
+    given = {"aoi": aoi, "exclude": exclude, "problems": problems}
+    prepared, task = _task(scene, dem, spec, options, out, overwrite=overwrite, given=given)
     receipts, _ = complete(task, progress)
     with exclusive(task.run.directory):
         chips = [(tile, result) for tile, result in _results(task) if result.coverage.status == MAPPED]
@@ -145,6 +148,8 @@ def cut_scene(
             polygons = polygons.to_crs(geobox.crs)
             found = _annotate(chips, polygons, geobox, out / ANNOTATIONS, spec)
             notes = (*notes, *polygons.notes)
+            if len(polygons) and not found:
+                notes = (*notes, f"{labels}: none of its {len(polygons)} polygons lies on a chip")
         # the index comes last: where it is, the folder is complete
         write_polygons(out / INDEX, _index(chips, geobox, spec))
     return ChipReport(
@@ -188,8 +193,10 @@ def _task(
     options: ChipOptions,
     out: Path,
     *,
-    areas: Mapping[str, AreaFiles | None],
+    overwrite: bool,
+    given: Mapping[str, Any],
 ) -> tuple[Prepared, Task]:
+    """Plan the run; only when nothing stands in the way, chips that are there make room."""
     engine = Engine(
         spec=spec,
         chip_px=options.chip_px,
@@ -207,8 +214,9 @@ def _task(
         shard_tiles=SHARD_TILES,
         options=decisive,
         bands=options.bands,
-        **areas,
+        **given,
     )
+    _make_room(out, overwrite=overwrite)
     task = Task(
         run=open_run(out / RUN, prepared.plan),
         reader=prepared.reader,

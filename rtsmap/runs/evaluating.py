@@ -17,6 +17,7 @@ from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.instances.map_scores import IOUS, SIZE_CLASS_NAMES, Figure, JudgedMap, score_maps, size_class
 from rtsmap.instances.outcomes import Curve, outcomes_of, threshold_curve
+from rtsmap.rasters.inspection import Problems
 from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.geopackage import COVERAGE_LAYER, read_map
 from rtsmap.vectors.labels import read_polygons
@@ -54,11 +55,13 @@ def evaluate_maps(
     """
     if block_km <= 0 or not 0 <= min_score <= 1:
         raise OptionsError(f"block_km={block_km} (wanted > 0), min_score={min_score} (wanted 0..1)")
-    judged, notes = [], list[str]()
+    judged, notes, problems = list[JudgedMap](), list[str](), Problems()
     for number, (map_path, labels_path) in enumerate(pairs):
-        one, remarks = judged_map(map_path, labels_path, min_score, block_km, name=f"{number}")
-        judged.append(one)
-        notes += remarks
+        with problems.collected():
+            one, remarks = judged_map(map_path, labels_path, min_score, block_km, name=f"{number}")
+            judged.append(one)
+            notes += remarks
+    problems.raise_any()
     return Evaluation(
         score_maps(judged, outline_tolerance_m=outline_tolerance_m),
         sum(len(one.predicted) for one in judged),
@@ -95,7 +98,12 @@ def judged_map(
     map_path: Path, labels_path: Path, min_score: float, block_km: float, *, name: str = ""
 ) -> tuple[JudgedMap, list[str]]:
     """A map and its truth on an equal-area plane around the mapped ground, and what was left out."""
-    coverage = read_map(map_path, COVERAGE_LAYER)
+    problems = Problems()
+    with problems.collected():
+        coverage = read_map(map_path, COVERAGE_LAYER)
+    with problems.collected():
+        labels = read_polygons(labels_path)
+    problems.raise_any()
     mapped = coverage[coverage["status"] == MAPPED]
     if not len(mapped):
         raise InputError(f"{map_path}: its coverage holds no mapped ground, so there is nothing to judge")
@@ -103,7 +111,6 @@ def judged_map(
     ground = shapely.union_all(make_polygons_valid(mapped.to_crs(plane.proj).geometry.to_numpy()))
     found = read_map(map_path)
     found = found[found["score"] >= min_score].to_crs(plane.proj)
-    labels = read_polygons(labels_path)
     notes = [f"{labels_path}: {note}" for note in labels.notes]
     truth = [polygon for polygon in labels.to_crs(plane).geometries if _mostly_within(polygon, ground)]
     if len(truth) < len(labels):

@@ -25,6 +25,7 @@ from rtsmap.instances.polygons import MAX_AREA_CHANGE
 from rtsmap.instances.seams import Instance, MergeOptions, TileMap, is_wanted
 from rtsmap.models import ModelCard
 from rtsmap.rasters.bands import check_bands
+from rtsmap.rasters.inspection import Problems
 from rtsmap.rasters.mosaic import DemFiles
 from rtsmap.rasters.tiling import TileOptions
 from rtsmap.runs.detecting import (
@@ -44,7 +45,7 @@ from rtsmap.runs.preparing import Prepared, prepare
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.shards import Shard, read_shard
 from rtsmap.vectors.areas import AreaFiles
-from rtsmap.vectors.atomic import refuse_existing
+from rtsmap.vectors.atomic import refuse_existing, refuse_odd_name
 from rtsmap.vectors.geopackage import write_map
 
 
@@ -162,10 +163,12 @@ def predict(
     """
     started = time.time()
     out, options = Path(out), options or PredictOptions()
-    _check_out(out, overwrite=overwrite)
+    problems = Problems()
+    with problems.collected():
+        _check_out(out, overwrite=overwrite)
     sandbox.start()
     engine = engine_of(model, options.device, options.precision, options.batch_size)
-    prepared = _prepare(scene, dem, engine, options, {"aoi": aoi, "exclude": exclude})
+    prepared = _prepare(scene, dem, engine, options, {"aoi": aoi, "exclude": exclude, "problems": problems})
     run = open_run(Path(run_dir) if run_dir else out.with_suffix(".rtsrun"), prepared.plan)
     task = Task(
         run=run,
@@ -216,6 +219,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise InputError(f"{out}: maps are written as .gpkg; `rtsmap export` turns one into other formats")
     if not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}; create it first")
+    refuse_odd_name(out)
     refuse_existing(out, overwrite=overwrite)
 
 
@@ -224,7 +228,7 @@ def _prepare(
     dem: DemFiles | None,
     engine: Engine,
     options: PredictOptions,
-    areas: Mapping[str, AreaFiles | None],
+    given: Mapping[str, Any],
 ) -> Prepared:
     chip_px = options.chip_px or engine.chip_px
     # an overlap made for larger chips is too much for small ones
@@ -243,7 +247,7 @@ def _prepare(
         shard_tiles=options.shard_tiles,
         options=decisive,
         bands=options.bands,
-        **areas,
+        **given,
     )
 
 

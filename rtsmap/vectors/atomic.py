@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from rtsmap.errors import InputError
+from rtsmap.errors import InputError, RunError
 
 COMPANIONS: Mapping[str, tuple[str, ...]] = {
     ".shp": (".shx", ".dbf", ".prj", ".cpg", ".sbn", ".sbx", ".qix", ".qmd", ".shp.xml"),
@@ -39,6 +39,8 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         ) from exc
     try:
         yield folder / path.name
+        if not (folder / path.name).exists():
+            raise RunError(f"{path} was not written: nothing of that name came about")
         # Another program may have made the file meanwhile.
         refuse_existing(path, overwrite=overwrite)
         try:
@@ -49,6 +51,15 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             ) from exc
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_odd_name(path: Path) -> None:
+    """Raise InputError for a path that pyogrio would take for another file: ; and ! part its URLs."""
+    odd = sorted(set(";!") & set(str(path)))
+    if odd:
+        raise InputError(
+            f"{path}: vector files cannot have {' or '.join(odd)} in their name or a folder's; rename it"
+        )
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

@@ -15,7 +15,7 @@ import shapely
 from pandas.api.types import is_object_dtype
 
 from rtsmap.errors import InputError, RunError
-from rtsmap.vectors.atomic import whole_file
+from rtsmap.vectors.atomic import refuse_odd_name, whole_file
 from rtsmap.vectors.kml import write_kml
 from rtsmap.vectors.repair import Shapes, is_polygonal, make_polygons_valid
 
@@ -61,6 +61,7 @@ def write_frame(
     written.
     """
     driver = driver_of(path)
+    refuse_odd_name(path)
     notes: tuple[str, ...] = ()
     if driver in IN_LONLAT:
         frame, notes = in_lonlat(frame, driver)

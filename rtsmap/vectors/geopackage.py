@@ -15,13 +15,15 @@ import geopandas
 import numpy as np
 import pandas as pd
 import pyogrio
+import pyproj
+import shapely
 from odc.geo.crs import CRS
 
 from rtsmap.errors import InputError, RunError
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea
 from rtsmap.vectors.atomic import whole_file
-from rtsmap.vectors.labels import MAP_LAYER
+from rtsmap.vectors.labels import MAP_LAYER, look_first
 from rtsmap.vectors.qgis_style import coverage_qml, footprint_qml, style_rows
 
 FOOTPRINT_LAYER = MAP_LAYER
@@ -54,6 +56,7 @@ FOOTPRINT_COLUMNS: Mapping[str, str] = {
 """
 
 COVERAGE_COLUMNS: Mapping[str, str] = {"status": "object", "reason": "object", "area_m2": "float64"}
+_NEEDED = {FOOTPRINT_LAYER: ("id", "score", "area_m2"), COVERAGE_LAYER: ("status", "reason")}
 
 REVIEW_COLUMN, COMMENT_COLUMN = "review", "review_comment"
 """Columns of a footprint that a review adds."""
@@ -120,15 +123,24 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
     """Read the footprints of a map, or its `coverage`; raises InputError when it is not there."""
     path = Path(path)
     _check_is_map(path, layer)
-    return pyogrio.read_dataframe(path, layer=layer)
+    frame = _read(path, layer)
+    missing = [name for name in _NEEDED[layer] if name not in frame.columns]
+    if missing or not isinstance(frame, geopandas.GeoDataFrame) or frame.crs is None:
+        what = f"no column '{missing[0]}'" if missing else "no geometry with a CRS"
+        raise InputError(f"{path}: layer '{layer}' has {what}, so this is not a whole map of rtsmap")
+    return frame
 
 
 def read_run_record(path: Path | str) -> dict[str, Any]:
     """Read the record of the run that made a map."""
     path = Path(path)
     _check_is_map(path, RECORD_TABLE)
-    rows = pyogrio.read_dataframe(path, layer=RECORD_TABLE)
-    return {key: json.loads(value) for key, value in zip(rows["key"], rows["value"], strict=True)}
+    rows = _read(path, RECORD_TABLE)
+    try:
+        return {str(key): json.loads(value) for key, value in zip(rows["key"], rows["value"], strict=True)}
+    except (KeyError, TypeError, ValueError, RecursionError) as exc:
+        reason = f"{type(exc).__name__}: {exc}"
+        raise InputError(f"{path}: the record of its run cannot be read ({reason})") from exc
 
 
 def read_layers(path: Path | str) -> MapLayers:
@@ -213,12 +225,32 @@ def _plain(value: Any) -> Any:
 def _check_is_map(path: Path, layer: str) -> None:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    look_first(path, layer)
     try:
         layers = pyogrio.list_layers(path)[:, 0].tolist()
-    except pyogrio.errors.DataSourceError as exc:
+    except _UNREADABLE as exc:
         raise InputError(f"{path}: cannot be read as a GeoPackage: {exc}") from exc
     if layer not in layers:
         raise InputError(f"{path}: no layer '{layer}', so this is not a map of rtsmap; it has {layers}")
+
+
+_UNREADABLE = (
+    pyogrio.errors.DataSourceError,
+    pyogrio.errors.DataLayerError,
+    pyogrio.errors.CRSError,
+    pyproj.exceptions.CRSError,
+    shapely.errors.GEOSException,
+    RuntimeError,
+    ValueError,
+)
+
+
+def _read(path: Path, layer: str) -> Any:
+    """A layer as a frame; pyogrio itself trusts the file."""
+    try:
+        return pyogrio.read_dataframe(path, layer=layer)
+    except _UNREADABLE as exc:
+        raise InputError(f"{path}: layer '{layer}' cannot be read; the file is damaged: {exc}") from exc
 
 
 def _check_written(path: Path, layers: MapLayers) -> None:

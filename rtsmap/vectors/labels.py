@@ -18,12 +18,15 @@ import shapely
 from odc.geo.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
+from rtsmap import sandbox
 from rtsmap.errors import LabelError
+from rtsmap.vectors.atomic import refuse_odd_name
 from rtsmap.vectors.formats import DRIVERS, write_frame
 from rtsmap.vectors.repair import is_polygonal, make_polygons_valid
 
 MAP_LAYER = "rts_footprints"
 ZIPPED_SUFFIXES = (".shp", ".gpkg", ".geojson", ".json", ".fgb", ".kml")
+_MOST_DEGREES = 540.0
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -76,6 +79,7 @@ def read_polygons(path: Path | str, layer: str | None = None) -> Polygons:
     """
     path = Path(path)
     _check_content_is_here(path)
+    look_first(path, None)
     shapes, crs, columns, notes = _read_parquet(path) if _is_parquet(path) else _read_ogr(path, layer)
     if not crs:
         raise LabelError(
@@ -86,6 +90,8 @@ def read_polygons(path: Path | str, layer: str | None = None) -> Polygons:
         nothing: dict[str, list[Any]] = {name: [] for name in columns}
         return Polygons((), _parse_crs(path, crs), nothing, (*notes, "no feature: ground without slumps"))
     geometries, keep, repairs = _usable_polygons(shapes)
+    parsed = _parse_crs(path, crs)
+    _check_degrees(path, geometries, parsed)
     if not len(geometries):
         kinds = ", ".join(sorted({str(g.geom_type) for g in shapes if g is not None}))
         raise LabelError(
@@ -94,10 +100,20 @@ def read_polygons(path: Path | str, layer: str | None = None) -> Polygons:
         )
     return Polygons(
         tuple(geometries),
-        _parse_crs(path, crs),
+        parsed,
         {name: _take(values, keep) for name, values in columns.items()},
         notes + repairs,
     )
+
+
+def look_first(path: Path, layer: str | None) -> None:
+    """Have the file read in a child process; LabelError for what crashes or stalls there."""
+    refuse_odd_name(path)
+    source = f"/vsizip/{path}" if path.suffix.lower() == ".zip" else str(path)
+    try:
+        sandbox.call("rtsmap.vectors.first_look:look", source, layer)
+    except sandbox.CrashedError as exc:
+        raise LabelError(f"{path}: {exc}; the file is damaged, or not what its name says") from exc
 
 
 def write_polygons(
@@ -157,10 +173,15 @@ def _read_ogr(path: Path, layer: str | None) -> _Raw:
             source = _member_of_zip(path, layer) if path.suffix.lower() == ".zip" else str(path)
             name = _choose_layer(path, source, layer)
             meta, _, wkb, values = pyogrio.raw.read(source, layer=name, datetime_as_string=True)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as exc:
+    except LabelError:
+        raise
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, RuntimeError, ValueError) as exc:
         raise LabelError(f"{path}: cannot be read as a vector file: {exc}") from exc
     columns = {str(field): column.tolist() for field, column in zip(meta["fields"], values, strict=True)}
-    geometries = np.array([], dtype=object) if wkb is None else shapely.from_wkb(wkb, on_invalid="fix")
+    try:
+        geometries = np.array([], dtype=object) if wkb is None else shapely.from_wkb(wkb, on_invalid="fix")
+    except shapely.errors.GEOSException as exc:
+        raise LabelError(f"{path}: its geometries are damaged: {exc}") from exc
     notes = tuple(dict.fromkeys(f"GDAL: {warning.message}" for warning in caught))
     return geometries, meta["crs"], columns, notes
 
@@ -170,7 +191,7 @@ def _member_of_zip(path: Path, layer: str | None) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [PurePosixPath(name) for name in archive.namelist() if not name.startswith("__MACOSX")]
-    except zipfile.BadZipFile as exc:
+    except (zipfile.BadZipFile, OSError) as exc:
         raise LabelError(f"{path}: cannot be read as a zip archive: {exc}") from exc
     found = [member for member in members if member.suffix.lower() in ZIPPED_SUFFIXES]
     chosen = [member for member in found if member.stem == layer] if len(found) > 1 and layer else found
@@ -220,6 +241,18 @@ def _usable_polygons(
         np.flatnonzero(usable),
         tuple(f"{count} of {len(shapes)} features {what}" for count, what in notes if count),
     )
+
+
+def _check_degrees(path: Path, geometries: npt.NDArray[Any], crs: CRS) -> None:
+    """GeoJSON and KML without a CRS count as degrees, whatever numbers they hold."""
+    if crs.geographic and len(geometries):
+        west, south, east, north = shapely.total_bounds(geometries)
+        if max(-west, east) > _MOST_DEGREES or max(-south, north) > 90 + 1e-6:
+            raise LabelError(
+                f"{path}: its coordinates reach from {west:.6g}, {south:.6g} to {east:.6g}, {north:.6g}: "
+                f"these are no degrees, but its CRS ({crs.proj.name}) is in degrees; give it the CRS "
+                "that it was drawn in: ogr2ogr -a_srs EPSG:CODE OUT.gpkg FILE"
+            )
 
 
 def _parse_crs(path: Path, crs: Any) -> CRS:

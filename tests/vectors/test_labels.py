@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sqlite3
+import struct
 import zipfile
+from contextlib import closing
 
 import geopandas
 import numpy as np
@@ -14,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.crs import CRS
 
+from rtsmap import sandbox
 from rtsmap.errors import InputError, LabelError
 from rtsmap.instances.attributes import geodesic_area_m2
 from rtsmap.vectors.formats import DRIVERS
@@ -297,3 +302,56 @@ def test_a_read_only_copy_is_read(tmp_path):
     (tmp_path / "b.gpkg").chmod(0o444)
     assert len(read_polygons(copy)) == 9
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gpkg", "b.gpkg"]
+
+
+def test_projected_numbers_are_not_taken_for_degrees(tmp_path):
+    ring = [[500_000, 7_000_000], [500_010, 7_000_000], [500_010, 7_000_010], [500_000, 7_000_000]]
+    feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    path = tmp_path / "drawn in metres.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    with pytest.raises(LabelError, match="are no degrees"):
+        read_polygons(path)
+
+
+def test_curves_are_drawn_as_many_edges(tmp_path):
+    path = tmp_path / "curved.gpkg"
+    write_polygons(path, Polygons((shapely.box(0, 0, 10, 10),), CRS("EPSG:32608")), "slumps")
+    # a circle of radius 5: CURVEPOLYGON(CIRCULARSTRING(...)) as ISO WKB behind GeoPackage's own header
+    points = [(0, 0), (5, 5), (10, 0), (5, -5), (0, 0)]
+    circle = struct.pack("<BII", 1, 8, 5) + b"".join(struct.pack("<dd", *point) for point in points)
+    blob = b"GP\x00\x01" + struct.pack("<i", 32608) + struct.pack("<BII", 1, 10, 1) + circle
+    with closing(sqlite3.connect(path)) as database, database:
+        for (name,) in database.execute("select name from sqlite_master where type = 'trigger'").fetchall():
+            database.execute(f'drop trigger "{name}"')
+        database.execute("update slumps set geom = ?", (blob,))
+        database.execute("update gpkg_geometry_columns set geometry_type_name = 'CURVEPOLYGON'")
+    assert read_polygons(path).geometries[0].area == pytest.approx(np.pi * 25, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", ["a b.gpkg", 'd\'été "x".geojson', "Ямал_融.gpkg", "100%&.geojson"])
+def test_any_name_will_do(tmp_path, name):
+    drawn = Polygons((shapely.box(10, 60, 10.1, 60.1),), CRS("EPSG:4326"))
+    write_polygons(tmp_path / name, drawn)
+    assert len(read_polygons(tmp_path / name)) == 1
+
+
+def test_what_crashes_the_reader_is_a_problem_of_its_file(tmp_path, monkeypatch):
+    write_polygons(tmp_path / "x.gpkg", Polygons((shapely.box(10, 60, 10.1, 60.1),), CRS("EPSG:4326")))
+
+    def crash(*_, **__):
+        raise sandbox.CrashedError("the library that reads it crashes (SIGSEGV)")
+
+    monkeypatch.setattr(sandbox, "call", crash)
+    with pytest.raises(LabelError, match=r"x\.gpkg: the library that reads it crashes"):
+        read_polygons(tmp_path / "x.gpkg")
+
+
+@pytest.mark.parametrize("name", ["a;b.gpkg", "a!b.geojson"])
+def test_names_that_would_be_taken_for_others_are_refused_and_nothing_is_written(tmp_path, name):
+    drawn = Polygons((shapely.box(10, 60, 10.1, 60.1),), CRS("EPSG:4326"))
+    with pytest.raises(InputError, match="rename it"):
+        write_polygons(tmp_path / name, drawn)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match="rename it"):
+        read_polygons(tmp_path / name)

@@ -20,6 +20,11 @@ def command(
     bands: BandsOption = None,
     aoi: AoiOption = None,
     exclude: ExcludeOption = None,
+    date: Annotated[
+        str | None,
+        typer.Option(help="When the scene was taken, if its tags and name do not tell: 2020-07-05."),
+    ] = None,
+    scene_id: Annotated[str | None, typer.Option(help="What the scene is called on footprints.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="GeoPackage to write; default: SCENE_slumps.gpkg here.")
     ] = None,
@@ -94,6 +99,8 @@ def command(
         precision=precision,
         read_threads=read_threads,
         bands=None if bands is None else parse_bands(bands),
+        date=date,
+        scene_id=scene_id,
     )
     with progress_bars() as progress:
         report = map_scene(

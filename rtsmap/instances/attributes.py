@@ -61,7 +61,9 @@ class Footprint:
     `polygon` is in `crs`; area and perimeter (holes included in both ways) are geodesic on WGS84,
     `centroid_lon`, `centroid_lat` in degrees. `n_parts`: tiles' parts that it was joined from;
     `seam_unconfirmed`: see `Instance`; `valid_share`: share of its ground with imagery. The figures
-    from the elevation model are None without one; see `Terrain` for what they mean.
+    from the elevation model are None without one; see `Terrain` for what they mean. `scene_id` and
+    `acquired` say which imagery and when it was taken, `dem_date` when the elevation was, or from when to
+    when (ISO 8601); None where nothing tells.
 
     Raises InputError for an empty or invalid polygon and for impossible figures.
     """
@@ -84,6 +86,9 @@ class Footprint:
     slope_deg: float | None = None
     aspect_deg: float | None = None
     relief_m: float | None = None
+    scene_id: str | None = None
+    acquired: str | None = None
+    dem_date: str | None = None
 
     def __post_init__(self) -> None:
         if self.polygon.geom_type not in ("Polygon", "MultiPolygon") or self.polygon.is_empty:
@@ -107,6 +112,9 @@ def make_footprint(
     valid_share: float = 1.0,
     terrain: Terrain | None = None,
     rank: int = 0,
+    scene_id: str | None = None,
+    acquired: str | None = None,
+    dem_date: str | None = None,
 ) -> Footprint:
     """The footprint of a slump found on the grid `geobox`. For `rank` see `footprint_id`."""
     polygon = mask_to_polygon(instance.inside, instance.window, geobox, simplify_m, min_speck_px)
@@ -131,6 +139,9 @@ def make_footprint(
         slope_deg=terrain.slope_deg if terrain else None,
         aspect_deg=terrain.aspect_deg if terrain else None,
         relief_m=terrain.relief_m if terrain else None,
+        scene_id=scene_id,
+        acquired=acquired,
+        dem_date=dem_date,
     )
 
 

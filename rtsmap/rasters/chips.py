@@ -13,7 +13,7 @@ from odc.geo.geobox import GeoBox
 from rtsmap.errors import BandError, GridMismatchError
 from rtsmap.rasters import grids, sources
 from rtsmap.rasters.bands import TERRAIN_BANDS, InputSpec, Modality
-from rtsmap.rasters.elevation import ElevationReader
+from rtsmap.rasters.elevation import ElevationReader, Heights
 from rtsmap.rasters.mosaic import DemFiles, ElevationModel
 from rtsmap.rasters.radiometry import Radiometry, measure
 from rtsmap.rasters.tiling import Tile, Window
@@ -128,6 +128,13 @@ class ChipReader:
         if self._elevation is None:
             return np.zeros(window.shape, np.float32), np.zeros(window.shape, np.bool_)
         return self._elevation.elevation(window)
+
+    def heights(self, window: Window) -> Heights:
+        """Elevation as in `elevation`, and when it was measured."""
+        if self._elevation is None:
+            days = np.zeros(window.shape, np.int16)
+            return Heights(*self.elevation(window), days, days)
+        return self._elevation.heights(window)
 
     def _measure(self) -> Radiometry | None:
         stretched = {b.name: b for m in self._spec.modalities for b in m.bands if b.name in self._bands}

@@ -8,7 +8,10 @@ where a block begins or ends: blocks agree along their borders.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import date
+from functools import lru_cache
 from math import ceil
 
 import numpy as np
@@ -50,12 +53,30 @@ def metres_per_unit(info: RasterInfo) -> float:
     return _UNIT_M.get(info.unit, 1.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Heights:
+    """Elevation in metres on the run's grid, its validity, and when it was measured, all (H, W).
+
+    `first_day` and `last_day` count from 2000-01-01; 0 where nothing tells.
+    """
+
+    elevation: Floats
+    valid: Bools
+    first_day: npt.NDArray[np.int16]
+    last_day: npt.NDArray[np.int16]
+
+
+DAY_0 = date(2000, 1, 1)
+"""Day 0 of ArcticDEM's dates."""
+
+
 class ElevationReader:
     """Reads one elevation model onto windows of the run's grid. Safe to use from several threads."""
 
     def __init__(self, dem: DemFiles | ElevationModel, geobox: GeoBox) -> None:
         model = open_elevation(dem, geobox)
         self._info = model.info
+        self._model = model
         self._model_notes = model.notes
         self._grid = geobox
         self._to_m = metres_per_unit(self._info)
@@ -89,6 +110,36 @@ class ElevationReader:
             return np.zeros(window.shape, np.float32), np.zeros(window.shape, np.bool_)
         pixels, valid, _ = sources.warp(self._read(source), self._grid, window, "bilinear")
         return pixels[0], valid
+
+    def heights(self, window: Window) -> Heights:
+        """Elevation, and when it was measured."""
+        elevation, valid = self.elevation(window)
+        first, last = self._days(window)
+        if first.any():
+            first, last = np.where(valid, first, 0), np.where(valid, last, 0)
+        return Heights(elevation, valid, first, last)
+
+    def _days(self, window: Window) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
+        """First and last day of the data, from rasters of dates or else from the names of strips."""
+        if self._model.dates is not None:
+            first, last = (self._day_raster(info, window) for info in self._model.dates)
+            return first, last
+        days = [
+            (date.fromisoformat(taken) - DAY_0).days
+            for tile, taken in self._model.taken
+            if not grids.covering_window(grids.window_geobox(self._grid, window), tile.geobox, 0).empty
+        ]
+        whole = len(self._model.taken) == len(self._model.tiles)
+        first_day, last_day = (min(days), max(days)) if days and whole else (0, 0)
+        # one number for all pixels: cells that are kept stay small
+        first, last = (np.broadcast_to(np.int16(day), window.shape) for day in (first_day, last_day))
+        return first, last
+
+    def _day_raster(self, info: sources.RasterInfo, window: Window) -> npt.NDArray[np.int16]:
+        # an overview of dates holds dates, while averages of them would be days on which nothing was measured
+        level = replace(sources.level_for(info, self._grid), boxcar=1)
+        days, valid = sources.read_window(info, [1], self._grid, window, resampling="nearest", level=level)
+        return np.where(valid & (days[0] > 0), np.rint(days[0]), 0).astype(np.int16)
 
     def relief(self, window: Window) -> Relief:
         """Relative elevation, slope, shaded relief and the gradient on the run's grid."""
@@ -184,6 +235,37 @@ class ElevationReader:
             return sizes[0], sizes[1]
         gsd = self._info.ground_sample_distance_m
         return gsd, gsd
+
+
+class HeightCells:
+    """Heights of any window, put together from cells of the grid that are read once and kept for a while.
+
+    Slumps lie close to one another, and each wants a little elevation: reading for each alone costs more
+    than all else that is done with it. Safe to use from several threads.
+    """
+
+    def __init__(self, read: Callable[[Window], Heights], geobox: GeoBox, kept: int = 256) -> None:
+        self._whole = Window(0, 0, *geobox.shape)
+        self._cell = lru_cache(maxsize=kept)(read)
+
+    def read(self, window: Window) -> Heights:
+        """Heights of a window of the grid."""
+        shape = window.shape
+        together = Heights(
+            np.zeros(shape, np.float32),
+            np.zeros(shape, np.bool_),
+            np.zeros(shape, np.int16),
+            np.zeros(shape, np.int16),
+        )
+        side = grids.CELL_PX
+        for row in range(window.row0 // side * side, window.row1, side):
+            for col in range(window.col0 // side * side, window.col1, side):
+                cell = Window(row, col, row + side, col + side).intersection(self._whole)
+                found, shared = self._cell(cell), cell.intersection(window)
+                to, start = shared.slices(window), shared.slices(cell)
+                for field in ("elevation", "valid", "first_day", "last_day"):
+                    getattr(together, field)[to] = getattr(found, field)[start]
+        return together
 
 
 def _terrain_level(info: sources.RasterInfo, geobox: GeoBox) -> Level:

@@ -21,6 +21,7 @@ from odc.geo.geobox import GeoBox
 
 from rtsmap.errors import BandError, GridMismatchError, InputError
 from rtsmap.rasters import grids, sources, terrain
+from rtsmap.rasters.acquisition import strip_date
 from rtsmap.rasters.sources import RasterInfo
 from rtsmap.rasters.tiling import Window
 
@@ -39,11 +40,18 @@ class ElevationModel:
 
     Where tiles overlap, the first of them with data counts. They stand from north to south, then from west
     to east, then by name: the order in which they were given has no effect. `notes` say what was left out.
+
+    ArcticDEM's companions, where they lie beside the tiles: `masks` (of each tile, or None) tell measured
+    elevation from filled, which is not read; `dates` are rasters of the first and the last day (counted from
+    2000-01-01, 0 unknown) of the data at a pixel. `taken` are tiles, strips, whose names hold a date.
     """
 
     info: RasterInfo
     tiles: tuple[RasterInfo, ...]
     notes: tuple[str, ...]
+    masks: tuple[RasterInfo | None, ...] = ()
+    dates: tuple[RasterInfo, RasterInfo] | None = None
+    taken: tuple[tuple[RasterInfo, str], ...] = ()
 
     @property
     def paths(self) -> str | list[str]:
@@ -53,6 +61,9 @@ class ElevationModel:
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the content: of one file its own fingerprint, of several all of theirs."""
         prints = [sources.fingerprint(tile.path) for tile in self.tiles]
+        for found, mask in zip(prints, self.masks, strict=False):
+            if mask is not None:
+                found["datamask"] = sources.fingerprint(mask.path)
         return prints[0] if len(prints) == 1 else {f"tile_{i}": found for i, found in enumerate(prints, 1)}
 
 
@@ -74,15 +85,55 @@ def open_elevation(dem: DemFiles | ElevationModel, near: GeoBox) -> ElevationMod
         _refuse_other_pixels(met[0], tile)
     if len(met) < len(tiles):
         notes.append(f"{len(tiles) - len(met)} of {len(tiles)} DEM files lie away from the scene: not used")
-    if len(met) == 1:
-        return ElevationModel(met[0], met, tuple(notes))
-    notes.append(
-        f"the DEM is {len(met)} files; where they overlap, the northernmost, then westernmost counts"
-    )
-    label = f"{met[0].path} and {len(met) - 1} more"
-    validity = tuple(dict.fromkeys(note for tile in met for note in tile.notes))
-    info = replace(sources.probe_text(_virtual_raster(met), label), notes=validity)
-    return ElevationModel(info, met, tuple(notes))
+    masks = tuple(_companion(tile, "datamask", notes) for tile in met)
+    dates = _dates(met, notes)
+    dated = ((tile, strip_date(tile.path)) for tile in met)
+    taken = tuple((tile, found) for tile, found in dated if found is not None)
+    if any(masks):
+        notes.append("the DEM's datamask tells measured from filled elevation: filled is not used")
+    if dates is None and not taken:
+        notes.append("nothing tells when the DEM was taken")
+    if len(met) > 1:
+        notes.append(
+            f"the DEM is {len(met)} files; where they overlap, the northernmost, then westernmost counts"
+        )
+    info = _as_one(met, masks) if len(met) > 1 or any(masks) else met[0]
+    return ElevationModel(info, met, tuple(notes), masks, dates, taken)
+
+
+def _as_one(
+    tiles: Sequence[RasterInfo], masks: Sequence[RasterInfo | None], nodata: float = _NODATA
+) -> RasterInfo:
+    """One raster of all tiles."""
+    label = tiles[0].path if len(tiles) == 1 else f"{tiles[0].path} and {len(tiles) - 1} more"
+    validity = tuple(dict.fromkeys(note for tile in tiles for note in tile.notes))
+    return replace(sources.probe_text(_virtual_raster(tiles, masks, nodata), label), notes=validity)
+
+
+def _dates(tiles: Sequence[RasterInfo], notes: list[str]) -> tuple[RasterInfo, RasterInfo] | None:
+    """Rasters of the first and the last day of the data, over those tiles that have both."""
+    pairs = [(_companion(tile, "mindate", notes), _companion(tile, "maxdate", notes)) for tile in tiles]
+    whole = [(first, last) for first, last in pairs if first is not None and last is not None]
+    if not whole:
+        return None
+    nothing = (None,) * len(whole)
+    firsts, lasts = [first for first, _ in whole], [last for _, last in whole]
+    return _as_one(firsts, nothing, 0.0), _as_one(lasts, nothing, 0.0)
+
+
+def _companion(tile: RasterInfo, what: str, notes: list[str]) -> RasterInfo | None:
+    """A raster beside an ArcticDEM tile, by its name; one that is not of the tile's pixels is not used."""
+    name, replaced = re.subn(r"_dem(\.\w+)$", rf"_{what}\1", tile.path)
+    if not replaced or (_is_local(name) and not Path(name).exists()):
+        return None
+    try:
+        found = sources.probe(name)
+    except InputError:
+        return None
+    if found.geobox != tile.geobox or found.count != 1:
+        notes.append(f"{name}: its pixels are not those of {Path(tile.path).name}: not used")
+        return None
+    return found
 
 
 def find_files(dem: DemFiles) -> list[str]:
@@ -104,7 +155,9 @@ def _find(dem: DemFiles) -> tuple[list[str], list[str]]:
         raise InputError(
             f"no elevation model is named by {given}; name files, or a pattern that matches some, in quotes"
         )
-    notes = [f"{left_out} companions of the DEM (dates, masks, counts) are not elevation: not used"]
+    notes = [
+        f"{left_out} companions of the DEM (dates, masks, counts) are not elevation, and not read as such"
+    ]
     return list(found.values()), notes if left_out else []
 
 
@@ -188,7 +241,9 @@ def _place(origin: GeoBox, other: GeoBox) -> tuple[float, float]:
     return (corner.f - start.f) / start.e, (corner.c - start.c) / start.a
 
 
-def _virtual_raster(tiles: Sequence[RasterInfo]) -> str:
+def _virtual_raster(
+    tiles: Sequence[RasterInfo], masks: Sequence[RasterInfo | None], nodata: float = _NODATA
+) -> str:
     """The text of a VRT over all tiles; the first tiles come last in it, for GDAL paints one over another."""
     first = tiles[0]
     offsets = [tuple(round(v) for v in _place(first.geobox, tile.geobox)) for tile in tiles]
@@ -200,24 +255,35 @@ def _virtual_raster(tiles: Sequence[RasterInfo]) -> str:
     affine = first.geobox.affine
     left, top = affine.c + col0 * affine.a, affine.f + row0 * affine.e
     wide = any(np.dtype(tile.dtype).itemsize > 2 and tile.dtype != "float32" for tile in tiles)
-    parts = [_tile_text(tile, window) for tile, window in zip(tiles, windows, strict=True)]
+    parts = [
+        _tile_text(tile, window, mask, nodata)
+        for tile, window, mask in zip(tiles, windows, masks, strict=True)
+    ]
     height, width = max(window.row1 for window in windows), max(window.col1 for window in windows)
     return (
         f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">'
         f"<SRS>{escape(first.crs.to_wkt())}</SRS>"
         f"<GeoTransform>{left!r}, {affine.a!r}, 0, {top!r}, 0, {affine.e!r}</GeoTransform>"
         f'<VRTRasterBand dataType="{"Float64" if wide else "Float32"}" band="1">'
-        f"<NoDataValue>{_NODATA}</NoDataValue><UnitType>{escape(first.unit)}</UnitType>"
+        f"<NoDataValue>{nodata}</NoDataValue><UnitType>{escape(first.unit)}</UnitType>"
         f"<Offset>{first.offset!r}</Offset><Scale>{first.scale!r}</Scale>"
-        f"{''.join(reversed(parts))}</VRTRasterBand></VRTDataset>"
+        f"{''.join(reversed(parts))}</VRTRasterBand>{_overviews_text(tiles, windows)}</VRTDataset>"
     )
 
 
-def _tile_text(tile: RasterInfo, window: Window) -> str:
+def _overviews_text(tiles: Sequence[RasterInfo], windows: Sequence[Window]) -> str:
+    """Those overviews that every tile has and whose pixels are whole in every tile."""
+    shared = set(tiles[0].overviews).intersection(*(tile.overviews for tile in tiles))
+    edges = [edge for window in windows for edge in (window.row0, window.col0, *window.shape)]
+    factors = [factor for factor in sorted(shared) if all(edge % factor == 0 for edge in edges)]
+    return f"<OverviewList>{' '.join(map(str, factors))}</OverviewList>" if factors else ""
+
+
+def _tile_text(tile: RasterInfo, window: Window, mask: RasterInfo | None, nodata: float) -> str:
     """One tile of a VRT. What the tile itself tells of its size keeps GDAL from opening it too early."""
     height, width = window.shape
     rows, cols = tile.block_shape
-    name = escape(_gdal_name(tile.path))
+    name = escape(_gdal_name(tile.path) if mask is None else _masked_text(tile, mask))
     return (
         f'<ComplexSource><SourceFilename relativeToVRT="0" shared="0">{name}</SourceFilename>'
         f"<SourceBand>1</SourceBand>"
@@ -225,7 +291,27 @@ def _tile_text(tile: RasterInfo, window: Window) -> str:
         f'DataType="{_GDAL_TYPES.get(tile.dtype, "Float64")}" BlockXSize="{cols}" BlockYSize="{rows}"/>'
         f'<SrcRect xOff="0" yOff="0" xSize="{width}" ySize="{height}"/>'
         f'<DstRect xOff="{window.col0}" yOff="{window.row0}" xSize="{width}" ySize="{height}"/>'
-        f"{_validity_text(tile)}</ComplexSource>"
+        f"{_validity_text(tile, mask, nodata)}</ComplexSource>"
+    )
+
+
+def _masked_text(tile: RasterInfo, mask: RasterInfo) -> str:
+    """A VRT of one tile whose validity is what its mask says: 0 is no data."""
+    height, width = tile.geobox.shape
+    kind = _GDAL_TYPES.get(tile.dtype, "Float64")
+
+    def source(info: RasterInfo, content: str) -> str:
+        name = escape(_gdal_name(info.path))
+        return (
+            f'<ComplexSource><SourceFilename relativeToVRT="0" shared="0">{name}</SourceFilename>'
+            f"<SourceBand>1</SourceBand>{content}</ComplexSource>"
+        )
+
+    return (
+        f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">'
+        f'<VRTRasterBand dataType="{kind}" band="1">{source(tile, "")}</VRTRasterBand>'
+        f'<MaskBand><VRTRasterBand dataType="Byte">{source(mask, "<LUT>0:0,1:255</LUT>")}</VRTRasterBand>'
+        "</MaskBand></VRTDataset>"
     )
 
 
@@ -239,10 +325,10 @@ def _gdal_name(path: str) -> str:
     return f"{_VSI[scheme]}{rest}" if scheme in _VSI else path
 
 
-def _validity_text(tile: RasterInfo) -> str:
-    if tile.has_alpha or tile.has_mask:
+def _validity_text(tile: RasterInfo, mask: RasterInfo | None, undeclared: float) -> str:
+    if mask is not None or tile.has_alpha or tile.has_mask:
         return "<UseMaskBand>true</UseMaskBand>"
-    nodata = _NODATA if tile.nodata is None else tile.nodata
+    nodata = undeclared if tile.nodata is None else tile.nodata
     return f"<NODATA>{'nan' if isnan(nodata) else repr(nodata)}</NODATA>"
 
 

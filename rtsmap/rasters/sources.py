@@ -127,6 +127,16 @@ def probe(path: Path | str) -> RasterInfo:
     return replace(info, notes=(note, *info.notes))
 
 
+def read_tags(path: Path | str) -> dict[str, str]:
+    """Tags of a raster; those of GDAL's domains for imagery have the domain before them, as in `IMD:...`."""
+    with rasterio.open(str(path)) as src:
+        domains = {"": src.tags()}
+        domains |= {
+            f"{name}:": src.tags(ns=name) for name in ("IMAGERY", "IMD") if name in src.tag_namespaces()
+        }
+    return {f"{domain}{key}": str(value) for domain, tags in domains.items() for key, value in tags.items()}
+
+
 def probe_text(dataset: str, name: str) -> RasterInfo:
     """Look at a virtual raster given as text; `name` is what messages call it."""
     with rasterio.open(dataset) as src:

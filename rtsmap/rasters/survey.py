@@ -12,6 +12,7 @@ from odc.geo.geobox import GeoBox
 
 from rtsmap.errors import InputError
 from rtsmap.rasters import grids, sources
+from rtsmap.rasters.acquisition import acquisition_of
 from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.elevation import ElevationReader
 from rtsmap.rasters.mosaic import DemFiles, ElevationModel, open_elevation
@@ -62,6 +63,7 @@ def survey(
         problems.insert(0, str(exc))
         blocked = True
     note = sources.optical_note(info)
+    scene_facts["acquisition"] = acquisition_of(scene, sources.read_tags(scene)).note
     problems += [note] if note and not (blocked or set(wanted) <= set(bands or ())) else []
     if info.dtype != "uint8":
         scene_facts["radiometry"] = _RADIOMETRY

@@ -7,9 +7,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
 from rtsmap.instances.attributes import (
@@ -20,7 +22,9 @@ from rtsmap.instances.attributes import (
     terrain_window,
 )
 from rtsmap.instances.seams import Instance, TileMap
+from rtsmap.rasters.acquisition import Acquisition
 from rtsmap.rasters.chips import ChipReader
+from rtsmap.rasters.elevation import DAY_0, HeightCells
 from rtsmap.rasters.tiling import Window
 
 _STRIP_PX = 1 << 22
@@ -30,31 +34,37 @@ _STRIP_PX = 1 << 22
 class FootprintMaker:
     """Makes footprints of slumps on `geobox`; several threads may use one.
 
-    `leading` reads the leading modality alone, `elevation` may lack a DEM. `whole` are the indexes of
-    tiles without a gap in their imagery. `scene_id` identifies the scene in footprint ids.
+    `leading` reads the leading modality alone, `heights` may lack a DEM. `whole` are the indexes of
+    tiles without a gap in their imagery. `scene_fingerprint` identifies the scene in footprint ids,
+    `acquisition` says its name and when it was taken.
     """
 
     geobox: GeoBox
     leading: ChipReader
-    elevation: ChipReader
+    heights: HeightCells
     tiles: TileMap
     whole: frozenset[int]
-    scene_id: str
+    scene_fingerprint: str
+    acquisition: Acquisition
     simplify_m: float
     min_speck_px: int
 
     def make(self, ranked: tuple[int, Instance]) -> Footprint:
         """The footprint of a slump; `ranked` is what `with_ranks` gives."""
         rank, instance = ranked
+        terrain, dem_date = self._terrain(instance)
         return make_footprint(
             instance,
             self.geobox,
-            scene_fingerprint=self.scene_id,
+            scene_fingerprint=self.scene_fingerprint,
             simplify_m=self.simplify_m,
             min_speck_px=self.min_speck_px,
             valid_share=self._valid_share(instance),
-            terrain=self._terrain(instance),
+            terrain=terrain,
             rank=rank,
+            scene_id=self.acquisition.scene_id,
+            acquired=self.acquisition.acquired,
+            dem_date=dem_date,
         )
 
     def _valid_share(self, instance: Instance) -> float:
@@ -75,13 +85,27 @@ class FootprintMaker:
         ]
         return sum(core.height * core.width for core in cores) == window.height * window.width
 
-    def _terrain(self, instance: Instance) -> Terrain | None:
+    def _terrain(self, instance: Instance) -> tuple[Terrain | None, str | None]:
+        """Figures of the elevation, and when it was measured."""
         window = terrain_window(instance.window, self.geobox)
-        elevation, valid = self.elevation.elevation(window)
-        return instance_terrain(instance, self.geobox, window, elevation, valid)
+        heights = self.heights.read(window)
+        terrain = instance_terrain(instance, self.geobox, window, heights.elevation, heights.valid)
+        here = instance.window.slices(window)
+        return terrain, dem_date(heights.first_day[here], heights.last_day[here], instance.inside)
 
 
-def scene_id(fingerprint: Mapping[str, Any]) -> str:
+def dem_date(
+    first_day: npt.NDArray[np.int16], last_day: npt.NDArray[np.int16], inside: npt.NDArray[np.bool_]
+) -> str | None:
+    """The day on which the elevation `inside` was measured, or the first and the last one (ISO 8601)."""
+    firsts, lasts = first_day[inside & (first_day > 0)], last_day[inside & (last_day > 0)]
+    if not (len(firsts) and len(lasts)):
+        return None
+    first, last = (DAY_0 + timedelta(days=int(day)) for day in (firsts.min(), lasts.max()))
+    return first.isoformat() if first == last else f"{first.isoformat()}/{last.isoformat()}"
+
+
+def fingerprint_text(fingerprint: Mapping[str, Any]) -> str:
     """A fingerprint as one string."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
 

@@ -24,7 +24,9 @@ from rtsmap.instances.ground import BORDER_M, Ground
 from rtsmap.instances.polygons import MAX_AREA_CHANGE
 from rtsmap.instances.seams import Instance, MergeOptions, TileMap, is_wanted
 from rtsmap.models import ModelCard
+from rtsmap.rasters.acquisition import iso_date
 from rtsmap.rasters.bands import check_bands
+from rtsmap.rasters.elevation import HeightCells
 from rtsmap.rasters.inspection import Problems
 from rtsmap.rasters.mosaic import DemFiles
 from rtsmap.rasters.tiling import TileOptions
@@ -37,7 +39,7 @@ from rtsmap.runs.detecting import (
 )
 from rtsmap.runs.engine import Engine, engine_of
 from rtsmap.runs.executors import ahead
-from rtsmap.runs.footprints import FootprintMaker, scene_id, with_ranks
+from rtsmap.runs.footprints import FootprintMaker, fingerprint_text, with_ranks
 from rtsmap.runs.looking import look_again
 from rtsmap.runs.merging import merge_shards
 from rtsmap.runs.plan import Run, ShardPlan, exclusive, open_run
@@ -57,7 +59,8 @@ class PredictOptions:
     `min_valid_share` of their pixels are not mapped. `read_threads` (default: half the cores, 2 to 8) read
     ahead of the network. `device` is auto, cpu, cuda or cuda:N; `precision`
     auto, fp32, bf16 or fp16. `bands` gives numbers of the scene's bands by name, from 1, where the file does
-    not tell: {"red": 5, "green": 3, "blue": 2}.
+    not tell: {"red": 5, "green": 3, "blue": 2}. `date` (ISO 8601) and `scene_id` say when the scene was taken
+    and what it is called, before what its tags and its name tell.
 
     With `second_look`, slumps that tiles found are seen again on chips centred on them, which decide score
     and outline (`rtsmap.instances.looks`); without, the joined parts of tiles are the map.
@@ -82,9 +85,13 @@ class PredictOptions:
     precision: str = "auto"
     read_threads: int | None = None
     bands: Mapping[str, int] | None = None
+    date: str | None = None
+    scene_id: str | None = None
 
     def __post_init__(self) -> None:
         check_bands(self.bands or {})
+        if self.date is not None:
+            iso_date(self.date)
         for name, low, high in (
             ("shard_tiles", 1, 64),
             ("batch_size", 1, 1024),
@@ -247,6 +254,8 @@ def _prepare(
         shard_tiles=options.shard_tiles,
         options=decisive,
         bands=options.bands,
+        taken=options.date,
+        scene_id=options.scene_id,
         **given,
     )
 
@@ -343,10 +352,11 @@ def _footprint_maker(
     return FootprintMaker(
         geobox=prepared.plan.geobox,
         leading=prepared.leading,
-        elevation=prepared.reader,
+        heights=HeightCells(prepared.reader.heights, prepared.plan.geobox),
         tiles=TileMap(tile for receipt in receipts for tile in receipt.seen),
         whole=frozenset(index for receipt in receipts for index in receipt.whole),
-        scene_id=scene_id(prepared.plan.inputs["scene"]),
+        scene_fingerprint=fingerprint_text(prepared.plan.inputs["scene"]),
+        acquisition=prepared.acquisition,
         simplify_m=half_a_pixel_m if options.simplify_m is None else options.simplify_m,
         min_speck_px=options.min_speck_px,
     )
@@ -362,6 +372,7 @@ def _record(
         "plan_sha256": prepared.plan.fingerprint,
         "plan": prepared.plan.to_dict(),
         "paths": dict(prepared.plan.paths),
+        "acquisition": prepared.acquisition.to_dict(),
         "options": asdict(options),
         "merging": asdict(merge),
         "notes": list(prepared.notes),

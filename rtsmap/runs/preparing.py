@@ -10,11 +10,12 @@ from typing import Any, overload
 from odc.geo.geobox import GeoBox
 
 from rtsmap.instances.ground import Ground, ground_of
+from rtsmap.rasters.acquisition import Acquisition, acquisition_of
 from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.inspection import Problems, check_inputs
 from rtsmap.rasters.mosaic import DemFiles, open_elevation
-from rtsmap.rasters.sources import fingerprint, probe, run_grid
+from rtsmap.rasters.sources import fingerprint, probe, read_tags, run_grid
 from rtsmap.rasters.survey import survey
 from rtsmap.rasters.tiling import TileOptions
 from rtsmap.runs.engine import Engine
@@ -35,6 +36,7 @@ class Prepared:
     reader: ChipReader
     leading: ChipReader
     notes: tuple[str, ...]
+    acquisition: Acquisition
     ground: Ground | None = None
 
     def unwanted_tiles(self, reach_m: float) -> frozenset[int]:
@@ -56,12 +58,15 @@ def prepare(
     bands: Mapping[str, int] | None = None,
     aoi: AreaFiles | None = None,
     exclude: AreaFiles | None = None,
+    taken: str | None = None,
+    scene_id: str | None = None,
     problems: Problems | None = None,
 ) -> Prepared:
     """Plan a run over a scene; pixels are read for samples only: of fingerprints, and of radiometry.
 
-    `bands` gives numbers of the scene's bands by name; `aoi` and `exclude` are files of polygons. All that
-    is wrong with the inputs is raised as one InputError, together with `problems` that are known already.
+    `bands` gives numbers of the scene's bands by name; `aoi` and `exclude` are files of polygons; `taken` and
+    `scene_id` are for scenes that do not tell, or tell wrongly. All that is wrong with the inputs is raised
+    as one InputError, together with `problems` that are known already.
     """
     problems = problems or Problems()
     doubts = check_inputs(scene, dem, engine.spec, bands, problems=problems)
@@ -73,8 +78,8 @@ def prepare(
     grid = run_grid(info, engine.spec.resolution_m)
     elevation = None if dem is None else open_elevation(dem, grid.geobox)
     reader = ChipReader(scene, elevation, engine.spec, grid.geobox, bands)
-    areas = {"aoi": aoi, "exclude": exclude}
-    given = {name: read_area(files, grid.geobox) for name, files in areas.items() if files}
+    files = {name: area_files(named) for name, named in {"aoi": aoi, "exclude": exclude}.items() if named}
+    given = {name: read_area(named, grid.geobox) for name, named in files.items()}
     seen = {"bands": reader.bands, "radiometry": reader.radiometry and reader.radiometry.to_dict()}
     plan = Plan(
         inputs={
@@ -91,7 +96,7 @@ def prepare(
         paths={
             "scene": _full(scene),
             "dem": elevation and _full(elevation.paths),
-            **{name: [_full(file) for file in area_files(areas[name])] for name in given},
+            **{name: [_full(file) for file in named] for name, named in files.items()},
         },
     )
     first = engine.spec.modalities[0]
@@ -104,8 +109,11 @@ def prepare(
         radiometry=reader.radiometry,
     )
     remarks = survey(scene, elevation, engine.spec, tiles, bands).problems
-    notes = (*doubts, *remarks, *reader.notes, *(note for area in given.values() for note in area.notes))
-    return Prepared(plan, reader, leading, tuple(dict.fromkeys(notes)), _ground(grid.geobox, given))
+    acquisition = acquisition_of(scene, read_tags(scene), taken=taken, scene_id=scene_id)
+    of_areas = (note for area in given.values() for note in area.notes)
+    notes = (*doubts, *remarks, *reader.notes, *of_areas, f"{scene}: {acquisition.note}")
+    unique = tuple(dict.fromkeys(notes))
+    return Prepared(plan, reader, leading, unique, acquisition, _ground(grid.geobox, given))
 
 
 def _ground(geobox: GeoBox, given: Mapping[str, Area]) -> Ground | None:

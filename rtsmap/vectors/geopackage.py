@@ -49,6 +49,9 @@ FOOTPRINT_COLUMNS: Mapping[str, str] = {
     "slope_deg": "float64",
     "aspect_deg": "float64",
     "relief_m": "float64",
+    "scene_id": "object",
+    "acquired": "object",
+    "dem_date": "object",
 }
 """Attributes of a footprint in the order of the file; `Footprint` says what they mean.
 

@@ -187,3 +187,35 @@ def test_chips_of_any_depth_are_8_bit(tmp_path, scene):
             assert src.dtypes == ("uint8",) * 3
             means.append(src.read().mean(axis=(1, 2)))
     assert np.mean(means, axis=0) == pytest.approx([92, 96, 78], abs=30)
+
+
+def test_footprints_say_which_scene_and_when_and_that_computes_nothing_again(tmp_path, scene, monkeypatch):
+    monkeypatch.setattr(mapping, "engine_of", lambda *_: engine())
+    path = tmp_path / "WV02_20130426224306_1030010020A45200_13APR26224306-M1BS-500069507110_01_P004.tif"
+    path.write_bytes(scene.path.read_bytes())
+    out = tmp_path / "m.gpkg"
+    done = CliRunner().invoke(app, ["predict", str(path), "-o", str(out)])
+    assert done.exit_code == 0, done.stderr
+    found = read_layers(out)
+    assert set(found.footprints["scene_id"]) == {"1030010020A45200"}
+    assert set(found.footprints["acquired"]) == {"2013-04-26T22:43:06Z"}
+    assert found.run_record["acquisition"]["acquired_from"] == "file name, PGC"
+    command = [
+        "predict",
+        str(path),
+        "-o",
+        str(out),
+        "--overwrite",
+        "--date",
+        "2013-05-01",
+        "--scene-id",
+        "mine",
+    ]
+    done = CliRunner().invoke(app, command)
+    assert "not computed again" in done.stderr
+    found = read_layers(out)
+    assert set(found.footprints["scene_id"]) == {"mine"}
+    assert set(found.footprints["acquired"]) == {"2013-05-01"}
+    wrong = CliRunner().invoke(app, [*command[:-3], "May 2013"])
+    assert wrong.exit_code == 1
+    assert "2020-07-05" in wrong.stderr

@@ -8,14 +8,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from rtsmap.mm.packs import Terrain, TrainingImage
+from rtsmap.mm.packs import Spectral, Terrain, TrainingImage
 
+_INDICES = ("ndvi", "ndwi")
 FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class AugmentOptions:
-    """Strengths: standard deviations of log-gains, DN offsets and metres; shares are probabilities."""
+    """Strengths: standard deviations of log-gains, DN offsets and metres; shares are probabilities.
+
+    `index_sd` is that of the offset of NDVI and NDWI, whose images are of other days than the rest.
+    """
 
     gain_sd: float = 0.15
     channel_sd: float = 0.05
@@ -28,6 +32,8 @@ class AugmentOptions:
     dem_noise_m: float = 0.15
     dem_missing_share: float = 0.15
     dem_smooth_share: float = 0.15
+    index_sd: float = 0.03
+    spectral_missing_share: float = 0.15
 
 
 def turn(image: TrainingImage, quarter_turns: int, mirror: bool) -> TrainingImage:  # noqa: FBT001
@@ -39,16 +45,23 @@ def turn(image: TrainingImage, quarter_turns: int, mirror: bool) -> TrainingImag
 
     terrain = image.terrain
     if terrain is not None:
-        right, up = pixels(terrain.gradient).astype(np.float32)
-        if mirror:
-            right = -right
-        for _ in range(quarter_turns % 4):
-            right, up = -up, right
+        gradient = None
+        if terrain.gradient is not None:
+            right, up = pixels(terrain.gradient).astype(np.float32)
+            if mirror:
+                right = -right
+            for _ in range(quarter_turns % 4):
+                right, up = -up, right
+            gradient = np.stack([right, up])
         terrain = Terrain(
-            np.stack([right, up]),
+            gradient,
             pixels(terrain.relative_elevation).astype(np.float32),
             pixels(terrain.valid).astype(bool),
         )
+    spectral = image.spectral
+    if spectral is not None:
+        turned = pixels(spectral.pixels).astype(np.float32)
+        spectral = Spectral(spectral.names, turned, pixels(spectral.valid).astype(bool))
     return replace(
         image,
         optical=pixels(image.optical).astype(np.uint8),
@@ -56,6 +69,7 @@ def turn(image: TrainingImage, quarter_turns: int, mirror: bool) -> TrainingImag
         labels=pixels(image.labels).astype(np.int16),
         terrain=terrain,
         kinds=None if image.kinds is None else pixels(image.kinds).astype(np.uint8),
+        spectral=spectral,
     )
 
 
@@ -88,7 +102,8 @@ def disturb_terrain(
     gradient, relative = terrain.gradient, terrain.relative_elevation
     if rng.random() < options.dem_smooth_share:
         sigma = float(rng.uniform(0.5, 2.0))
-        gradient = ndimage.gaussian_filter(gradient, (0, sigma, sigma))
+        if gradient is not None:
+            gradient = ndimage.gaussian_filter(gradient, (0, sigma, sigma))
         relative = ndimage.gaussian_filter(relative, sigma)
     height, width = relative.shape
     bumps = rng.normal(0, 1, (height + 2, width + 2)).astype(np.float32)
@@ -97,9 +112,23 @@ def disturb_terrain(
     up = (bumps[:-2, 1:-1] - bumps[2:, 1:-1]) / (2 * resolution_m)
     return replace(
         terrain,
-        gradient=(gradient + np.stack([right, up])).astype(np.float32),
+        gradient=None if gradient is None else (gradient + np.stack([right, up])).astype(np.float32),
         relative_elevation=(relative + bumps[1:-1, 1:-1]).astype(np.float32),
     )
+
+
+def disturb_spectral(spectral: Spectral, options: AugmentOptions, rng: np.random.Generator) -> Spectral:
+    """Infrared and indices of another day, or missing; infrared brightens, indices shift."""
+    if rng.random() < options.spectral_missing_share:
+        return replace(spectral, valid=np.zeros_like(spectral.valid))
+    bands = []
+    for name, band in zip(spectral.names, spectral.pixels, strict=True):
+        drawn = rng.normal()
+        if name in _INDICES:
+            bands.append(np.clip(band + options.index_sd * drawn, -1, 1))
+        else:
+            bands.append(np.clip(band * np.exp(options.gain_sd * drawn), 0, 255))
+    return replace(spectral, pixels=np.stack(bands).astype(np.float32))
 
 
 def zoom(image: TrainingImage, shape: tuple[int, int]) -> TrainingImage:
@@ -118,9 +147,15 @@ def zoom(image: TrainingImage, shape: tuple[int, int]) -> TrainingImage:
 
     terrain = image.terrain
     if terrain is not None:
-        gradient = np.stack([_bilinear(band, rows, cols) for band in terrain.gradient])
+        gradient = None
+        if terrain.gradient is not None:
+            gradient = np.stack([_bilinear(band, rows, cols) for band in terrain.gradient])
         relative = _bilinear(terrain.relative_elevation, rows, cols)
         terrain = Terrain(gradient, relative, nearest(terrain.valid).astype(bool))
+    spectral = image.spectral
+    if spectral is not None:
+        resampled = np.stack([_bilinear(band, rows, cols) for band in spectral.pixels])
+        spectral = Spectral(spectral.names, resampled, nearest(spectral.valid).astype(bool))
     optical = np.stack([_bilinear(band.astype(np.float32), rows, cols) for band in image.optical])
     return replace(
         image,
@@ -129,6 +164,7 @@ def zoom(image: TrainingImage, shape: tuple[int, int]) -> TrainingImage:
         labels=nearest(image.labels).astype(np.int16),
         terrain=terrain,
         kinds=None if image.kinds is None else nearest(image.kinds).astype(np.uint8),
+        spectral=spectral,
     )
 
 

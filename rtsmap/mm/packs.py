@@ -7,12 +7,15 @@ Each image `i` of a pack has the tensors
     i/gradient          (2, H, W) float16  rise over run towards the right and towards the top of the image
     i/relative_elevation (H, W)   float16  metres above the mean within 100 m
     i/terrain_valid     (H, W)    uint8    1 = data
+    i/spectral          (C, H, W) float16  bands beyond natural colour, named in the index, in their units
+    i/spectral_valid    (H, W)    uint8    1 = data
     i/labels            (H, W)    int16    0 background, n > 0 slump n, -1 ground to ignore
     i/kinds             (H, W)    uint8    0 plain ground, k > 0 look-alike KINDS[k - 1], 255 unknown
 
-The three terrain tensors are absent where there is no elevation model, `kinds` where look-alikes are not
-known. Gradients are stored instead of slope and shading, so that flips and rotations can recompute the
-shading for the true sun.
+The three terrain tensors are absent where there is no elevation model, `gradient` alone where only heights
+are known, the spectral ones where there are no such bands, `kinds` where look-alikes are not known.
+Gradients are stored instead of slope and shading, so that flips and rotations can recompute the shading for
+the true sun.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rtsmap.errors import GridMismatchError, InputError
+from rtsmap.rasters.bands import OPTICAL_RGB, Modality
 from rtsmap.rasters.tiling import Window
 
 KINDS = ("bare_patch", "bank", "gully", "drained_basin", "stable_scar", "snow", "road", "cloud_shadow")
@@ -38,10 +42,22 @@ UNKNOWN_KIND = 255
 
 @dataclass(frozen=True, slots=True)
 class Terrain:
-    """Gradient (2, H, W), relative elevation (H, W) in metres and validity (H, W), True = data."""
+    """Gradient (2, H, W), relative elevation (H, W) in metres and validity (H, W), True = data.
 
-    gradient: npt.NDArray[np.float32]
+    `gradient` is None where it is not known: then there is neither slope nor shading.
+    """
+
+    gradient: npt.NDArray[np.float32] | None
     relative_elevation: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Spectral:
+    """Bands `names` beyond natural colour (C, H, W) in their units, and where all have data (H, W)."""
+
+    names: tuple[str, ...]
+    pixels: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
 
 
@@ -62,13 +78,18 @@ class TrainingImage:
     terrain: Terrain | None
     kinds: npt.NDArray[np.uint8] | None = None
     resolution_m: float | None = None
+    spectral: Spectral | None = None
 
     def __post_init__(self) -> None:
         shape = self.labels.shape
         shapes = [self.optical.shape[1:], self.optical_valid.shape]
         if self.terrain:
             terrain = self.terrain
-            shapes += [terrain.gradient.shape[1:], terrain.relative_elevation.shape, terrain.valid.shape]
+            shapes += [terrain.relative_elevation.shape, terrain.valid.shape]
+            if terrain.gradient is not None:
+                shapes.append(terrain.gradient.shape[1:])
+        if self.spectral:
+            shapes += [self.spectral.pixels.shape[1:], self.spectral.valid.shape]
         if self.kinds is not None:
             shapes.append(self.kinds.shape)
         if any(s != shape for s in shapes):
@@ -83,10 +104,7 @@ def write_pack(path: Path, images: Iterable[TrainingImage]) -> None:
         tensors[f"{i}/optical"] = image.optical
         tensors[f"{i}/optical_valid"] = image.optical_valid.astype(np.uint8)
         tensors[f"{i}/labels"] = image.labels.astype(np.int16)
-        if image.terrain:
-            tensors[f"{i}/gradient"] = image.terrain.gradient.astype(np.float16)
-            tensors[f"{i}/relative_elevation"] = image.terrain.relative_elevation.astype(np.float16)
-            tensors[f"{i}/terrain_valid"] = image.terrain.valid.astype(np.uint8)
+        tensors |= {f"{i}/{name}": array for name, array in _more_tensors(image).items()}
         if image.kinds is not None:
             tensors[f"{i}/kinds"] = image.kinds
         index.append(
@@ -95,6 +113,8 @@ def write_pack(path: Path, images: Iterable[TrainingImage]) -> None:
                 "group": image.group,
                 "shape": list(image.labels.shape),
                 "terrain": image.terrain is not None,
+                "gradient": image.terrain is not None and image.terrain.gradient is not None,
+                "spectral": list(image.spectral.names) if image.spectral else [],
                 "kinds": image.kinds is not None,
                 "slumps": _slump_windows(image.labels),
                 "resolution_m": image.resolution_m,
@@ -105,6 +125,20 @@ def write_pack(path: Path, images: Iterable[TrainingImage]) -> None:
     contiguous = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
     save_file(contiguous, temporary, metadata={"rtsmap_pack": "1", "index": json.dumps(index)})
     temporary.replace(path)
+
+
+def _more_tensors(image: TrainingImage) -> dict[str, npt.NDArray[np.generic]]:
+    """What only some images have."""
+    tensors: dict[str, npt.NDArray[np.generic]] = {}
+    if image.terrain:
+        tensors["relative_elevation"] = image.terrain.relative_elevation.astype(np.float16)
+        tensors["terrain_valid"] = image.terrain.valid.astype(np.uint8)
+        if image.terrain.gradient is not None:
+            tensors["gradient"] = image.terrain.gradient.astype(np.float16)
+    if image.spectral:
+        tensors["spectral"] = image.spectral.pixels.astype(np.float16)
+        tensors["spectral_valid"] = image.spectral.valid.astype(np.uint8)
+    return tensors
 
 
 def _slump_windows(labels: npt.NDArray[np.int16]) -> list[list[int]]:
@@ -130,6 +164,15 @@ class PackedImage:
     has_kinds: bool
     slumps: tuple[tuple[int, Window], ...]
     resolution_m: float | None = None
+    has_gradient: bool = True
+    spectral: tuple[str, ...] = ()
+
+    def shows(self, modality: Modality) -> bool:
+        """Whether all bands of a modality can be had from it."""
+        names = set(modality.band_names)
+        if modality.is_terrain:
+            return self.has_terrain and (self.has_gradient or names <= {"relative_elevation"})
+        return names <= {*OPTICAL_RGB.band_names, *self.spectral}
 
     def read(self, window: Window) -> TrainingImage:
         """Read the part of the image under `window`, which must lie inside it."""
@@ -143,10 +186,14 @@ class PackedImage:
             terrain = None
             if self.has_terrain:
                 terrain = Terrain(
-                    part("gradient").astype(np.float32),
+                    part("gradient").astype(np.float32) if self.has_gradient else None,
                     part("relative_elevation").astype(np.float32),
                     part("terrain_valid").astype(bool),
                 )
+            spectral = None
+            if self.spectral:
+                pixels, valid = part("spectral").astype(np.float32), part("spectral_valid").astype(bool)
+                spectral = Spectral(self.spectral, pixels, valid)
             return TrainingImage(
                 self.name,
                 self.group,
@@ -156,6 +203,7 @@ class PackedImage:
                 terrain,
                 part("kinds").astype(np.uint8) if self.has_kinds else None,
                 self.resolution_m,
+                spectral,
             )
 
 
@@ -181,4 +229,6 @@ def read_index(path: Path) -> Iterator[PackedImage]:
             has_kinds=entry.get("kinds", False),
             slumps=slumps,
             resolution_m=entry.get("resolution_m"),
+            has_gradient=entry.get("gradient", entry["terrain"]),
+            spectral=tuple(entry.get("spectral", ())),
         )

@@ -41,9 +41,15 @@ from rtsmap.mm.samples import SampleOptions
 from rtsmap.mm.tables import built, override, parse, read_table, refuse_unknown, to_toml
 from rtsmap.mm.train import TrainOptions
 from rtsmap.nets.fusion import FUSIONS, fusion_options
-from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
+from rtsmap.rasters.bands import OPTICAL_RGB, SPECTRAL, TERRAIN, InputSpec, Modality
 
-MODALITIES = {modality.name: modality for modality in (OPTICAL_RGB, TERRAIN)}
+MODALITIES = {modality.name: modality for modality in (OPTICAL_RGB, SPECTRAL, TERRAIN)}
+_IMAGERY = {band.name: band for band in (*OPTICAL_RGB.bands, *SPECTRAL.bands)}
+_CHOICES = {
+    "optical": _IMAGERY,
+    "spectral": _IMAGERY,
+    "terrain": {band.name: band for band in TERRAIN.bands},
+}
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 FREE, PARTLY, FROZEN = "free", "partly", "frozen"
 AUTO, SCRATCH = "auto", "scratch"
@@ -66,11 +72,14 @@ class GroupConfig:
 class DataConfig:
     """What is learnt from and, in `held_out`, what is only watched; the first modality leads.
 
+    `bands` names those of a modality where they are not the usual ones: red, green and blue of `optical`,
+    nir, ndvi and ndwi of `spectral`, relative_elevation, slope and shaded_relief of `terrain`.
     `held_out_chips` is how many chips of each held-out set are looked at.
     """
 
     groups: Mapping[str, GroupConfig]
     modalities: tuple[str, ...] = ("optical", "terrain")
+    bands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     resolution_m: float = 4.0
     held_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     held_out_chips: int = 64
@@ -83,8 +92,29 @@ class DataConfig:
             raise OptionsError(
                 f"modalities must be among {', '.join(MODALITIES)}, each once, got {list(self.modalities)}"
             )
+        self._check_bands()
         if self.held_out_chips < 1:
             raise OptionsError(f"held_out_chips must be 1 or more, got {self.held_out_chips}")
+
+    def _check_bands(self) -> None:
+        for name, bands in self.bands.items():
+            if name not in self.modalities:
+                raise OptionsError(f"bands.{name}: not among modalities = {list(self.modalities)}")
+            wrong = [band for band in bands if band not in _CHOICES[name]]
+            if wrong or not bands or len(set(bands)) != len(bands):
+                raise OptionsError(
+                    f"bands.{name} must be among {', '.join(_CHOICES[name])}, each once, got {list(bands)}"
+                )
+        names = [band for modality in self.modalities for band in self.modality(modality).band_names]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise OptionsError(f"bands: {', '.join(twice)} in more than one modality")
+
+    def modality(self, name: str) -> Modality:
+        """A modality with the bands that it has here."""
+        if name not in self.bands:
+            return MODALITIES[name]
+        return Modality(name, tuple(_CHOICES[name][band] for band in self.bands[name]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +217,7 @@ class Recipe:
         """What the network of a stage looks at."""
         only = self.stages[stage].modality
         names = (only,) if only else self.data.modalities
-        return InputSpec(self.data.resolution_m, tuple(MODALITIES[name] for name in names))
+        return InputSpec(self.data.resolution_m, tuple(map(self.data.modality, names)))
 
     def network_of(self, stage: str) -> dict[str, Any]:
         """The keys of model.json for a stage; a modality alone keeps its numbers and has no fusion."""

@@ -9,9 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rtsmap.errors import InputError, OptionsError
-from rtsmap.mm.augment import AugmentOptions, disturb_colour, disturb_terrain, turn, zoom
-from rtsmap.mm.packs import UNKNOWN_KIND, PackedImage, Terrain, TrainingImage
-from rtsmap.rasters.bands import InputSpec
+from rtsmap.mm.augment import (
+    AugmentOptions,
+    disturb_colour,
+    disturb_spectral,
+    disturb_terrain,
+    turn,
+    zoom,
+)
+from rtsmap.mm.packs import UNKNOWN_KIND, PackedImage, Spectral, Terrain, TrainingImage
+from rtsmap.rasters.bands import OPTICAL_RGB, InputSpec
 from rtsmap.rasters.chips import Layer
 from rtsmap.rasters.terrain import shaded_relief, slope_degrees
 from rtsmap.rasters.tiling import Window
@@ -22,8 +29,8 @@ class SampleOptions:
     """How chips are drawn.
 
     `slump_share` of them are centred near a slump, the rest lie anywhere. Of the draws from images
-    without terrain, `collage_share` show two of them side by side, with a strip of no data between. What a
-    border leaves of a slump counts when it has `min_px` pixels or more; less is ignored.
+    of natural colour alone, `collage_share` show two of them side by side, with a strip of no data between.
+    What a border leaves of a slump counts when it has `min_px` pixels or more; less is ignored.
     """
 
     chip_px: int = 256
@@ -89,7 +96,8 @@ class SampleSource:
         group = int(rng.choice(len(self._groups), p=self._shares))
         image, side = self._choose(group, rng), self.options.chip_px
         # short-circuits, so that without collages the draws are those of before
-        if self.options.collage_share and not image.has_terrain and rng.random() < self.options.collage_share:
+        plain = not image.has_terrain and not image.spectral
+        if self.options.collage_share and plain and rng.random() < self.options.collage_share:
             first_px = int(rng.uniform(0.3, 0.7) * side)
             left = self._cut(image, (side, first_px), rng)
             right = self._cut(self._choose(group, rng), (side, side - first_px), rng)
@@ -159,35 +167,57 @@ def make_sample(
     terrain = image.terrain
     if terrain is not None and rng:
         terrain = disturb_terrain(terrain, options.augment, spec.resolution_m, rng)
+    spectral = image.spectral
+    wanted = {name for modality in spec.modalities for name in modality.band_names}
+    if spectral is not None and rng and wanted & set(spectral.names):
+        spectral = disturb_spectral(spectral, options.augment, rng)
     layers = {}
     for modality in spec.modalities:
         if modality.is_terrain:
             layers[modality.name] = _terrain_layer(terrain, modality.band_names, image.labels.shape)
         else:
-            layers[modality.name] = _optical_layer(optical, image.optical_valid, modality.band_names)
+            layers[modality.name] = _imagery_layer(
+                optical, image.optical_valid, spectral, modality.band_names
+            )
     boxes, masks, ignored = _targets(image.labels, options)
     unknown = np.full(image.labels.shape, UNKNOWN_KIND, np.uint8)
     return Sample(image.name, layers, boxes, masks, ignored, unknown if image.kinds is None else image.kinds)
 
 
-def _optical_layer(
-    optical: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], names: Sequence[str]
+def _imagery_layer(
+    optical: npt.NDArray[np.float32],
+    valid: npt.NDArray[np.bool_],
+    spectral: Spectral | None,
+    names: Sequence[str],
 ) -> Layer:
-    order = [("red", "green", "blue").index(name) for name in names]
-    return Layer((optical[order] * valid).astype(np.float32), valid)
+    """The bands of a modality; it is missing where a band is not known, and valid where all its bands are."""
+    bands = dict(zip(OPTICAL_RGB.band_names, optical, strict=True))
+    if not set(names) <= set(bands):
+        if spectral is None or not set(names) <= {*bands, *spectral.names}:
+            return _missing(names, valid.shape)
+        valid = spectral.valid & valid if set(names) & set(bands) else spectral.valid
+        bands |= dict(zip(spectral.names, spectral.pixels, strict=True))
+    return Layer((np.stack([bands[name] for name in names]) * valid).astype(np.float32), valid)
+
+
+def _missing(names: Sequence[str], shape: tuple[int, ...]) -> Layer:
+    return Layer(np.zeros((len(names), *shape), np.float32), np.zeros(shape, np.bool_))
 
 
 def _terrain_layer(terrain: Terrain | None, names: Sequence[str], shape: tuple[int, ...]) -> Layer:
     if terrain is None:
-        return Layer(np.zeros((len(names), *shape), np.float32), np.zeros(shape, np.bool_))
-    right, up = terrain.gradient
-    bands = {
-        "relative_elevation": terrain.relative_elevation,
-        "slope": slope_degrees(right, up),
-        "shaded_relief": shaded_relief(right, up),
-        "rise_right": right,
-        "rise_up": up,
-    }
+        return _missing(names, shape)
+    bands = {"relative_elevation": terrain.relative_elevation}
+    if terrain.gradient is not None:
+        right, up = terrain.gradient
+        bands |= {
+            "slope": slope_degrees(right, up),
+            "shaded_relief": shaded_relief(right, up),
+            "rise_right": right,
+            "rise_up": up,
+        }
+    if not set(names) <= set(bands):
+        return _missing(names, shape)
     pixels = np.stack([bands[name] for name in names]) * terrain.valid
     return Layer(pixels.astype(np.float32), terrain.valid)
 

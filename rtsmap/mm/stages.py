@@ -42,14 +42,14 @@ from rtsmap.mm.curves import draw_curves
 from rtsmap.mm.detector import resolve_device
 from rtsmap.mm.held_out import HeldOut, best_threshold
 from rtsmap.mm.packs import PackedImage, read_index
-from rtsmap.mm.recipe import AUTO, FROZEN, PARTLY, SCRATCH, Recipe
+from rtsmap.mm.recipe import AUTO, FROZEN, PARTLY, SCRATCH, DataConfig, Recipe
 from rtsmap.mm.register import SlumpNetwork, build_network
 from rtsmap.mm.samples import SampleSource
 from rtsmap.mm.sheet import draw_predictions
 from rtsmap.mm.tables import differences
 from rtsmap.mm.tensorboard import Events, check_tensorboard, open_events
 from rtsmap.mm.train import Ranks, read_rows, seed_everything, train
-from rtsmap.rasters.bands import InputSpec
+from rtsmap.rasters.bands import OPTICAL_RGB, InputSpec
 
 CONFIG, RECORD, CHECKPOINT = "config.toml", "record.json", "last.pt"
 CURVES, SHEET = "curves.png", "predictions.png"
@@ -83,6 +83,7 @@ class Packs:
         held_out = {name: _images(patterns) for name, patterns in recipe.data.held_out.items()}
         for images in (*groups.values(), *held_out.values()):
             _check_resolution(images, recipe.data.resolution_m)
+            _check_bands(images, recipe.data)
         learnt = {image.group: image.path for images in groups.values() for image in images}
         for name, images in held_out.items():
             both = sorted({image.group for image in images} & set(learnt))
@@ -107,6 +108,20 @@ def _check_resolution(images: Sequence[PackedImage], wanted_m: float) -> None:
                 f"{image.path}: a pixel of '{image.name}' shows {told_m:g} m, but data.resolution_m = "
                 f"{wanted_m:g}; pack the sources at {wanted_m:g} m, or change data.resolution_m"
             )
+
+
+def _check_bands(images: Sequence[PackedImage], data: DataConfig) -> None:
+    """Every image must show the optical modality; all others may be missing."""
+    if "optical" not in data.modalities:
+        return
+    optical = data.modality("optical")
+    blind = next((image for image in images if not image.shows(optical)), None)
+    if blind is not None:
+        missing = sorted(set(optical.band_names) - {*OPTICAL_RGB.band_names, *blind.spectral})
+        raise InputError(
+            f"{blind.path}: '{blind.name}' has no {', '.join(missing)}, which data.bands.optical wants. "
+            "Leave the pack or the band out, or put the band into 'spectral', which may be missing"
+        )
 
 
 def _images(patterns: Sequence[str]) -> tuple[PackedImage, ...]:
@@ -321,12 +336,27 @@ class _Training:
         usable = {group: _usable(images, spec) for group, images in self.packs.groups.items()}
         shares = [(groups[group].share, images) for group, images in usable.items() if images]
         if not shares:
-            raise InputError(f"stage '{name}': no pack holds an image with an elevation model")
+            raise InputError(f"stage '{name}': no pack holds an image with {' or '.join(spec.names)}")
+        self._note_missing(name, usable)
         chips = self.recipe.chips
         if _blind(spec):
             # a chip that shows nothing at all teaches nothing, and its gradients are wild
-            chips = replace(chips, augment=replace(chips.augment, dem_missing_share=0.0))
+            chips = replace(
+                chips, augment=replace(chips.augment, dem_missing_share=0.0, spectral_missing_share=0.0)
+            )
         return SampleSource(shares, spec, chips, self.recipe.stages[name].options.seed)
+
+    def _note_missing(self, name: str, usable: Mapping[str, Sequence[PackedImage]]) -> None:
+        """Say what lies in the packs and cannot be used as it is."""
+        terrain = next((m for m in self.recipe.spec(name).modalities if m.is_terrain), None)
+        images = [image for group in usable.values() for image in group]
+        flat = [i for i in images if terrain is not None and i.has_terrain and not i.shows(terrain)]
+        if flat:
+            self.tell.note(
+                f"{name}: {len(flat)} of {len(images)} images hold heights without gradients, so that slope "
+                "and shading cannot be made; their terrain counts as missing. "
+                "data.bands.terrain = ['relative_elevation'] uses it"
+            )
 
     def _validation(
         self, name: str, events: Events | None
@@ -354,13 +384,13 @@ class _Training:
 
 
 def _usable(images: Sequence[PackedImage], spec: InputSpec) -> list[PackedImage]:
-    """Images that show something to the network: without optical bands, those with terrain."""
-    return [image for image in images if image.has_terrain or not _blind(spec)]
+    """Images that show something to the network."""
+    return [image for image in images if any(image.shows(modality) for modality in spec.modalities)]
 
 
 def _blind(spec: InputSpec) -> bool:
-    """True for a network without optical bands, to which ground without terrain shows nothing."""
-    return all(modality.is_terrain for modality in spec.modalities)
+    """True for a network without the optical modality, to which some ground shows nothing."""
+    return "optical" not in spec.names
 
 
 def start_network(network: SlumpNetwork, name: str, recipe: Recipe, directory: Path) -> list[str]:

@@ -173,6 +173,12 @@ OPTICAL_RGB = Modality(
 )
 """8-bit RGB, normalised with figures near those of the published slump chips."""
 
+NIR = Band("nir", 100.0, 31.0, 0.0, 255.0)
+"""Near infrared on the 8-bit scale, spread about its mean as that of the published slump chips is."""
+
+SPECTRAL = Modality("spectral", (NIR, Band("ndvi", 0.45, 0.2, -1.0, 1.0), Band("ndwi", -0.4, 0.2, -1.0, 1.0)))
+"""What other sensors see beyond natural colour; the figures of the indices are those of summer tundra."""
+
 TERRAIN = Modality(
     "terrain",
     (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from rtsmap.errors import InputError, LabelError, OptionsError
-from rtsmap.mm.packs import Terrain, TrainingImage, write_pack
+from rtsmap.mm.packs import Spectral, Terrain, TrainingImage, write_pack
 from rtsmap.mm.splits import is_held_out
 from rtsmap.rasters import sources
-from rtsmap.rasters.bands import GRADIENT_BANDS, OPTICAL_RGB
+from rtsmap.rasters.bands import GRADIENT_BANDS, OPTICAL_RGB, SPECTRAL
+from rtsmap.rasters.eight_bands import EightBands, infrared_scale, read_eight_bands
+from rtsmap.rasters.radiometry import Radiometry, Stretch
 from rtsmap.runs.chip_scores import LabelledChips
 from rtsmap.runs.chipping import ANNOTATIONS, INDEX
 from rtsmap.runs.packing import training_image
@@ -26,6 +28,11 @@ from rtsmap.runs.progress import Progress, silent
 from rtsmap.vectors.labels import read_polygons
 
 SCENE_RESOLUTION_M = 4.0
+NPZ = ".npz"
+_NPZ_NOTE = (
+    "chips of eight bands; their shaded relief is left out, since it cannot be turned along with a chip, and "
+    "there is no gradient to make it anew from"
+)
 SCENE, DEM, TRUTH, LOOKALIKES = "scene.tif", "dem.tif", "truth.gpkg", "lookalikes.gpkg"
 
 
@@ -82,9 +89,10 @@ def pack(
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists already; choose another name, or replace it with --overwrite")
     images: list[TrainingImage] = []
+    told: list[str] = []
     for number, source in enumerate(from_where):
         progress("sources", number, len(from_where))
-        images += read_source(source, options)
+        images += read_source(source, options, told.append)
     progress("sources", len(from_where), len(from_where))
     held = [image for image in images if options.hold_out and is_held_out(image.group, options.hold_out)]
     aside = {image.group for image in held}
@@ -95,7 +103,7 @@ def pack(
             f"hold_out={options.hold_out} puts {len(held)} of {len(images)} images aside, of the groups "
             f"{', '.join(names[:8])}; one side is empty. Pack the held-out sources on their own instead"
         )
-    notes = _notes(from_where, options)
+    notes = (*_notes(from_where, options), *told)
     reports = []
     for path, side in zip(sides, (kept, held), strict=False):
         write_pack(path, side)
@@ -131,14 +139,16 @@ def _notes(from_where: Sequence[Path], options: PackOptions) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def read_source(source: Path, options: PackOptions) -> Iterator[TrainingImage]:
-    """The labelled images of a folder or of a COCO file."""
+def read_source(
+    source: Path, options: PackOptions, tell: Callable[[str], None] = lambda _: None
+) -> Iterator[TrainingImage]:
+    """The labelled images of a folder or of a COCO file; `tell` hears what was decided on the way."""
     if (source / INDEX).is_file():
         return tile_images(source, options.group or _group_of(source.name, options))
     if (source / SCENE).is_file() and (source / TRUTH).is_file():
         return simulated_images(source, options)
     if source.is_file() and source.suffix == ".json":
-        return picture_images(source, options)
+        return picture_images(source, options, tell)
     raise InputError(
         f"{source}: wanted a folder of `rtsmap tile --labels` (with {INDEX}), a folder of `rtsmap simulate` "
         f"(with {SCENE} and {TRUTH}), or a COCO file (.json)"
@@ -207,18 +217,25 @@ def _relief(path: Path) -> Terrain | None:
     return Terrain(pixels[1:], pixels[0], patch.valid)
 
 
-def picture_images(path: Path, options: PackOptions) -> Iterator[TrainingImage]:
-    """Plain pictures with COCO labels, without terrain."""
+def picture_images(
+    path: Path, options: PackOptions, tell: Callable[[str], None] = lambda _: None
+) -> Iterator[TrainingImage]:
+    """Pictures or chips of eight bands (.npz) with COCO labels."""
     chips = LabelledChips.read(path, options.images, options.groups)
     annotations = _by_image(chips.document)
-    for image in chips.document["images"]:
-        file = chips.images / image["file_name"]
-        try:
-            with Image.open(file) as picture:
-                pixels = np.asarray(picture.convert("RGB"), np.uint8).transpose(2, 0, 1)
-        except OSError as exc:
-            raise InputError(f"{file}: cannot be read as a picture ({exc})") from exc
-        shape = pixels.shape[1:]
+    images = [(image, _file_of(chips.images / image["file_name"])) for image in chips.document["images"]]
+    many = [file for _, file in images if file.suffix == NPZ]
+    # each is read twice: all of them in memory are too much
+    scale = infrared_scale(read_eight_bands(file) for file in many)
+    if many:
+        tell(f"{path.name}: {_NPZ_NOTE}")
+    if scale:
+        tell(f"{path.name}: {Radiometry((scale,)).note}")
+    for image, file in images:
+        shown = (
+            _from_eight_bands(read_eight_bands(file), scale) if file.suffix == NPZ else _from_picture(file)
+        )
+        shape = shown.valid.shape
         if shape != (image["height"], image["width"]):
             raise LabelError(
                 f"{path}: {file.name} is {shape}, its entry says {image['height'], image['width']}"
@@ -226,12 +243,54 @@ def picture_images(path: Path, options: PackOptions) -> Iterator[TrainingImage]:
         yield TrainingImage(
             name=image["file_name"],
             group=options.group or chips.group_of[image["id"]],
-            optical=np.ascontiguousarray(pixels),
-            optical_valid=np.ones(shape, np.bool_),
+            optical=shown.optical,
+            optical_valid=shown.valid,
             labels=label_numbers(annotations.get(image["id"], []), shape),
-            terrain=None,
+            terrain=shown.terrain,
             resolution_m=options.resolution_m,
+            spectral=shown.spectral,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What a picture shows, as TrainingImage has it."""
+
+    optical: npt.NDArray[np.uint8]
+    valid: npt.NDArray[np.bool_]
+    terrain: Terrain | None = None
+    spectral: Spectral | None = None
+
+
+def _file_of(path: Path) -> Path:
+    """The picture that the labels name, or the chip of eight bands with the same stem."""
+    chip = path.with_suffix(NPZ)
+    return chip if chip.is_file() and not path.is_file() else path
+
+
+def _from_picture(file: Path) -> _Shown:
+    try:
+        with Image.open(file) as picture:
+            pixels = np.asarray(picture.convert("RGB"), np.uint8).transpose(2, 0, 1)
+    except OSError as exc:
+        raise InputError(f"{file}: cannot be read as a picture ({exc})") from exc
+    return _Shown(np.ascontiguousarray(pixels), np.ones(pixels.shape[1:], np.bool_))
+
+
+def _from_eight_bands(chip: EightBands, scale: Stretch | None) -> _Shown:
+    """Natural colour, spectral bands with the infrared on the 8-bit scale, and heights without gradients."""
+    colours, valid = chip.bands(OPTICAL_RGB.band_names)
+    others, known = chip.bands(SPECTRAL.band_names)
+    nir = SPECTRAL.band_names.index("nir")
+    if scale:
+        others[nir] = np.where(known, scale.apply(others[nir]), np.float32(0))
+    heights, measured = chip.bands(["relative_elevation"])
+    return _Shown(
+        np.rint(colours).astype(np.uint8),
+        valid,
+        Terrain(None, heights[0], measured) if measured.any() else None,
+        Spectral(SPECTRAL.band_names, others, known) if known.any() else None,
+    )
 
 
 def _by_image(document: Mapping[str, Any]) -> dict[int, list[dict[str, Any]]]:

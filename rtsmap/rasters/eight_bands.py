@@ -1,0 +1,95 @@
+"""Chips of eight bands as numpy archives, the form in which the data of slump challenges is given out.
+
+An `.npz` file holds one array `image` (H, W, 8) with the bands of `EIGHT_BANDS`. Missing pixels are NaN, or
+-9999 as in ArcticDEM.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rtsmap.errors import BandError, InputError
+from rtsmap.rasters.bands import NIR
+from rtsmap.rasters.radiometry import PERCENTILES, SD_ABOVE, SD_BELOW, Stretch
+
+EIGHT_BANDS = ("red", "green", "blue", "ndvi", "relative_elevation", "shaded_relief", "nir", "ndwi")
+KEY = "image"
+NO_DATA = -9999.0
+
+_PLAUSIBLE = {
+    "red": (0.0, 255.0),
+    "green": (0.0, 255.0),
+    "blue": (0.0, 255.0),
+    "ndvi": (-1.0, 1.0),
+    "ndwi": (-1.0, 1.0),
+    "nir": (0.0, 65535.0),
+    "relative_elevation": (-500.0, 500.0),
+}
+_ROUNDING = 1e-3
+_EVERY = 5
+
+
+@dataclass(frozen=True, slots=True)
+class EightBands:
+    """One chip: `pixels` (8, H, W) float32 in the order of EIGHT_BANDS, 0 where not `valid` (8, H, W)."""
+
+    pixels: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.bool_]
+
+    def bands(self, names: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Pixels (C, H, W) of these bands, and where all of them have data (H, W)."""
+        chosen = [EIGHT_BANDS.index(name) for name in names]
+        valid: npt.NDArray[np.bool_] = np.logical_and.reduce(self.valid[chosen])
+        return self.pixels[chosen], valid
+
+
+def read_eight_bands(path: Path) -> EightBands:
+    """Read a chip; no pickle is ever loaded.
+
+    Raises InputError for another file or shape, BandError for values that a band cannot have.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if KEY not in archive.files:
+                raise InputError(f"{path}: no array '{KEY}', only {', '.join(archive.files) or 'nothing'}")
+            array = archive[KEY]
+    # numpy's word for an array of objects, which only a pickle could hold, is ValueError
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as exc:
+        raise InputError(f"{path}: cannot be read as a numpy archive of numbers ({exc})") from exc
+    if array.ndim != 3 or array.shape[2] != len(EIGHT_BANDS) or array.dtype.kind not in "fui":
+        raise InputError(
+            f"{path}: '{KEY}' is {array.shape} of {array.dtype}, wanted numbers of (height, width, "
+            f"{len(EIGHT_BANDS)}) in the order {', '.join(EIGHT_BANDS)}"
+        )
+    pixels = np.ascontiguousarray(array.transpose(2, 0, 1), np.float32)
+    valid = np.isfinite(pixels) & (pixels != NO_DATA)
+    pixels = np.where(valid, pixels, np.float32(0))
+    for name, (low, high) in _PLAUSIBLE.items():
+        values = pixels[EIGHT_BANDS.index(name)]
+        if values.min() < low - _ROUNDING or values.max() > high + _ROUNDING:
+            raise BandError(
+                f"{path}: {name} is {values.min():g} to {values.max():g}, wanted {low:g} to {high:g}; "
+                f"check the order of the bands ({', '.join(EIGHT_BANDS)}) and their scale"
+            )
+    return EightBands(pixels, valid)
+
+
+def infrared_scale(chips: Iterable[EightBands]) -> Stretch | None:
+    """How the near infrared of all these chips comes onto the 8-bit scale; None where it is on it.
+
+    As with scenes (rtsmap.rasters.radiometry): the percentiles of the whole set decide.
+    """
+    samples = [pixels[0][valid][::_EVERY] for pixels, valid in (chip.bands(["nir"]) for chip in chips)]
+    values = np.concatenate(samples) if samples else np.zeros(0, np.float32)
+    if not len(values) or values.max() <= 255:
+        return None
+    low, high = np.percentile(values, PERCENTILES)
+    return Stretch(
+        NIR.name, float(low), float(high), NIR.mean - SD_BELOW * NIR.sd, NIR.mean + SD_ABOVE * NIR.sd
+    )

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rtsmap.errors import BandError, InputError
+from rtsmap.rasters.bands import NIR
+from rtsmap.rasters.eight_bands import EIGHT_BANDS, infrared_scale, read_eight_bands
+from rtsmap.rasters.radiometry import SD_ABOVE, SD_BELOW
+
+
+def eight(shape=(30, 40), seed=0):
+    """(H, W, 8) float32 with plausible values of each band."""
+    rng = np.random.default_rng(seed)
+    bands = {
+        "red": rng.uniform(20, 200, shape),
+        "green": rng.uniform(20, 200, shape),
+        "blue": rng.uniform(20, 200, shape),
+        "ndvi": rng.uniform(0.2, 0.7, shape),
+        "relative_elevation": rng.normal(0, 2, shape),
+        "shaded_relief": rng.uniform(140, 190, shape),
+        "nir": rng.normal(2140, 655, shape).clip(0),
+        "ndwi": rng.uniform(-0.6, -0.2, shape),
+    }
+    return np.stack([bands[name] for name in EIGHT_BANDS], axis=-1).astype(np.float32)
+
+
+def saved(folder, array, name="a.npz", key="image"):
+    np.savez(folder / name, **{key: array})
+    return folder / name
+
+
+def test_bands_are_found_by_name_and_missing_pixels_are_no_data(tmp_path):
+    array = eight()
+    array[3, 4, 4], array[5, 6, 4], array[7, 8, 6] = np.nan, -9999, np.nan
+    chip = read_eight_bands(saved(tmp_path, array))
+    heights, measured = chip.bands(["relative_elevation"])
+    assert np.argwhere(~measured).tolist() == [[3, 4], [5, 6]]
+    np.testing.assert_array_equal(heights[0][measured], array[..., 4][measured])
+    assert not heights[0][~measured].any()
+    pixels, known = chip.bands(["ndwi", "nir"])
+    np.testing.assert_array_equal(pixels[0], array[..., 7])
+    assert np.argwhere(~known).tolist() == [[7, 8]]
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (8, 30, 40), (30, 40, 7), (30, 40, 8, 1)])
+def test_other_shapes_are_refused(tmp_path, shape):
+    with pytest.raises(InputError, match=r"wanted numbers of \(height, width, 8\)"):
+        read_eight_bands(saved(tmp_path, np.zeros(shape, np.float32)))
+
+
+def test_what_is_no_such_archive_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no array 'image', only picture"):
+        read_eight_bands(saved(tmp_path, eight(), key="picture"))
+    (tmp_path / "b.npz").write_bytes(b"no archive")
+    np.save(tmp_path / "c.npy", eight())
+    for name in ("b.npz", "c.npy", "absent.npz"):
+        with pytest.raises(InputError, match=name):
+            read_eight_bands(tmp_path / name)
+    with pytest.raises(InputError, match="wanted numbers"):
+        read_eight_bands(saved(tmp_path, np.full((3, 4, 8), "text")))
+
+
+class Trap:
+    """Unpickling it would show."""
+
+    sprung = False
+
+    def __reduce__(self):
+        return (setattr, (Trap, "sprung", True))
+
+
+def test_a_pickle_in_the_archive_is_never_opened(tmp_path):
+    array = np.empty((2, 2, 8), object)
+    array[:] = Trap()
+    with pytest.raises(InputError, match="numpy archive of numbers"):
+        read_eight_bands(saved(tmp_path, array))
+    assert not Trap.sprung
+
+
+@pytest.mark.parametrize(
+    ("band", "value"), [("ndvi", 6000), ("red", 1800), ("relative_elevation", 2100), ("nir", -5)]
+)
+def test_values_that_a_band_cannot_have_are_refused_by_name(tmp_path, band, value):
+    array = eight()
+    array[0, 0, EIGHT_BANDS.index(band)] = value
+    with pytest.raises(BandError, match=f"{band} is .*{value}.*order of the bands"):
+        read_eight_bands(saved(tmp_path, array))
+
+
+def test_infrared_of_any_unit_comes_onto_the_same_scale(tmp_path):
+    array, fifth = eight((200, 200)), eight((200, 200))
+    fifth[..., 6] /= 5
+    many, few = (infrared_scale([read_eight_bands(saved(tmp_path, a))]) for a in (array, fifth))
+    np.testing.assert_allclose(few.apply(fifth[..., 6]), many.apply(array[..., 6]), atol=0.01)
+    low, high = np.percentile(many.apply(array[..., 6]), (1, 99))
+    assert low == pytest.approx(NIR.mean - SD_BELOW * NIR.sd, abs=3)
+    assert high == pytest.approx(NIR.mean + SD_ABOVE * NIR.sd, abs=3)
+    array[..., 6] = array[..., 6].clip(0, 2550) / 10
+    assert infrared_scale([read_eight_bands(saved(tmp_path, array))]) is None
+    assert infrared_scale([]) is None

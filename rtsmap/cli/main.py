@@ -13,7 +13,21 @@ from typing import Annotated, Any
 import typer
 
 from rtsmap import __version__
-from rtsmap.cli import demo, doctor, evaluate, export, info, models, pack, predict, simulate, tile, train
+from rtsmap.cli import (
+    demo,
+    doctor,
+    evaluate,
+    export,
+    info,
+    models,
+    pack,
+    predict,
+    report,
+    review,
+    simulate,
+    tile,
+    train,
+)
 from rtsmap.cli.console import log_to_stderr, tell_error
 from rtsmap.cli.exits import BUG, FAILED, INTERRUPTED
 from rtsmap.errors import RtsmapError
@@ -70,11 +84,12 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-for _module in (info, predict, tile, export, simulate, pack, train, demo, doctor):
+for _module in (info, predict, tile, export, report, simulate, pack, train, demo, doctor):
     app.command(_module.__name__.rpartition(".")[2])(guarded(_module.command))
 
 app.add_typer(evaluate.app_with(guarded), name="evaluate")
 app.add_typer(models.app_with(guarded), name="models")
+app.add_typer(review.app_with(guarded), name="review")
 
 
 def run() -> None:

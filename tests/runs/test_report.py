@@ -1,0 +1,317 @@
+"""The report: one file that needs nothing else, shows what is so, and takes a review in a browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import shapely
+from PIL import Image
+
+from rtsmap.errors import InputError, OptionsError
+from rtsmap.instances.coverage import CoverageArea
+from rtsmap.runs.mapping import PredictOptions, predict
+from rtsmap.runs.report import uncertainty, write_report
+from rtsmap.vectors.geopackage import MapLayers, read_layers, read_map, write_layers, write_map
+from rtsmap.vectors.reviews import apply_review
+from tests.runs.blob_scenes import blob_labels, engine, grid, write_dem, write_scene
+from tests.vectors.samples import RECORD, UTM, footprint
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HOSTILE = '"><img src=x onerror=alert(1)></script><script>document.title="broken"</script>&<b>\'Ж🛰 -->'
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A map of blobs, with its scene and a DEM over the western part."""
+    folder = tmp_path_factory.mktemp("report")
+    labels = blob_labels((300, 400), seed=5, count=14)
+    valid = np.ones(labels.shape, bool)
+    valid[250:, 300:] = False
+    scene = write_scene(folder / "scène 1.tif", labels, valid)
+    dem = write_dem(folder / "dem.tif", scene.geobox, share=0.5)
+    options = PredictOptions(second_look=False)
+    predict(scene.path, dem, out=folder / "map.gpkg", model=engine(), options=options, discard_run=True)
+    layers = read_layers(folder / "map.gpkg")
+    scores = np.linspace(0.35, 0.95, len(layers.footprints))
+    layers = MapLayers(layers.footprints.assign(score=scores), layers.coverage, layers.run_record)
+    write_layers(folder / "map.gpkg", layers, overwrite=True)
+    return folder
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, and the text of each."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self._open = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs), []))
+        self._open.append(self.elements[-1])
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data):
+        for element in self._open[-1:]:
+            element[2].append(data)
+
+    def find(self, tag, **wanted):
+        return [
+            (attrs, "".join(text))
+            for name, attrs, text in self.elements
+            if name == tag and all(attrs.get(key) == value for key, value in wanted.items())
+        ]
+
+
+@pytest.fixture(scope="module")
+def page(inputs):
+    facts = write_report(inputs / "map.gpkg", inputs / "page.html")
+    return facts, Reader((inputs / "page.html").read_text(encoding="utf-8"))
+
+
+def test_every_footprint_is_there_most_uncertain_first(inputs, page):
+    facts, reader = page
+    slumps = read_map(inputs / "map.gpkg").set_index("id")
+    cards = [attrs["data-id"] for attrs, _ in reader.find("article")]
+    assert sorted(cards) == sorted(slumps.index)
+    assert facts.footprints == facts.shown == len(cards)
+    away = (slumps.loc[cards, "score"] - 0.5).abs()
+    assert away.is_monotonic_increasing
+    outlines = [attrs["href"] for attrs, _ in reader.find("a")]
+    assert sorted(outlines) == sorted(f"#c-{identity}" for identity in cards)
+
+
+def test_nothing_is_loaded_from_anywhere(inputs, page):
+    text = (inputs / "page.html").read_text(encoding="utf-8")
+    assert (
+        "default-src 'none'"
+        in page[1].find("meta", **{"http-equiv": "Content-Security-Policy"})[0][0]["content"]
+    )
+    for _, attrs, _ in page[1].elements:
+        for name in ("src", "href", "srcset", "action", "data", "xlink:href"):
+            assert re.match(r"(data:image/jpeg;base64,|#c-)", attrs.get(name) or "#c-")
+    assert not re.search(r"@import|url\(|https?://|fetch\(|XMLHttpRequest|innerHTML|eval\(", text)
+
+
+def test_pictures_show_the_slump_under_its_outline(inputs, page):
+    """What is inside an outline is red in the scene; the outline is drawn in the picture's own pixels."""
+    seen = 0
+    for attrs, _ in page[1].find("article"):
+        picture, width, path = first_picture(inputs / "page.html", attrs["data-id"])
+        rings = [
+            np.array(re.findall(r"(-?[\d.]+) (-?[\d.]+)", ring), float) for ring in path.split("Z") if ring
+        ]
+        inside = shapely.Polygon(rings[0]).buffer(-2)
+        rows, cols = np.mgrid[: picture.shape[0], : picture.shape[1]]
+        assert picture.shape[1] == width
+        mask = shapely.contains_xy(inside, cols + 0.5, rows + 0.5)
+        around = ~shapely.contains_xy(shapely.Polygon(rings[0]).buffer(4), cols + 0.5, rows + 0.5)
+        if mask.sum() > 20 and around.any():
+            red = picture[..., 0].astype(int) - picture[..., 1]
+            assert np.median(red[mask]) > np.median(red[around]) + 30
+            seen += 1
+    assert seen > 5
+
+
+def first_picture(path, identity):
+    text = path.read_text(encoding="utf-8")
+    card = text[text.index(f'id="c-{identity}"') :]
+    code = re.search(r'href="data:image/jpeg;base64,([^"]+)"', card).group(1)
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(code))))
+    return (
+        picture,
+        int(re.search(r'<image width="(\d+)"', card).group(1)),
+        re.search(r' d="([^"]+)"', card).group(1),
+    )
+
+
+def test_ground_without_elevation_says_so(page):
+    _, reader = page
+    missing = [text for _, text in reader.find("div", **{"class": "none"})]
+    assert 0 < len(missing) < len(reader.find("article"))
+    assert set(missing) == {"no elevation here"}
+
+
+def test_coverage_and_counts_are_the_maps(inputs, page):
+    _, reader = page
+    table = [text for _, text in reader.find("td")]
+    coverage = read_layers(inputs / "map.gpkg").coverage
+    assert {"mapped", "no data: no optical data"} <= set(table)
+    for area in coverage["area_m2"]:
+        assert f"{area / 1e6:,.2f} km²" in table
+    bars = [text for _, text in reader.find("title") if " to " in text]
+    slumps = len(read_map(inputs / "map.gpkg"))
+    assert sum(int(text.rpartition(": ")[2]) for text in bars) == 2 * slumps
+
+
+def test_of_a_large_map_the_most_uncertain_have_pictures_and_all_are_on_the_map(inputs, tmp_path):
+    facts = write_report(inputs / "map.gpkg", tmp_path / "page.html", limit=3)
+    reader = Reader((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert (facts.shown, len(reader.find("article"))) == (3, 3)
+    assert any(f"the 3 most uncertain of {facts.footprints}" in text for _, text in reader.find("span"))
+    (dots,) = reader.find("path", **{"class": "dots"})
+    assert dots[0]["d"].count("M") == facts.footprints - 3
+    slumps = read_map(inputs / "map.gpkg")
+    worst = slumps.assign(away=(slumps["score"] - 0.5).abs()).sort_values("away")["id"][:3]
+    assert {attrs["data-id"] for attrs, _ in reader.find("article")} == set(worst)
+
+
+def test_an_empty_map_has_a_page_too(inputs, tmp_path):
+    layers = read_layers(inputs / "map.gpkg")
+    write_layers(tmp_path / "e.gpkg", MapLayers(layers.footprints[:0], layers.coverage, layers.run_record))
+    facts = write_report(tmp_path / "e.gpkg", tmp_path / "e.html")
+    assert (facts.footprints, facts.shown) == (0, 0)
+    assert "No slumps were found." in (tmp_path / "e.html").read_text(encoding="utf-8")
+
+
+def hostile_map(folder):
+    box = shapely.box(*grid((40, 60)).boundingbox)
+    left, bottom, right, top = box.bounds
+    coverage = [
+        CoverageArea(box, "mapped", "", 1.0),
+        CoverageArea(shapely.box(left, bottom, right, top), "failed", HOSTILE, 1.0),
+    ]
+    slump = footprint(box.buffer(-30), UTM, id=HOSTILE, modalities=(HOSTILE,))
+    record = {
+        "plan": {"model": {"name": HOSTILE, "version": HOSTILE}},
+        "rtsmap_version": HOSTILE,
+        "plan_sha256": HOSTILE,
+    }
+    write_map(folder / "map.gpkg", [slump], UTM, coverage, record)
+    layers = read_layers(folder / "map.gpkg")
+    reviewed = layers.footprints.assign(review=HOSTILE, review_comment=f"</textarea>{HOSTILE}")
+    write_layers(folder / "map.gpkg", MapLayers(reviewed, layers.coverage, record), overwrite=True)
+    scene = write_scene(folder / "<i>&amp;.tif", np.ones((40, 60), int))
+    return folder / "map.gpkg", scene.path
+
+
+def test_text_from_outside_stays_text(tmp_path):
+    gpkg, scene = hostile_map(tmp_path)
+    write_report(gpkg, tmp_path / "page.html", scene=scene)
+    reader = Reader((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert not reader.find("img")
+    assert not reader.find("i", src="x")
+    assert len(reader.find("script")) == 2
+    assert not any(name.startswith("on") for _, attrs, _ in reader.elements for name in attrs)
+    assert json.loads(reader.find("script", id="facts")[0][1])["plan_sha256"] == HOSTILE
+    assert reader.find("article")[0][0]["data-id"] == HOSTILE
+    assert reader.find("textarea")[0][1] == f"</textarea>{HOSTILE}"
+
+
+def test_what_cannot_be_is_refused(inputs, tmp_path):
+    gpkg = inputs / "map.gpkg"
+    with pytest.raises(OptionsError, match=r"written as \.html"):
+        write_report(gpkg, tmp_path / "page.pdf")
+    with pytest.raises(OptionsError, match=r"within 1\.\.5000"):
+        write_report(gpkg, tmp_path / "page.html", limit=0)
+    (tmp_path / "page.html").write_text("precious")
+    with pytest.raises(InputError, match="exists already"):
+        write_report(gpkg, tmp_path / "page.html")
+    write_map(tmp_path / "other.gpkg", [], UTM, [], RECORD)
+    with pytest.raises(InputError, match="name it with --scene"):
+        write_report(tmp_path / "other.gpkg", tmp_path / "b.html")
+
+
+def test_another_scene_than_the_maps_is_told(inputs, tmp_path):
+    other = write_scene(tmp_path / "other.tif", blob_labels((300, 400), seed=6, count=3))
+    facts = write_report(inputs / "map.gpkg", tmp_path / "page.html", scene=other.path, limit=1)
+    assert facts.notes == ("other.tif is not the very file that the map was made from",)
+
+
+def test_uncertainty_is_greatest_in_the_middle():
+    assert uncertainty([0.5]) == pytest.approx([1.0])
+    assert uncertainty([0.0, 1.0]) == pytest.approx([0, 0], abs=1e-9)
+    assert uncertainty([0.2]) == pytest.approx(uncertainty([0.8]))
+
+
+# In a browser
+
+
+@pytest.fixture
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+def opened(browser, path):
+    """A page that is offline, and what it complained about or asked for."""
+    context = browser.new_context(
+        offline=True, accept_downloads=True, viewport={"width": 1300, "height": 900}
+    )
+    tab, trouble = context.new_page(), []
+    tab.on("pageerror", lambda error: trouble.append(str(error)))
+    tab.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+    tab.on("request", lambda request: trouble.append(request.url) if request.url.startswith("http") else None)
+    tab.goto(path.as_uri())
+    return tab, trouble
+
+
+def test_a_review_in_the_browser_comes_into_the_map(inputs, tmp_path, browser):
+    gpkg = tmp_path / "map.gpkg"
+    shutil.copy(inputs / "map.gpkg", gpkg)
+    write_report(gpkg, tmp_path / "page.html", scene=inputs / "scène 1.tif", dem=inputs / "dem.tif")
+    tab, trouble = opened(browser, tmp_path / "page.html")
+    ids = tab.locator("article").evaluate_all("cards => cards.map(card => card.dataset.id)")
+    assert tab.locator("#save").is_disabled()
+    cards = [tab.locator("article").nth(number) for number in range(4)]
+    cards[0].get_by_role("button", name="Accept").click()
+    cards[1].get_by_role("button", name="Accept").click()
+    cards[1].get_by_role("button", name="Reject").click()
+    cards[1].get_by_placeholder("comment").fill(HOSTILE)
+    cards[2].focus()
+    tab.keyboard.press("r")
+    cards[3].get_by_role("button", name="Accept").click()
+    cards[3].get_by_role("button", name="Accept").click()  # once more takes it back
+    assert tab.locator("#count").inner_text() == f"3 of {len(ids)} decided"
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="Save review").click()
+    assert download.value.suggested_filename == "map_review.json"
+    download.value.save_as(tmp_path / "map_review.json")
+    tab.locator("#filter").select_option("rejected")
+    assert tab.locator("article:visible").count() == 2
+    assert trouble == []
+
+    applied = apply_review(gpkg, tmp_path / "map_review.json")
+    assert (applied.accepted, applied.rejected, applied.commented) == (1, 2, 1)
+    slumps = read_map(gpkg).set_index("id")
+    assert slumps.loc[ids[:3], "review"].tolist() == ["accepted", "rejected", "rejected"]
+    assert slumps.loc[ids[1], "review_comment"] == HOSTILE
+    assert apply_review(gpkg, tmp_path / "map_review.json") == applied
+
+    write_report(gpkg, tmp_path / "again.html", scene=inputs / "scène 1.tif")
+    tab, trouble = opened(browser, tmp_path / "again.html")
+    assert tab.locator("#count").inner_text() == f"3 of {len(ids)} decided"
+    assert tab.locator("article").nth(1).get_by_placeholder("comment").input_value() == HOSTILE
+    tab.set_input_files("#load", tmp_path / "map_review.json")
+    tab.get_by_text("4 of 4 taken over").wait_for()
+    assert trouble == []
+
+
+def test_hostile_text_does_nothing_in_a_browser(tmp_path, browser):
+    gpkg, scene = hostile_map(tmp_path)
+    write_report(gpkg, tmp_path / "page.html", scene=scene)
+    tab, trouble = opened(browser, tmp_path / "page.html")
+    assert tab.title() == "map.gpkg - rtsmap"
+    assert tab.locator("img").count() == 0
+    tab.get_by_role("button", name="Accept").click()
+    assert tab.locator("#count").inner_text() == "1 of 1 decided"
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="Save review").click()
+    download.value.save_as(tmp_path / "r.json")
+    assert trouble == []
+    assert apply_review(gpkg, tmp_path / "r.json").accepted == 1

@@ -31,6 +31,10 @@ def command(
         float | None,
         typer.Option(help="Metres per pixel at which scenes are read [default: 4], and of plain pictures."),
     ] = None,
+    reviewed: Annotated[
+        Path | None,
+        typer.Option(help="Reviewed map: what was rejected in it is remembered as ground without slumps."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace packs that are there.")] = False,
 ) -> None:
     """Pack labelled chips or scenes for training. Splits are by group, never by chip.
@@ -39,11 +43,12 @@ def command(
       rtsmap pack chips/one chips/two --out train.pack
       rtsmap pack coco_train.json --resolution-m 4 --groups overlap_groups.json --hold-out 0.1 --out real.pack
       rtsmap pack scenes/* --out simulated.pack
+      rtsmap pack chips/one --reviewed map.gpkg --out train.pack
     """
     from rtsmap.cli.console import progress_bars, tell
     from rtsmap.runs.chip_packs import PackOptions, pack
 
-    options = PackOptions(group, groups, images, hold_out, resolution_m)
+    options = PackOptions(group, groups, images, hold_out, resolution_m, reviewed)
     with progress_bars() as progress:
         reports = pack(sources, out, options, overwrite=overwrite, progress=progress)
     for report in reports:

@@ -66,7 +66,7 @@ class TrainingImage:
     """Pixels and labels of one image or of a window of it; see the module's text for the arrays.
 
     `group` names images that must stay on one side of a split; `resolution_m` is what a pixel shows, None
-    where nobody knows. Raises GridMismatchError when
+    where nobody knows; `hard` are places that look like slumps and are none. Raises GridMismatchError when
     shapes disagree.
     """
 
@@ -79,6 +79,7 @@ class TrainingImage:
     kinds: npt.NDArray[np.uint8] | None = None
     resolution_m: float | None = None
     spectral: Spectral | None = None
+    hard: tuple[Window, ...] = ()
 
     def __post_init__(self) -> None:
         shape = self.labels.shape
@@ -117,6 +118,7 @@ def write_pack(path: Path, images: Iterable[TrainingImage]) -> None:
                 "spectral": list(image.spectral.names) if image.spectral else [],
                 "kinds": image.kinds is not None,
                 "slumps": _slump_windows(image.labels),
+                "hard": [[w.row0, w.col0, w.row1, w.col1] for w in image.hard],
                 "resolution_m": image.resolution_m,
             }
         )
@@ -152,7 +154,8 @@ def _slump_windows(labels: npt.NDArray[np.int16]) -> list[list[int]]:
 class PackedImage:
     """Where one image of a pack lies, its (H, W) shape and the windows of its slumps by label.
 
-    `resolution_m` is None where nobody knows, and in packs made before it was recorded.
+    `hard` are the windows of places that look like slumps and are none. `resolution_m` is None where nobody
+    knows, and in packs made before it was recorded.
     """
 
     path: Path
@@ -166,6 +169,7 @@ class PackedImage:
     resolution_m: float | None = None
     has_gradient: bool = True
     spectral: tuple[str, ...] = ()
+    hard: tuple[Window, ...] = ()
 
     def shows(self, modality: Modality) -> bool:
         """Whether all bands of a modality can be had from it."""
@@ -231,4 +235,5 @@ def read_index(path: Path) -> Iterator[PackedImage]:
             resolution_m=entry.get("resolution_m"),
             has_gradient=entry.get("gradient", entry["terrain"]),
             spectral=tuple(entry.get("spectral", ())),
+            hard=tuple(Window(*place) for place in entry.get("hard", ())),
         )

@@ -28,7 +28,9 @@ from rtsmap.rasters.tiling import Window
 class SampleOptions:
     """How chips are drawn.
 
-    `slump_share` of them are centred near a slump, the rest lie anywhere. Of the draws from images
+    `hard_negative_share` of them lie near places that a reviewer has rejected, where a group has such
+    places; `negative_share` show no slump, where the image has room for that. Of the rest `slump_share`
+    are centred near a slump, the others lie anywhere. Of the draws from images
     of natural colour alone, `collage_share` show two of them side by side, with a strip of no data between.
     What a border leaves of a slump counts when it has `min_px` pixels or more; less is ignored.
     """
@@ -38,13 +40,19 @@ class SampleOptions:
     zoom_sd: float = 0.2
     collage_share: float = 0.0
     min_px: int = 24
+    hard_negative_share: float = 0.0
+    negative_share: float = 0.0
     augment: AugmentOptions = field(default_factory=AugmentOptions)
 
     def __post_init__(self) -> None:
-        if self.chip_px < 32 or not all(0 <= share <= 1 for share in (self.slump_share, self.collage_share)):
+        names = ("slump_share", "collage_share", "hard_negative_share", "negative_share")
+        wrong = [f"{name}={getattr(self, name)}" for name in names if not 0 <= getattr(self, name) <= 1]
+        if self.chip_px < 32:
+            wrong.append(f"chip_px={self.chip_px}")
+        if wrong or self.hard_negative_share + self.negative_share > 1:
             raise OptionsError(
-                f"chip_px={self.chip_px} (>= 32), slump_share={self.slump_share} (0..1), "
-                f"collage_share={self.collage_share} (0..1)"
+                f"wanted chip_px >= 32, shares within 0..1, and those of negatives together at most 1; got "
+                f"{', '.join(wrong) or f'{self.hard_negative_share} + {self.negative_share}'}"
             )
 
 
@@ -65,6 +73,7 @@ class Sample:
     kinds: npt.NDArray[np.uint8]
 
 
+_TRIES = 20
 MAX_GAP_PX = 16
 """Widest strip of no data between the two images of a collage."""
 
@@ -89,11 +98,32 @@ class SampleSource:
         self._shares = shares / shares.sum()
         self._groups = [images for _, images in groups]
         self._weights = [_image_weights(images) for images in self._groups]
+        self._hard = [[image for image in images if image.hard] for images in self._groups]
 
     def draw(self, number: int) -> Sample:
         """The sample of this number: always the same for the same seed."""
         rng = np.random.default_rng([self.seed, number])
         group = int(rng.choice(len(self._groups), p=self._shares))
+        part = self._negative(group, rng) or self._any(group, rng)
+        part = turn(part, int(rng.integers(4)), bool(rng.integers(2)))
+        return make_sample(part, self.spec, self.options, rng)
+
+    def _negative(self, group: int, rng: np.random.Generator) -> TrainingImage | None:
+        """A chip on rejected ground or without slumps, as often as wanted; None for all others."""
+        hard_share = self.options.hard_negative_share if self._hard[group] else 0.0
+        # nothing is drawn where nothing is wanted, so that the other draws are those of before
+        if not hard_share + self.options.negative_share:
+            return None
+        shape, drawn = (self.options.chip_px,) * 2, rng.random()
+        if drawn < hard_share:
+            image = self._hard[group][int(rng.integers(len(self._hard[group])))]
+            place = image.hard[int(rng.integers(len(image.hard)))]
+            return self._cut(image, shape, rng, near=place)
+        if drawn < hard_share + self.options.negative_share:
+            return self._cut(self._choose(group, rng), shape, rng, empty=True)
+        return None
+
+    def _any(self, group: int, rng: np.random.Generator) -> TrainingImage:
         image, side = self._choose(group, rng), self.options.chip_px
         # short-circuits, so that without collages the draws are those of before
         plain = not image.has_terrain and not image.spectral
@@ -101,38 +131,67 @@ class SampleSource:
             first_px = int(rng.uniform(0.3, 0.7) * side)
             left = self._cut(image, (side, first_px), rng)
             right = self._cut(self._choose(group, rng), (side, side - first_px), rng)
-            part = collage(left, right, side, gap_px=int(rng.integers(0, MAX_GAP_PX + 1)))
-        else:
-            part = self._cut(image, (side, side), rng)
-        part = turn(part, int(rng.integers(4)), bool(rng.integers(2)))
-        return make_sample(part, self.spec, self.options, rng)
+            return collage(left, right, side, gap_px=int(rng.integers(0, MAX_GAP_PX + 1)))
+        return self._cut(image, (side, side), rng)
 
     def _choose(self, group: int, rng: np.random.Generator) -> PackedImage:
         images = self._groups[group]
         return images[int(rng.choice(len(images), p=self._weights[group]))]
 
-    def _cut(self, image: PackedImage, shape: tuple[int, int], rng: np.random.Generator) -> TrainingImage:
-        """A part of the image of at most this shape, zoomed."""
+    def _cut(
+        self,
+        image: PackedImage,
+        shape: tuple[int, int],
+        rng: np.random.Generator,
+        *,
+        near: Window | None = None,
+        empty: bool = False,
+    ) -> TrainingImage:
+        """A part of the image of at most this shape, zoomed: `near` a place, or `empty` of slumps."""
         factor = float(np.clip(np.exp(rng.normal(0, self.options.zoom_sd)), 0.5, 2.0))
-        window = self._place(image, (round(shape[0] / factor), round(shape[1] / factor)), rng)
+        size = (round(shape[0] / factor), round(shape[1] / factor))
+        if near is not None:
+            window = _place_near(image, near, size, rng)
+        elif empty:
+            window = _place_aside(image, size, rng)
+        else:
+            window = self._place(image, size, rng)
         rows, cols = (min(most, round(n * factor)) for most, n in zip(shape, window.shape, strict=True))
         return zoom(image.read(window), (rows, cols))
 
     def _place(self, image: PackedImage, shape: tuple[int, int], rng: np.random.Generator) -> Window:
-        rows, cols = shape
-        height, width = image.shape
         if image.slumps and rng.random() < self.options.slump_share:
             slump = image.slumps[int(rng.integers(len(image.slumps)))][1]
-            row = int(rng.integers(slump.row0, slump.row1) - rng.uniform(0.15, 0.85) * rows)
-            col = int(rng.integers(slump.col0, slump.col1) - rng.uniform(0.15, 0.85) * cols)
-        else:
-            row, col = (
-                int(rng.integers(0, max(1, height - rows + 1))),
-                int(rng.integers(0, max(1, width - cols + 1))),
-            )
-        row0 = int(np.clip(row, 0, max(0, height - rows)))
-        col0 = int(np.clip(col, 0, max(0, width - cols)))
-        return Window(row0, col0, min(height, row0 + rows), min(width, col0 + cols))
+            return _place_near(image, slump, shape, rng)
+        return _place_anywhere(image, shape, rng)
+
+
+def _place_near(
+    image: PackedImage, place: Window, shape: tuple[int, int], rng: np.random.Generator
+) -> Window:
+    """A window that shows a random point of the place somewhere in its middle."""
+    row = int(rng.integers(place.row0, place.row1) - rng.uniform(0.15, 0.85) * shape[0])
+    col = int(rng.integers(place.col0, place.col1) - rng.uniform(0.15, 0.85) * shape[1])
+    return _inside(image, row, col, shape)
+
+
+def _place_anywhere(image: PackedImage, shape: tuple[int, int], rng: np.random.Generator) -> Window:
+    (rows, cols), (height, width) = shape, image.shape
+    row = int(rng.integers(0, max(1, height - rows + 1)))
+    return _inside(image, row, int(rng.integers(0, max(1, width - cols + 1))), shape)
+
+
+def _place_aside(image: PackedImage, shape: tuple[int, int], rng: np.random.Generator) -> Window:
+    """Anywhere without a slump; where none is found, the window with the fewest."""
+    tried = [_place_anywhere(image, shape, rng) for _ in range(_TRIES)]
+    return min(tried, key=lambda window: sum(window.meets(slump) for _, slump in image.slumps))
+
+
+def _inside(image: PackedImage, row: int, col: int, shape: tuple[int, int]) -> Window:
+    (rows, cols), (height, width) = shape, image.shape
+    row0 = int(np.clip(row, 0, max(0, height - rows)))
+    col0 = int(np.clip(col, 0, max(0, width - cols)))
+    return Window(row0, col0, min(height, row0 + rows), min(width, col0 + cols))
 
 
 def collage(left: TrainingImage, right: TrainingImage, side_px: int, *, gap_px: int) -> TrainingImage:

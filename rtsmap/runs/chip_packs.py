@@ -25,6 +25,7 @@ from rtsmap.runs.chip_scores import LabelledChips
 from rtsmap.runs.chipping import ANNOTATIONS, INDEX
 from rtsmap.runs.packing import training_image
 from rtsmap.runs.progress import Progress, silent
+from rtsmap.runs.rejected import RejectedPlaces
 from rtsmap.vectors.labels import read_polygons
 
 SCENE_RESOLUTION_M = 4.0
@@ -43,7 +44,8 @@ class PackOptions:
     `group` puts all of them into one group; `groups` is a JSON list of lists of names (pictures of a COCO
     file, or folders) that show common ground. About `hold_out` of the groups goes into a second
     pack. `images` is the folder of a COCO file's pictures. Scenes are read at `resolution_m` (4 m where
-    it is None), and pictures are said to have it; chips know theirs.
+    it is None), and pictures are said to have it; chips know theirs. `reviewed` is a map whose rejected
+    footprints are remembered as places that look like slumps and are none.
     """
 
     group: str | None = None
@@ -51,6 +53,7 @@ class PackOptions:
     images: Path | None = None
     hold_out: float = 0.0
     resolution_m: float | None = None
+    reviewed: Path | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.hold_out < 1:
@@ -90,9 +93,10 @@ def pack(
             raise InputError(f"{path} exists already; choose another name, or replace it with --overwrite")
     images: list[TrainingImage] = []
     told: list[str] = []
+    rejected = RejectedPlaces.read(options.reviewed) if options.reviewed else None
     for number, source in enumerate(from_where):
         progress("sources", number, len(from_where))
-        images += read_source(source, options, told.append)
+        images += read_source(source, options, told.append, rejected)
     progress("sources", len(from_where), len(from_where))
     held = [image for image in images if options.hold_out and is_held_out(image.group, options.hold_out)]
     aside = {image.group for image in held}
@@ -103,6 +107,8 @@ def pack(
             f"hold_out={options.hold_out} puts {len(held)} of {len(images)} images aside, of the groups "
             f"{', '.join(names[:8])}; one side is empty. Pack the held-out sources on their own instead"
         )
+    if rejected:
+        told.append(_rejected_note(rejected, images, options))
     notes = (*_notes(from_where, options), *told)
     reports = []
     for path, side in zip(sides, (kept, held), strict=False):
@@ -123,6 +129,14 @@ def _report(path: Path, images: Sequence[TrainingImage], notes: tuple[str, ...])
     )
 
 
+def _rejected_note(rejected: RejectedPlaces, images: Sequence[TrainingImage], options: PackOptions) -> str:
+    places = sum(len(image.hard) for image in images)
+    said = f"{options.reviewed}: {len(rejected.polygons)} rejected footprints"
+    if not places:
+        return f"{said}, of which none lies on these images away from labelled slumps; pictures have no place"
+    return f"{said}, packed as {places} places; chips.hard_negative_share says how often they are learnt from"
+
+
 def _notes(from_where: Sequence[Path], options: PackOptions) -> tuple[str, ...]:
     plain = ", ".join(source.name for source in from_where if source.is_file())
     notes = []
@@ -140,13 +154,16 @@ def _notes(from_where: Sequence[Path], options: PackOptions) -> tuple[str, ...]:
 
 
 def read_source(
-    source: Path, options: PackOptions, tell: Callable[[str], None] = lambda _: None
+    source: Path,
+    options: PackOptions,
+    tell: Callable[[str], None] = lambda _: None,
+    rejected: RejectedPlaces | None = None,
 ) -> Iterator[TrainingImage]:
     """The labelled images of a folder or of a COCO file; `tell` hears what was decided on the way."""
     if (source / INDEX).is_file():
-        return tile_images(source, options.group or _group_of(source.name, options))
+        return tile_images(source, options.group or _group_of(source.name, options), rejected)
     if (source / SCENE).is_file() and (source / TRUTH).is_file():
-        return simulated_images(source, options)
+        return simulated_images(source, options, rejected)
     if source.is_file() and source.suffix == ".json":
         return picture_images(source, options, tell)
     raise InputError(
@@ -160,7 +177,9 @@ def _group_of(name: str, options: PackOptions) -> str:
     return next((f"group {i}" for i, names in enumerate(listed) if name in names), name)
 
 
-def simulated_images(folder: Path, options: PackOptions) -> Iterator[TrainingImage]:
+def simulated_images(
+    folder: Path, options: PackOptions, rejected: RejectedPlaces | None = None
+) -> Iterator[TrainingImage]:
     """The scene of `rtsmap simulate`, whose look-alikes are known."""
     lookalikes = folder / LOOKALIKES
     yield training_image(
@@ -170,10 +189,11 @@ def simulated_images(folder: Path, options: PackOptions) -> Iterator[TrainingIma
         options.resolution_m or SCENE_RESOLUTION_M,
         group=options.group or _group_of(folder.name, options),
         lookalikes=lookalikes if lookalikes.is_file() else None,
+        rejected=rejected,
     )
 
 
-def tile_images(folder: Path, group: str) -> Iterator[TrainingImage]:
+def tile_images(folder: Path, group: str, rejected: RejectedPlaces | None = None) -> Iterator[TrainingImage]:
     """Chips of `rtsmap tile --labels`; all chips of a scene are one group."""
     if not (folder / ANNOTATIONS).is_file():
         raise LabelError(f"{folder}: no {ANNOTATIONS}; cut the chips with `rtsmap tile --labels`")
@@ -184,14 +204,16 @@ def tile_images(folder: Path, group: str) -> Iterator[TrainingImage]:
     for chip, optical, relief in zip(columns["chip"], columns["optical"], terrain, strict=True):
         info = sources.probe(folder / optical)
         pixels, valid = _optical(info)
+        labels = label_numbers(annotations.get(int(chip), []), valid.shape)
         yield TrainingImage(
             name=f"{group}/{Path(optical).stem}",
             group=group,
             optical=pixels,
             optical_valid=valid,
-            labels=label_numbers(annotations.get(int(chip), []), valid.shape),
+            labels=labels,
             terrain=_relief(folder / relief) if relief else None,
             resolution_m=abs(info.geobox.resolution.x),
+            hard=rejected.windows(info.geobox, labels) if rejected else (),
         )
 
 

@@ -16,6 +16,7 @@ from rtsmap.rasters.bands import OPTICAL_RGB, InputSpec
 from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.elevation import ElevationReader
 from rtsmap.rasters.tiling import Window
+from rtsmap.runs.rejected import RejectedPlaces
 from rtsmap.vectors.labels import Polygons, read_polygons
 
 
@@ -27,28 +28,29 @@ def training_image(
     *,
     group: str | None = None,
     lookalikes: Path | None = None,
+    rejected: RejectedPlaces | None = None,
 ) -> TrainingImage:
     """One scene on its run grid at `resolution_m`, with gradients instead of shading, and label numbers.
 
-    `lookalikes` are polygons with a column `kind`, as the simulator writes them.
-
-    Polygons are burned largest first, so a small slump on a large one keeps its place.
+    `lookalikes` are polygons with a column `kind`, as the simulator writes them. Polygons
+    are burned largest first, so a small slump on a large one keeps its place.
     """
     grid = sources.run_grid(sources.probe(scene), resolution_m).geobox
     window = Window(0, 0, *grid.shape)
     layer = ChipReader(scene, None, InputSpec(resolution_m, (OPTICAL_RGB,)), grid).read_block(window)[
         "optical"
     ]
-    polygons = read_polygons(labels).to_crs(grid.crs).geometries
+    numbers = burn_labels(read_polygons(labels).to_crs(grid.crs).geometries, grid)
     return TrainingImage(
         name=scene.stem if group is None else f"{group}/{scene.stem}",
         group=group or scene.stem,
         optical=np.rint(layer.pixels).astype(np.uint8),
         optical_valid=layer.valid,
-        labels=burn_labels(polygons, grid),
+        labels=numbers,
         terrain=None if dem is None else _terrain(dem, grid, window),
         kinds=None if lookalikes is None else burn_kinds(read_polygons(lookalikes).to_crs(grid.crs), grid),
         resolution_m=resolution_m,
+        hard=rejected.windows(grid, numbers) if rejected else (),
     )
 
 

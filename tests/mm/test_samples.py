@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 
 from rtsmap.errors import InputError, OptionsError
+from rtsmap.mm.packs import PackedImage, read_index, write_pack
 from rtsmap.mm.samples import SampleOptions, SampleSource, collage, make_sample
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, TERRAIN_FOR_TRAINING, InputSpec
+from rtsmap.rasters.tiling import Window
 from tests.mm.labelled import labelled_image, packed
 
 SPEC = InputSpec(4.0, (OPTICAL_RGB, TERRAIN))
@@ -91,3 +95,49 @@ def test_impossible_sources_are_refused():
         SampleSource([(1.0, [])], SPEC, SampleOptions(), seed=0)
     with pytest.raises(OptionsError, match="chip_px"):
         SampleOptions(chip_px=8)
+
+
+def wide(directory):
+    """One image of 400 x 400 with slumps at its left side and two hard places at its right side."""
+    image = labelled_image(0, (400, 400), terrain=False)
+    hard = (Window(100, 300, 120, 330), Window(300, 350, 310, 360))
+    write_pack(directory / "wide.pack", [replace(image, hard=hard)])
+    return list(read_index(directory / "wide.pack")), hard
+
+
+def drawn_windows(images, options, count=200):
+    """Windows of the first draws."""
+    seen = []
+
+    class Watched(PackedImage):
+        def read(self, window):
+            seen.append(window)
+            return PackedImage.read(self, window)
+
+    watched = [Watched(**{f.name: getattr(image, f.name) for f in fields(image)}) for image in images]
+    source = SampleSource([(1.0, watched)], SPEC, options, seed=2)
+    for number in range(count):
+        source.draw(number)
+    return seen
+
+
+def test_negatives_come_as_often_as_wanted(tmp_path):
+    images, hard = wide(tmp_path)
+    options = SampleOptions(chip_px=64, slump_share=1.0, hard_negative_share=0.3, negative_share=0.2)
+    windows = drawn_windows(images, options)
+    near = sum(any(window.meets(place) for place in hard) for window in windows)
+    empty = sum(not any(window.meets(slump) for _, slump in images[0].slumps) for window in windows)
+    assert 0.2 < near / len(windows) < 0.42
+    assert 0.38 < empty / len(windows) < 0.62
+    only = SampleOptions(chip_px=64, hard_negative_share=1.0)
+    assert all(any(w.meets(place) for place in hard) for w in drawn_windows(images, only, 40))
+    # ground without rejected places goes on as before
+    without = [replace(image, hard=()) for image in images]
+    assert drawn_windows(without, only, 40) == drawn_windows(without, SampleOptions(chip_px=64), 40)
+
+
+def test_shares_of_negatives_must_fit_together():
+    with pytest.raises(OptionsError, match=r"0\.7 \+ 0\.5"):
+        SampleOptions(hard_negative_share=0.7, negative_share=0.5)
+    with pytest.raises(OptionsError, match="negative_share=-1"):
+        SampleOptions(negative_share=-1)

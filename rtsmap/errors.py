@@ -4,6 +4,7 @@
       InputError (ValueError)      a file or argument of the user's cannot be used
         GridMismatchError          rasters that do not share ground, or shapes that disagree
         BandError                  a band is missing, ambiguous or unknown
+        ReadError                  pixels of a file cannot be read, also not when tried again
         LabelError                 label polygons that cannot be used
         OptionsError               an impossible or unknown option
       ModelError                   a model bundle cannot be used
@@ -34,6 +35,10 @@ class GridMismatchError(InputError):
 
 class BandError(InputError):
     """A band is missing, ambiguous or unknown."""
+
+
+class ReadError(InputError):
+    """Pixels of a file cannot be read, also not when tried again."""
 
 
 class LabelError(InputError):

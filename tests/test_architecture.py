@@ -46,12 +46,13 @@ ONLY_IN = {
     "torchvision": ("nets/", "mm/"),
     "geopandas": ("vectors/",),
     "pyogrio": ("vectors/",),
-    # reading is for sources.py alone; first_look.py looks in a process of its own, upright.py says how GDAL
-    # turns a raster; the others turn masks into polygons and back, and show a version
+    # reading is for sources.py alone, through opening.py; first_look.py looks in a process of its own,
+    # upright.py says how GDAL turns a raster; the others turn masks into polygons, or show a version
     "rasterio": (
         "rasters/sources.py",
         "rasters/first_look.py",
         "rasters/upright.py",
+        "rasters/opening.py",
         "instances/polygons.py",
         "runs/packing.py",
         "cli/doctor.py",

@@ -15,6 +15,7 @@ from rtsmap.rasters import grids, sources
 from rtsmap.rasters.bands import TERRAIN_BANDS, InputSpec, Modality
 from rtsmap.rasters.elevation import ElevationReader, Heights
 from rtsmap.rasters.mosaic import DemFiles, ElevationModel
+from rtsmap.rasters.opening import is_remote
 from rtsmap.rasters.radiometry import Radiometry, measure
 from rtsmap.rasters.tiling import Tile, Window
 
@@ -116,6 +117,11 @@ class ChipReader:
         if self._radiometry:
             notes.append(f"{self._scene.path}: is {self._scene.dtype}; {self._radiometry.note}")
         return (*notes, *(self._elevation.notes if self._elevation else ()))
+
+    def vanished(self) -> str | None:
+        """A local file that was there and is no more."""
+        paths = (self._scene.path, *(self._elevation.paths if self._elevation else ()))
+        return next((path for path in paths if not is_remote(path) and not Path(path).exists()), None)
 
     def read_block(self, window: Window) -> dict[str, Layer]:
         """One layer a modality; terrain is computed once, however many chips are cut from the block."""

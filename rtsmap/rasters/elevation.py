@@ -78,12 +78,18 @@ class ElevationReader:
         self._info = model.info
         self._model = model
         self._model_notes = model.notes
+        self._paths = tuple(tile.path for tile in model.tiles)
         self._grid = geobox
         self._to_m = metres_per_unit(self._info)
         self._level = _terrain_level(self._info, geobox)
         self._level_grid = sources.level_geobox(self._info, self._level)
         self._pixel_m = self._ground_pixel_m()
         self._found: set[str] = set()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files that are read."""
+        return self._paths
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ from rasterio.enums import Interleaving
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from rtsmap.rasters.opening import innermost, is_remote, opened
+
 MAX_BLOCK_BYTES = 256 << 20
 """A block that decodes to more is refused: one damaged number in a header asks for all memory."""
 
@@ -46,11 +48,11 @@ def look(path: str) -> dict[str, Any]:
         return {**found, "problems": [problem]}
     warnings.simplefilter("ignore")
     # one that does not open is refused with a sentence where it is used
-    with suppress(RasterioError), rasterio.Env(GDAL_CACHEMAX=64), rasterio.open(path) as src:
+    with suppress(RasterioError), rasterio.Env(GDAL_CACHEMAX=64), opened(path) as src:
         if src.count and src.width and src.height:
             found["problems"] = list(_structural_problems(src, path))
             if not found["problems"]:
-                found |= _sample(src, 2 if _is_remote(path) else _SIDE)
+                found |= _sample(src, 2 if is_remote(path) else _SIDE)
     return found
 
 
@@ -63,7 +65,7 @@ def open_each(paths: list[str]) -> None:
 
 
 def _problem_before_opening(path: str) -> str | None:
-    if _is_remote(path):
+    if is_remote(path):
         return None
     file = Path(path)
     if file.is_file():
@@ -74,10 +76,6 @@ def _problem_before_opening(path: str) -> str | None:
         if start == LFS_POINTER:
             return "this is a Git LFS pointer, not the file itself; fetch the content with 'git lfs pull'"
     return None
-
-
-def _is_remote(path: str) -> bool:
-    return path.startswith("/vsi") or "://" in path
 
 
 def _structural_problems(src: Any, path: str) -> Iterator[str]:
@@ -151,7 +149,7 @@ def _sample(src: Any, side: int) -> dict[str, Any]:
         try:
             pixels = src.read(bands, window=window, masked=True)
         except RasterioError as exc:
-            unread.append(f"rows {window.row_off}.., columns {window.col_off}..: {_innermost(exc)}")
+            unread.append(f"rows {window.row_off}.., columns {window.col_off}..: {innermost(exc)}")
             continue
         sampled += 1
         for band, values in zip(pixels, totals, strict=True):
@@ -166,8 +164,9 @@ def _sample(src: Any, side: int) -> dict[str, Any]:
 
 
 def _windows(src: Any, side: int) -> Iterator[Window]:
-    small = src.width * src.height <= side * side * _SAMPLE_PX * _SAMPLE_PX
-    size = max(src.width, src.height) if small else _SAMPLE_PX
+    size = _SAMPLE_PX
+    if src.width * src.height <= (side * size) ** 2:
+        side = max(src.width, src.height)
     for row in _starts(src.height, size, side):
         for col in _starts(src.width, size, side):
             yield Window(col, row, min(size, src.width - col), min(size, src.height - row))
@@ -177,12 +176,6 @@ def _starts(length: int, size: int, count: int) -> list[int]:
     if length <= size * count:
         return list(range(0, length, size))
     return [round(i * (length - size) / (count - 1)) for i in range(count)]
-
-
-def _innermost(exc: BaseException) -> str:
-    while exc.__cause__ is not None:
-        exc = exc.__cause__
-    return str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__
 
 
 class _Values:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rtsmap.errors import BandError
+from rtsmap.errors import BandError, ReadError
 from rtsmap.rasters.bands import Band
 from rtsmap.rasters.tiling import Window
 
@@ -113,9 +113,16 @@ def _sample(shape: tuple[int, int], read: Read) -> Floats:
 
 def _valid(windows: Iterator[Window], read: Read) -> Floats:
     parts = []
+    failed: ReadError | None = None
     for window in windows:
-        pixels, valid = read(window)
-        parts.append(pixels[:, valid])
+        try:
+            pixels, valid = read(window)
+        except ReadError as exc:  # noqa: PERF203 - windows are few
+            failed = exc  # what can be read of a damaged scene is mapped
+        else:
+            parts.append(pixels[:, valid])
+    if failed and not parts:
+        raise failed
     return np.concatenate(parts, axis=1)
 
 

@@ -33,6 +33,7 @@ from rtsmap.rasters import grids
 from rtsmap.rasters.bands import check_bands
 from rtsmap.rasters.first_look import MAX_BLOCK_BYTES, block_bytes
 from rtsmap.rasters.grids import RunGrid
+from rtsmap.rasters.opening import is_remote, opened, patiently
 from rtsmap.rasters.tiling import Window
 from rtsmap.rasters.upright import is_located_by_points, is_upright, upright
 
@@ -113,16 +114,15 @@ def probe(path: Path | str) -> RasterInfo:
     """Look at a raster without reading pixels; InputError says in a sentence why one cannot be used."""
     name = str(path)
     try:
-        src = rasterio.open(name)
+        with opened(name) as src:
+            _refuse_unusable(src, name)
+            if is_upright(src):
+                return _describe(src, name, name)
+            text, note = upright(src, name)
     except RasterioError as exc:
         missing = not name.startswith("/vsi") and not Path(name).exists()
         reason = "there is no such file" if missing else f"GDAL cannot open it as a raster ({exc})"
         raise InputError(f"{name}: {reason}") from exc
-    with src:
-        _refuse_unusable(src, name)
-        if is_upright(src):
-            return _describe(src, name, name)
-        text, note = upright(src, name)
     info = probe_text(text, name)
     return replace(info, notes=(note, *info.notes))
 
@@ -139,7 +139,7 @@ def read_tags(path: Path | str) -> dict[str, str]:
 
 def probe_text(dataset: str, name: str) -> RasterInfo:
     """Look at a virtual raster given as text; `name` is what messages call it."""
-    with rasterio.open(dataset) as src:
+    with opened(dataset) as src:
         return _describe(src, name, dataset)
 
 
@@ -232,7 +232,7 @@ def _band_name(description: str | None, color: str) -> str:
 def _overview_shapes(dataset: str, count: int) -> tuple[tuple[int, int], ...]:
     shapes = []
     for index in range(count):
-        with rasterio.open(dataset, overview_level=index) as overview:
+        with opened(dataset, overview_level=index) as overview:
             shapes.append((overview.height, overview.width))
     return tuple(shapes)
 
@@ -260,7 +260,7 @@ def fingerprint(path: Path | str) -> dict[str, Any]:
     and masks belong to it; statistics that viewers leave beside a file do not.
     """
     info = probe(path)
-    with rasterio.open(info.path) as src:
+    with opened(info.path) as src:
         files = [Path(name) for name in src.files if not name.endswith(".aux.xml")]
     digest = hashlib.sha256()
     sizes = []
@@ -431,13 +431,20 @@ def level_geobox(info: RasterInfo, level: Level) -> GeoBox:
 
 
 def read_level(info: RasterInfo, bands: Sequence[int], level: Level, window: Window) -> Patch:
-    """Read `window`, in pixels of the level, with the raster's own validity; in bounded memory."""
+    """Read `window`, in pixels of the level, with the raster's own validity; in bounded memory.
+
+    What cannot be read is tried again; in the end ReadError.
+    """
     geobox = grids.window_geobox(level_geobox(info, level), window)
     options = {} if level.overview is None else {"overview_level": level.overview}
-    with rasterio.open(info.dataset, **options) as src:
-        if level.boxcar == 1:
-            return Patch(*_read_pixels(src, info, bands, window), geobox)
-        return Patch(*_read_boxcar(src, info, bands, window, level.boxcar), geobox)
+
+    def read() -> Patch:
+        with opened(info.dataset, **options) as src:
+            if level.boxcar == 1:
+                return Patch(*_read_pixels(src, info, bands, window), geobox)
+            return Patch(*_read_boxcar(src, info, bands, window, level.boxcar), geobox)
+
+    return patiently(read, info.path, remote=is_remote(info.dataset))
 
 
 def read_native(info: RasterInfo, bands: Sequence[int], window: Window | None = None) -> Patch:

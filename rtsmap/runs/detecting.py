@@ -18,13 +18,14 @@ from functools import partial, reduce
 
 from odc.geo.geobox import GeoBox
 
-from rtsmap.errors import EngineError, InputError, ModelError, ShardError
+from rtsmap.errors import EngineError, InputError, ModelError, RunError, ShardError
 from rtsmap.instances.coverage import FAILED, LEFT_OUT, MAPPED, NO_DATA, NO_PIXELS, TileCoverage, core_cells
 from rtsmap.instances.detections import Detection, Detector
 from rtsmap.rasters.chips import Chip, ChipReader, Layer, cut_chip
 from rtsmap.rasters.tiling import Tile, Window
 from rtsmap.runs.engine import Engine
 from rtsmap.runs.executors import InProcessExecutor, ahead
+from rtsmap.runs.interrupts import deferred
 from rtsmap.runs.plan import Run, ShardPlan
 from rtsmap.runs.progress import Progress
 from rtsmap.runs.shards import Shard, TileResult, read_shard, write_shard
@@ -73,6 +74,7 @@ class Receipt:
     failed: tuple[tuple[Tile, str], ...]
     no_data: int
     left_out: int = 0
+    halvings: int = 0
 
 
 @dataclass(slots=True)
@@ -84,6 +86,7 @@ class _Block:
     pending: dict[int, TileResult] = field(default_factory=dict)
     results: list[TileResult] = field(default_factory=list)
     detections: list[Detection] = field(default_factory=list)
+    halvings: int = 0
 
 
 def default_read_threads() -> int:
@@ -103,23 +106,38 @@ def map_shards(task: Task, on_shard: Callable[[Receipt], None] | None = None) ->
     with (
         _threads(task.read_threads, "read") as readers,
         ThreadPoolExecutor(1, "write") as writer,
+        deferred() as interrupted,
     ):
         blocks = ahead(readers, partial(_read_shard, task), task.shards, depth=task.read_threads + 1)
         detector = task.engine.load()
         written: deque[Future[Receipt]] = deque()
         lost = 0
         for block in blocks:
-            asked = len(block.chips)
+            asked, halvings = len(block.chips), _halvings(detector)
             worked = _detect(detector, block)
+            block.halvings = _halvings(detector) - halvings
+            if block.halvings:
+                logger.warning(
+                    "memory was short in shard %d: batches are smaller from here on", block.shard.index
+                )
             lost = 0 if worked else lost + asked
             if lost >= GIVE_UP_AFTER_TILES:
                 raise EngineError(_giving_up(block, lost))
             written.append(writer.submit(_write, task.run, block))
             while len(written) > _WRITES_BEHIND:
                 finish(written.popleft())
+            if interrupted():
+                break
         while written:
             finish(written.popleft())
+        if interrupted():
+            raise KeyboardInterrupt
     return receipts
+
+
+def _halvings(detector: Detector) -> int:
+    """How often a detector has halved its batches, being short of memory; most never do."""
+    return int(getattr(detector, "halvings", 0))
 
 
 @contextmanager
@@ -194,6 +212,7 @@ def receipt_of(shard: Shard, plan: ShardPlan) -> Receipt:
         whole=tuple(r.tile for r in shard.tiles if r.coverage.valid is None and r.coverage.status == MAPPED),
         failed=tuple((tiles[r.tile], r.coverage.reason) for r in shard.failed),
         no_data=sum(r.coverage.status == NO_DATA for r in shard.tiles),
+        halvings=shard.halvings,
         left_out=sum(r.coverage.status == LEFT_OUT for r in shard.tiles),
     )
 
@@ -234,6 +253,7 @@ def _read_chips(reader: ChipReader, tiles: Sequence[Tile], grid: GeoBox) -> Iter
     try:
         layers = reader.read_block(window)
     except _TILE_ERRORS as exc:
+        _refuse_vanished(reader)
         logger.warning("block %s cannot be read (%s); trying its tiles one by one", window, exc)
         for tile in tiles:
             yield tile, _read_alone(reader, tile, grid)
@@ -242,10 +262,20 @@ def _read_chips(reader: ChipReader, tiles: Sequence[Tile], grid: GeoBox) -> Iter
         yield tile, cut_chip(layers, window, tile, grid)
 
 
+def _refuse_vanished(reader: ChipReader) -> None:
+    """Stop the run when an input is gone: the rest of its tiles would fail, too."""
+    if (path := reader.vanished()) is not None:
+        raise RunError(
+            f"{path} has vanished while it was read. Put it back, or mount its disk again, then run the same "
+            "command again; what is finished is kept"
+        )
+
+
 def _read_alone(reader: ChipReader, tile: Tile, grid: GeoBox) -> Chip | str:
     try:
         layers: Mapping[str, Layer] = reader.read_block(tile.read)
     except _TILE_ERRORS as exc:
+        _refuse_vanished(reader)
         logger.warning("tile %d failed: %s", tile.index, exc)
         return _reason("reading", exc)
     return cut_chip(layers, tile.read, tile, grid)
@@ -327,6 +357,6 @@ def _reason(doing: str, exc: BaseException) -> str:
 
 def _write(run: Run, block: _Block) -> Receipt:
     results = tuple(sorted(block.results, key=lambda result: result.tile))
-    shard = Shard(block.shard.index, results, tuple(block.detections))
+    shard = Shard(block.shard.index, results, tuple(block.detections), block.halvings)
     write_shard(run.shard_path(shard.index), shard, run.plan.fingerprint)
     return receipt_of(shard, block.shard)

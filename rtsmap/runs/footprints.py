@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
+from rtsmap.errors import ReadError
 from rtsmap.instances.attributes import (
     Footprint,
     Terrain,
@@ -26,6 +29,8 @@ from rtsmap.rasters.acquisition import Acquisition
 from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.elevation import DAY_0, HeightCells
 from rtsmap.rasters.tiling import Window
+
+logger = logging.getLogger(__name__)
 
 _STRIP_PX = 1 << 22
 
@@ -71,11 +76,15 @@ class FootprintMaker:
         window = instance.window
         if self._is_whole(window):
             return 1.0
-        valid = sum(
-            int(np.count_nonzero(layer.valid & instance.inside[strip.slices(window)]))
-            for strip in _strips(window)
-            for layer in self.leading.read_block(strip).values()
-        )
+        valid = 0
+        for strip in _strips(window):
+            # a slump beside a tile that failed: what cannot be read there is not data
+            with suppress(ReadError):
+                layers = self.leading.read_block(strip).values()
+                valid += sum(
+                    int(np.count_nonzero(layer.valid & instance.inside[strip.slices(window)]))
+                    for layer in layers
+                )
         return valid / instance.area_px
 
     def _is_whole(self, window: Window) -> bool:
@@ -88,7 +97,11 @@ class FootprintMaker:
     def _terrain(self, instance: Instance) -> tuple[Terrain | None, str | None]:
         """Figures of the elevation, and when it was measured."""
         window = terrain_window(instance.window, self.geobox)
-        heights = self.heights.read(window)
+        try:
+            heights = self.heights.read(window)
+        except ReadError as exc:
+            logger.warning("a slump at pixel %s is without terrain: %s", instance.pixel, exc)
+            return None, None
         terrain = instance_terrain(instance, self.geobox, window, heights.elevation, heights.valid)
         here = instance.window.slices(window)
         return terrain, dem_date(heights.first_day[here], heights.last_day[here], instance.inside)

@@ -379,6 +379,7 @@ def _record(
         "tiles_mapped": sum(len(receipt.seen) for receipt in receipts),
         "tiles_no_data": sum(receipt.no_data for receipt in receipts),
         "tiles_failed": sum(len(receipt.failed) for receipt in receipts),
+        "memory_halvings": sum(receipt.halvings for receipt in receipts),
         "tiles_left_out": sum(receipt.left_out for receipt in receipts),
     }
 

@@ -55,11 +55,15 @@ class TileResult:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Detections and tile results of one block of tiles, both in the order of tiles."""
+    """Detections and tile results of one block of tiles, both in the order of tiles.
+
+    `halvings` counts how often the detector halved its batches, being short of memory.
+    """
 
     index: int
     tiles: tuple[TileResult, ...]
     detections: tuple[Detection, ...]
+    halvings: int = 0
 
     @property
     def failed(self) -> tuple[TileResult, ...]:
@@ -74,6 +78,8 @@ def write_shard(path: Path, shard: Shard, plan_fingerprint: str) -> None:
         "plan": plan_fingerprint,
         "tiles": [_tile_to_dict(result) for result in sorted(shard.tiles, key=lambda t: t.tile)],
     }
+    if shard.halvings:
+        head["halvings"] = shard.halvings
     text = json.dumps(head, sort_keys=True)
     rows = sorted((_row(detection) for detection in shard.detections), key=_order)
     schema = _SCHEMA.with_metadata({"rtsmap": text, "sha256": _digest(text, rows)})
@@ -130,7 +136,8 @@ def _checked(
     if [entry["tile"] for entry in head["tiles"]] != list(tiles):
         raise ValueError("its tiles are not those of the plan")
     results = tuple(_tile_from_dict(entry, tiles[entry["tile"]]) for entry in head["tiles"])
-    return Shard(plan.index, results, tuple(_detection(row, tiles) for row in rows))
+    halvings = int(head.get("halvings", 0))
+    return Shard(plan.index, results, tuple(_detection(row, tiles) for row in rows), halvings)
 
 
 def _digest(head: str, rows: Iterable[Mapping[str, Any]]) -> str:

@@ -15,7 +15,7 @@ import rasterio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rtsmap.errors import BandError, GridMismatchError, InputError
+from rtsmap.errors import BandError, GridMismatchError, InputError, ReadError
 from rtsmap.rasters.elevation import ElevationReader
 from rtsmap.rasters.mosaic import open_elevation
 from rtsmap.rasters.tiling import Window
@@ -120,7 +120,7 @@ def test_only_tiles_that_meet_the_window_are_opened(tmp_path):
     assert again.valid.all()
     for band in BANDS:
         np.testing.assert_array_equal(again.bands[band], first.bands[band])
-    with pytest.raises(rasterio.errors.RasterioIOError):
+    with pytest.raises(ReadError):
         reader.relief(Window(0, 0, 50, 300))
 
 

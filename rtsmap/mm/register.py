@@ -81,10 +81,7 @@ class NetworkConfig:
             )
         if self.views not in {1, 2, 4}:
             raise CardError(f"model.json: views must be 1, 2 or 4, got {self.views}")
-        if self.stem not in STEMS:
-            raise CardError(f"model.json: stem must be one of {', '.join(STEMS)}, got {self.stem!r}")
-        if self.guide not in GUIDES:
-            raise CardError(f"model.json: guide must be one of {', '.join(GUIDES)}, got {self.guide!r}")
+        self._check_words()
         if len(self.stage_blocks) != 4 or min(self.stage_blocks) < 1 or len(self.anchor_px) != 5:
             raise CardError(
                 "model.json: wanted four stage_blocks of 1 or more and five anchor_px, "
@@ -99,6 +96,17 @@ class NetworkConfig:
                 "model.json: wanted enlarge > 0, an even mask_px and embed_dim a multiple of num_heads, got "
                 f"enlarge={self.enlarge}, mask_px={self.mask_px}, {self.embed_dim} / {self.num_heads}"
             )
+
+    def _check_words(self) -> None:
+        """Stem and guide of the network and of each branch."""
+        everywhere = {"stem": self.stem, "guide": self.guide}
+        parts = {"": everywhere} | {f"{name}.": numbers for name, numbers in self.branches.items()}
+        for prefix, numbers in parts.items():
+            for key, known in (("stem", STEMS), ("guide", GUIDES)):
+                if numbers.get(key, known[0]) not in known:
+                    raise CardError(
+                        f"model.json: {prefix}{key} must be one of {', '.join(known)}, got {numbers[key]!r}"
+                    )
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> NetworkConfig:

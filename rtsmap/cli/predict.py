@@ -64,6 +64,7 @@ def command(
     ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    timings: Annotated[bool, typer.Option("--timings", help="Say where the time went, by stage.")] = False,
     read_threads: Annotated[
         int | None, typer.Option(min=1, help="Blocks read at the same time; default: half the cores.")
     ] = None,
@@ -82,6 +83,7 @@ def command(
     from rtsmap.rasters.bands import parse_bands
     from rtsmap.runs.mapping import PredictOptions
     from rtsmap.runs.mapping import predict as map_scene
+    from rtsmap.timing import Ledger
 
     options = PredictOptions(
         chip_px=chip_px,
@@ -102,6 +104,7 @@ def command(
         date=date,
         scene_id=scene_id,
     )
+    ledger = Ledger() if timings else None
     with progress_bars() as progress:
         report = map_scene(
             scene,
@@ -115,6 +118,7 @@ def command(
             overwrite=overwrite,
             discard_run=discard_run,
             progress=progress,
+            timings=ledger,
         )
     for note in report.notes:
         tell(f"Note: {note}")
@@ -124,6 +128,9 @@ def command(
         f"({report.no_data} without data, {len(report.failed)} failed{left_out}) "
         f"and {count_of(report.second_looks, 'second look')} in {report.seconds:.0f} s"
     )
+    if ledger is not None:
+        for line in ledger.lines():
+            tell(line)
     typer.echo(report.out)
     if report.failed:
         tell("These tiles failed; run the same command with --overwrite to try them again:")

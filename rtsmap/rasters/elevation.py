@@ -23,6 +23,7 @@ from rtsmap.rasters import grids, sources, terrain
 from rtsmap.rasters.mosaic import DemFiles, ElevationModel, open_elevation
 from rtsmap.rasters.sources import Level, Patch, RasterInfo
 from rtsmap.rasters.tiling import Window
+from rtsmap.timing import stage
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -147,6 +148,7 @@ class ElevationReader:
         days, valid = sources.read_window(info, [1], self._grid, window, resampling="nearest", level=level)
         return np.where(valid & (days[0] > 0), np.rint(days[0]), 0).astype(np.int16)
 
+    @stage("terrain")
     def relief(self, window: Window) -> Relief:
         """Relative elevation, slope, shaded relief and the gradient on the run's grid."""
         margin_px = ceil(terrain.BUFFER_M / min(self._pixel_m)) + 5

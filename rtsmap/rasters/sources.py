@@ -36,6 +36,7 @@ from rtsmap.rasters.grids import RunGrid
 from rtsmap.rasters.opening import is_remote, opened, patiently
 from rtsmap.rasters.tiling import Window
 from rtsmap.rasters.upright import is_located_by_points, is_upright, upright
+from rtsmap.timing import stage
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -430,6 +431,7 @@ def level_geobox(info: RasterInfo, level: Level) -> GeoBox:
     return GeoBox((-(-rows // level.boxcar), -(-cols // level.boxcar)), affine, info.crs)
 
 
+@stage("reading")
 def read_level(info: RasterInfo, bands: Sequence[int], level: Level, window: Window) -> Patch:
     """Read `window`, in pixels of the level, with the raster's own validity; in bounded memory.
 
@@ -537,6 +539,7 @@ def _nothing(count: int, shape: tuple[int, int]) -> Warped:
     return np.zeros((count, *shape), np.float32), np.zeros(shape, np.bool_), None
 
 
+@stage("warping")
 def warp(patch: Patch, grid: GeoBox, window: Window, resampling: str) -> Warped:
     """Warp onto a window of a grid, by the weight of the valid part: (pixels, valid, fill's weight > 0).
 

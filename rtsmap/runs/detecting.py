@@ -29,6 +29,7 @@ from rtsmap.runs.interrupts import deferred
 from rtsmap.runs.plan import Run, ShardPlan
 from rtsmap.runs.progress import Progress
 from rtsmap.runs.shards import Shard, TileResult, read_shard, write_shard
+from rtsmap.timing import stage
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,8 @@ def map_shards(task: Task, on_shard: Callable[[Receipt], None] | None = None) ->
         deferred() as interrupted,
     ):
         blocks = ahead(readers, partial(_read_shard, task), task.shards, depth=task.read_threads + 1)
-        detector = task.engine.load()
+        with stage("loading"):
+            detector = task.engine.load()
         written: deque[Future[Receipt]] = deque()
         lost = 0
         for block in blocks:
@@ -220,6 +222,7 @@ def receipt_of(shard: Shard, plan: ShardPlan) -> Receipt:
 # Reading
 
 
+@stage("cutting chips")
 def _read_shard(task: Task, shard: ShardPlan) -> _Block:
     block = _Block(shard)
     leading = task.engine.spec.names[0]
@@ -330,7 +333,8 @@ def _try(detector: Detector, block: _Block, chips: Sequence[Chip]) -> str | None
 
 
 def _ask(detector: Detector, chips: Sequence[Chip]) -> list[list[Detection]]:
-    found = detector.detect(chips)
+    with stage("network"):
+        found = detector.detect(chips)
     if len(found) != len(chips):
         raise EngineError(f"the detector gave {len(found)} answers for {len(chips)} chips")
     for chip, detections in zip(chips, found, strict=True):
@@ -355,6 +359,7 @@ def _reason(doing: str, exc: BaseException) -> str:
 # Writing
 
 
+@stage("writing")
 def _write(run: Run, block: _Block) -> Receipt:
     results = tuple(sorted(block.results, key=lambda result: result.tile))
     shard = Shard(block.shard.index, results, tuple(block.detections), block.halvings)

@@ -29,6 +29,7 @@ from rtsmap.rasters.acquisition import Acquisition
 from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.elevation import DAY_0, HeightCells
 from rtsmap.rasters.tiling import Window
+from rtsmap.timing import stage
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class FootprintMaker:
     simplify_m: float
     min_speck_px: int
 
+    @stage("footprints")
     def make(self, ranked: tuple[int, Instance]) -> Footprint:
         """The footprint of a slump; `ranked` is what `with_ranks` gives."""
         rank, instance = ranked

@@ -46,6 +46,7 @@ from rtsmap.runs.plan import Run, ShardPlan, exclusive, open_run
 from rtsmap.runs.preparing import Prepared, prepare
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.shards import Shard, read_shard
+from rtsmap.timing import LOOKS, Ledger, in_stage, measuring, stage
 from rtsmap.vectors.areas import AreaFiles
 from rtsmap.vectors.atomic import refuse_existing, refuse_odd_name
 from rtsmap.vectors.geopackage import write_map
@@ -160,22 +161,54 @@ def predict(
     overwrite: bool = False,
     discard_run: bool = False,
     progress: Progress = silent,
+    timings: Ledger | None = None,
 ) -> RunReport:
     """Map the slumps of a scene into a GeoPackage.
 
     `aoi` and `exclude` are files of polygons in any CRS: of the first only what lies inside is mapped, of the
     second only what lies outside. The rule for footprints on a border is that of `rtsmap.instances.ground`.
     `run_dir` (default: `out` with the suffix .rtsrun) keeps finished shards: calling again with the same
-    arguments goes on where a run stopped. `discard_run` removes it after success.
+    arguments goes on where a run stopped. `discard_run` removes it after success. `timings` is told where
+    the time goes.
     """
+    with measuring(timings):
+        return _predict(
+            scene,
+            dem,
+            out=out,
+            model=model,
+            options=options,
+            areas={"aoi": aoi, "exclude": exclude},
+            run_dir=run_dir,
+            overwrite=overwrite,
+            discard_run=discard_run,
+            progress=progress,
+        )
+
+
+def _predict(
+    scene: Path | str,
+    dem: DemFiles | None,
+    *,
+    out: Path | str,
+    model: Engine | ModelCard | str | Path | None,
+    options: PredictOptions | None,
+    areas: Mapping[str, AreaFiles | None],
+    run_dir: Path | str | None,
+    overwrite: bool,
+    discard_run: bool,
+    progress: Progress,
+) -> RunReport:
     started = time.time()
     out, options = Path(out), options or PredictOptions()
     problems = Problems()
     with problems.collected():
         _check_out(out, overwrite=overwrite)
     sandbox.start()
-    engine = engine_of(model, options.device, options.precision, options.batch_size)
-    prepared = _prepare(scene, dem, engine, options, {"aoi": aoi, "exclude": exclude, "problems": problems})
+    with stage("loading"):
+        engine = engine_of(model, options.device, options.precision, options.batch_size)
+    with stage("planning"):
+        prepared = _prepare(scene, dem, engine, options, {**areas, "problems": problems})
     run = open_run(Path(run_dir) if run_dir else out.with_suffix(".rtsrun"), prepared.plan)
     task = Task(
         run=run,
@@ -196,13 +229,15 @@ def predict(
         if options.second_look:
             instances, looks = _looked_at(task, instances, merge, progress)
         footprints = _footprints(task, maker, instances, options)
-        coverage = _coverage(task)
+        with stage("coverage"):
+            coverage = _coverage(task)
         if prepared.ground is not None:
             footprints = [one for one in footprints if prepared.ground.holds(one.polygon)]
             coverage = prepared.ground.divide(coverage)
         record = _record(prepared, options, merge, receipts)
         record |= {"temperature": engine.temperature, "second_looks": looks}
-        write_map(out, footprints, prepared.plan.geobox.crs, coverage, record, overwrite=overwrite)
+        with stage("writing map"):
+            write_map(out, footprints, prepared.plan.geobox.crs, coverage, record, overwrite=overwrite)
     if discard_run:
         run.discard()
     return RunReport(
@@ -284,7 +319,7 @@ def _candidates(
         # up to the model's own threshold the same whatever the user's, so that looks can be kept
         lowest = min(merge.min_score, _WORTH_A_LOOK * task.engine.own_score(task.engine.min_score))
         merge = replace(merge, min_score=lowest, min_part_score=min(merge.min_part_score, lowest))
-    return merge_shards(read, task.shards, tiles, merge)
+    return in_stage("merging", merge_shards(read, task.shards, tiles, merge))
 
 
 def _near(ground: Ground | None, instances: Iterator[Instance]) -> Iterator[Instance]:
@@ -298,7 +333,9 @@ def _looked_at(
     task: Task, candidates: Iterator[Instance], merge: MergeOptions, progress: Progress
 ) -> tuple[Iterator[Instance], dict[str, int]]:
     """What second looks left of the candidates, and how many looks that took, for the run's record."""
-    looked = look_again(task, list(candidates), merge, task.run.plan.tiles.chip_px, progress)
+    listed = list(candidates)
+    with stage(LOOKS):
+        looked = look_again(task, listed, merge, task.run.plan.tiles.chip_px, progress)
     wanted = (instance for instance in looked.instances if is_wanted(instance, merge))
     return wanted, {"candidates": looked.candidates, "looks": looked.looks, "failed": looked.failed}
 

@@ -13,7 +13,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,9 @@ class RangeHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(end - start))
         self.end_headers()
         if send:
-            self.sent.value += end - start
-            self.requests.value += 1
+            with self.sent.get_lock():
+                self.sent.value += end - start
+                self.requests.value += 1
             with path.open("rb") as stream:
                 stream.seek(start)
                 self.wfile.write(stream.read(end - start))
@@ -82,7 +83,8 @@ class RangeHandler(BaseHTTPRequestHandler):
 def serve(folder: Path, port: Any, sent: Any, requests: Any) -> None:
     """Run in a process of its own: opening a dataset holds Python's lock, and would wait for a thread."""
     RangeHandler.folder, RangeHandler.sent, RangeHandler.requests = folder, sent, requests
-    server = HTTPServer(("127.0.0.1", 0), RangeHandler)
+    # connections are kept alive, so each needs a thread of its own
+    server = ThreadingHTTPServer(("127.0.0.1", 0), RangeHandler)
     port.value = server.server_port
     server.serve_forever()
 

@@ -189,6 +189,18 @@ def test_chips_of_any_depth_are_8_bit(tmp_path, scene):
     assert np.mean(means, axis=0) == pytest.approx([92, 96, 78], abs=30)
 
 
+def test_timings_name_the_stages(tmp_path, scene, monkeypatch):
+    monkeypatch.setattr(mapping, "engine_of", lambda *_: engine())
+    whole, _ = write_dems(tmp_path)
+    command = ["predict", str(scene.path), "--dem", str(whole), "-o", str(tmp_path / "m.gpkg"), "--timings"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.stderr
+    told = {line[:14].strip(): line.split() for line in done.stderr.splitlines()}
+    for stage in ("planning", "reading", "warping", "terrain", "network", "writing", "merging", "footprints"):
+        assert stage in told
+    assert float(told["all"][1]) > 0
+
+
 def test_footprints_say_which_scene_and_when_and_that_computes_nothing_again(tmp_path, scene, monkeypatch):
     monkeypatch.setattr(mapping, "engine_of", lambda *_: engine())
     path = tmp_path / "WV02_20130426224306_1030010020A45200_13APR26224306-M1BS-500069507110_01_P004.tif"

@@ -37,6 +37,9 @@ DEFAULT_BUNDLE = "rts-starter"
 CARD, NETWORK, WEIGHTS, README = "card.toml", "model.json", "weights.safetensors", "README.md"
 
 _MAX_TEXT_BYTES = 1 << 20
+_UNSAFE_SUFFIXES = frozenset(
+    (".pkl", ".pickle", ".pth", ".pt", ".pyth", ".ckpt", ".joblib", ".py", ".pyc", ".so")
+)
 _MAX_WEIGHTS_BYTES = 8 << 30
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -206,6 +209,31 @@ def verify(card: ModelCard) -> None:
         )
     _check_hash(path, card.sha256, WeightsError)
     _check_safetensors(path)
+
+
+def verify_contents(card: ModelCard) -> None:
+    """See that a bundle holds data only; raises CardError that names a pickle or code lying in it.
+
+    rtsmap opens neither, but other programs may, and whoever hands a bundle on answers for it.
+    """
+    for path in sorted(card.folder.rglob("*")):
+        # the weights are known by their own check, and the length at their start may look like anything
+        if path == card.weights or not path.is_file():
+            continue
+        if path.suffix.lower() in _UNSAFE_SUFFIXES or _starts_as_pickle(path):
+            raise CardError(
+                f"{path}: a pickle or code is no part of a model, which is a card, numbers and weights "
+                f"({CARD}, {NETWORK}, {WEIGHTS}); remove it, and ask who put it there"
+            )
+
+
+def _starts_as_pickle(path: Path) -> bool:
+    """Whether a file begins as pickles of the protocols 2 to 5 do, or is an archive, as torch's are."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    return start == b"PK\x03\x04" or (
+        start[:1] == b"\x80" and start[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}
+    )
 
 
 def load_bundle(name_or_path: str | Path | None = None) -> ModelCard:

@@ -71,15 +71,16 @@ def show(model: Model = None) -> None:
 
 
 def verify(model: Model = None) -> None:
-    """Check that a model's files are whole and are those its card was written for.
+    """Check that a model's files are whole, are those its card was written for, and hold data only.
 
     Examples:
       rtsmap models verify
       rtsmap models verify path/to/bundle
     """
-    from rtsmap.models import load_bundle
+    from rtsmap.models import load_bundle, verify_contents
 
     card = load_bundle(model)
+    verify_contents(card)
     typer.echo(f"{card.name} {card.version}: whole ({card.weights}, sha256 {card.sha256})")
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pickle
+import zipfile
+
 import pytest
 from typer.testing import CliRunner
 
@@ -35,6 +38,52 @@ def test_verify_finds_altered_weights(tiny):
     bad = CliRunner().invoke(app, ["models", "verify", str(tiny.folder)])
     assert bad.exit_code == 1
     assert "sha256" in bad.stderr
+
+
+class Trap:
+    """Unpickling it would show."""
+
+    sprung = False
+
+    def __reduce__(self):
+        return (setattr, (Trap, "sprung", True))
+
+
+def torch_archive(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Trap()))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("extra.pkl", lambda path: path.write_bytes(pickle.dumps(Trap()))),
+        ("notes.txt", lambda path: path.write_bytes(pickle.dumps(Trap()))),
+        ("weights.pth", torch_archive),
+        ("picture.png", torch_archive),
+        ("model.py", lambda path: path.write_text("raise SystemExit")),
+        ("deeper/model.py", lambda path: path.write_text("raise SystemExit")),
+    ],
+)
+def test_verify_refuses_pickles_and_code_and_opens_none(tiny, name, write):
+    stray = tiny.folder / name
+    stray.parent.mkdir(exist_ok=True)
+    write(stray)
+    refused = CliRunner().invoke(app, ["models", "verify", "tiny"])
+    assert refused.exit_code == 1
+    assert str(stray) in refused.stderr.replace("\n", "")
+    assert not Trap.sprung
+    stray.unlink()
+    assert CliRunner().invoke(app, ["models", "verify", "tiny"]).exit_code == 0
+
+
+def test_verify_refuses_a_card_without_a_field(tiny):
+    path = tiny.folder / "card.toml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith("licence =")))
+    refused = CliRunner().invoke(app, ["models", "verify", "tiny"])
+    assert refused.exit_code == 1
+    assert "'licence' is missing" in refused.stderr
 
 
 def test_an_absent_default_is_an_error_with_a_remedy(tmp_path, tiny, monkeypatch):

@@ -19,7 +19,7 @@ from rtsmap.rasters.bands import NIR
 from rtsmap.rasters.radiometry import PERCENTILES, SD_ABOVE, SD_BELOW, Stretch
 
 EIGHT_BANDS = ("red", "green", "blue", "ndvi", "relative_elevation", "shaded_relief", "nir", "ndwi")
-KEY = "image"
+KEY, NPZ = "image", ".npz"
 NO_DATA = -9999.0
 
 _PLAUSIBLE = {
@@ -47,6 +47,12 @@ class EightBands:
         chosen = [EIGHT_BANDS.index(name) for name in names]
         valid: npt.NDArray[np.bool_] = np.logical_and.reduce(self.valid[chosen])
         return self.pixels[chosen], valid
+
+
+def file_of_chip(path: Path) -> Path:
+    """The picture that labels name, or the chip of eight bands with the same stem where that is there."""
+    chip = path.with_suffix(NPZ)
+    return chip if chip.is_file() and not path.is_file() else path
 
 
 def read_eight_bands(path: Path) -> EightBands:

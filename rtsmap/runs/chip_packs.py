@@ -19,7 +19,7 @@ from rtsmap.mm.packs import Spectral, Terrain, TrainingImage, write_pack
 from rtsmap.mm.splits import is_held_out
 from rtsmap.rasters import sources
 from rtsmap.rasters.bands import GRADIENT_BANDS, OPTICAL_RGB, SPECTRAL
-from rtsmap.rasters.eight_bands import EightBands, infrared_scale, read_eight_bands
+from rtsmap.rasters.eight_bands import NPZ, EightBands, file_of_chip, infrared_scale, read_eight_bands
 from rtsmap.rasters.radiometry import Radiometry, Stretch
 from rtsmap.runs.chip_scores import LabelledChips
 from rtsmap.runs.chipping import ANNOTATIONS, INDEX
@@ -29,7 +29,6 @@ from rtsmap.runs.rejected import RejectedPlaces
 from rtsmap.vectors.labels import read_polygons
 
 SCENE_RESOLUTION_M = 4.0
-NPZ = ".npz"
 _NPZ_NOTE = (
     "chips of eight bands; their shaded relief is left out, since it cannot be turned along with a chip, and "
     "there is no gradient to make it anew from"
@@ -245,7 +244,7 @@ def picture_images(
     """Pictures or chips of eight bands (.npz) with COCO labels."""
     chips = LabelledChips.read(path, options.images, options.groups)
     annotations = _by_image(chips.document)
-    images = [(image, _file_of(chips.images / image["file_name"])) for image in chips.document["images"]]
+    images = [(image, file_of_chip(chips.images / image["file_name"])) for image in chips.document["images"]]
     many = [file for _, file in images if file.suffix == NPZ]
     # each is read twice: all of them in memory are too much
     scale = infrared_scale(read_eight_bands(file) for file in many)
@@ -282,12 +281,6 @@ class _Shown:
     valid: npt.NDArray[np.bool_]
     terrain: Terrain | None = None
     spectral: Spectral | None = None
-
-
-def _file_of(path: Path) -> Path:
-    """The picture that the labels name, or the chip of eight bands with the same stem."""
-    chip = path.with_suffix(NPZ)
-    return chip if chip.is_file() and not path.is_file() else path
 
 
 def _from_picture(file: Path) -> _Shown:

@@ -26,8 +26,17 @@ from rtsmap.instances.coco_scores import (
 from rtsmap.instances.detections import Detector
 from rtsmap.instances.intervals import group_intervals
 from rtsmap.instances.map_scores import Figure
-from rtsmap.rasters.bands import InputSpec
+from rtsmap.rasters.bands import InputSpec, Modality
 from rtsmap.rasters.chips import Chip, Layer
+from rtsmap.rasters.eight_bands import (
+    EIGHT_BANDS,
+    NPZ,
+    EightBands,
+    file_of_chip,
+    infrared_scale,
+    read_eight_bands,
+)
+from rtsmap.rasters.radiometry import Stretch
 from rtsmap.rasters.tiling import Tile, Window
 from rtsmap.runs.engine import Engine
 from rtsmap.runs.progress import Progress, silent
@@ -71,18 +80,20 @@ class LabelledChips:
 
 
 def find_on_chips(chips: LabelledChips, engine: Engine, progress: Progress = silent) -> list[dict[str, Any]]:
-    """What a model finds on every chip, as COCO results. Modalities that pictures do not hold are missing.
+    """What a model finds on every chip, as COCO results. Modalities that chips do not hold are missing.
 
-    Raises InputError for a picture that is not there or not RGB, OptionsError for a model without
-    an optical modality of red, green and blue.
+    A chip is a picture or eight bands (.npz). Raises InputError for one that is not there or not RGB,
+    OptionsError where the first modality of the model has bands that pictures do not hold.
     """
     detector = engine.load()
     results: list[dict[str, Any]] = []
     images = list(chips.document["images"])
     category = chips.document["categories"][0]["id"]
+    files = (file_of_chip(chips.images / image["file_name"]) for image in images)
+    scale = infrared_scale(read_eight_bands(file) for file in files if file.suffix == NPZ)
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
-        for image, found, chip in _detected(detector, batch, chips.images, engine.spec):
+        for image, found, chip in _detected(detector, batch, chips.images, engine.spec, scale):
             results += coco_results(
                 image["id"],
                 [replace(one, score=engine.told_score(one.score)) for one in found],
@@ -160,14 +171,41 @@ def _object_figures(
 
 
 def _detected(
-    detector: Detector, images: Sequence[Mapping[str, Any]], folder: Path, spec: InputSpec
+    detector: Detector,
+    images: Sequence[Mapping[str, Any]],
+    folder: Path,
+    spec: InputSpec,
+    scale: Stretch | None,
 ) -> list[tuple[Mapping[str, Any], Any, Chip]]:
-    chips = [picture_chip(folder / image["file_name"], spec) for image in images]
+    chips = [chip_of_file(file_of_chip(folder / image["file_name"]), spec, scale) for image in images]
     return list(zip(images, detector.detect(chips), chips, strict=True))
 
 
+def chip_of_file(path: Path, spec: InputSpec, scale: Stretch | None = None) -> Chip:
+    """A picture, or eight bands whose infrared comes onto the 8-bit scale by `scale`, as a chip."""
+    if path.suffix != NPZ:
+        return picture_chip(path, spec)
+    chip = read_eight_bands(path)
+    window = Window(0, 0, *chip.pixels.shape[1:])
+    layers = {modality.name: _layer_of(chip, modality, scale) for modality in spec.modalities}
+    return Chip(layers, GeoBox(window.shape, Affine.identity(), None), Tile(0, window, window))
+
+
+def _layer_of(chip: EightBands, modality: Modality, scale: Stretch | None) -> Layer:
+    """Missing where one of its bands is not among the eight."""
+    names = modality.band_names
+    if not set(names) <= set(EIGHT_BANDS):
+        shape = chip.pixels.shape[1:]
+        return Layer(np.zeros((len(names), *shape), np.float32), np.zeros(shape, np.bool_))
+    pixels, valid = chip.bands(names)
+    if scale and scale.band in names:
+        at = names.index(scale.band)
+        pixels[at] = np.where(valid, scale.apply(pixels[at]), np.float32(0))
+    return Layer(pixels * valid, valid)
+
+
 def picture_chip(path: Path, spec: InputSpec) -> Chip:
-    """A picture as a chip of its own pixels; terrain is missing on it."""
+    """A picture as a chip of its own pixels; what later modalities want beyond RGB is missing."""
     try:
         with Image.open(path) as picture:
             if picture.mode != "RGB":
@@ -178,7 +216,12 @@ def picture_chip(path: Path, spec: InputSpec) -> Chip:
     window = Window(0, 0, *pixels.shape[1:])
     layers = {}
     for modality in spec.modalities:
-        if modality.is_terrain:
+        aside = modality is not spec.modalities[0] and not set(modality.band_names) <= {
+            "red",
+            "green",
+            "blue",
+        }
+        if modality.is_terrain or aside:
             nothing = np.zeros((len(modality.bands), *window.shape), np.float32)
             layers[modality.name] = Layer(nothing, np.zeros(window.shape, np.bool_))
         else:

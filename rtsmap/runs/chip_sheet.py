@@ -13,6 +13,8 @@ from PIL import Image
 from rtsmap.errors import InputError
 from rtsmap.instances.coco_scores import mask_of, pixel_overlaps
 from rtsmap.instances.drawing import draw_found, draw_true, explain_outlines
+from rtsmap.rasters.bands import OPTICAL_RGB
+from rtsmap.rasters.eight_bands import NPZ, file_of_chip, read_eight_bands
 from rtsmap.runs.chip_scores import LabelledChips
 from rtsmap.vectors.atomic import whole_file
 
@@ -98,6 +100,10 @@ def _draw_chip(
 
 
 def _picture(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    file = file_of_chip(path)
+    if file.suffix == NPZ:
+        colours, _ = read_eight_bands(file).bands(OPTICAL_RGB.band_names)
+        return np.rint(colours.transpose(1, 2, 0)).astype(np.uint8)
     try:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))

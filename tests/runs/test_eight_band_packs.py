@@ -6,17 +6,21 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from rtsmap.errors import InputError
+from rtsmap.errors import InputError, OptionsError
 from rtsmap.mm.augment import AugmentOptions, turn, zoom
 from rtsmap.mm.packs import read_index, write_pack
 from rtsmap.mm.samples import SampleOptions, make_sample
 from rtsmap.mm.stages import Packs, Teller, run_recipe
 from rtsmap.mm.train import read_rows
-from rtsmap.rasters.bands import OPTICAL_RGB, SPECTRAL, TERRAIN, InputSpec
+from rtsmap.rasters.bands import OPTICAL_RGB, SPECTRAL, TERRAIN, InputSpec, Modality
 from rtsmap.rasters.eight_bands import EIGHT_BANDS
 from rtsmap.rasters.tiling import Window
 from rtsmap.runs.chip_packs import PackOptions, pack
+from rtsmap.runs.chip_scores import LabelledChips, find_on_chips, picture_chip
+from rtsmap.runs.chip_sheet import draw_sheet
+from rtsmap.runs.engine import Engine
 from tests.mm.labelled import labelled_image
 from tests.mm.small_recipes import recipe, recipe_data
 from tests.rasters.test_eight_bands import eight
@@ -66,6 +70,39 @@ def test_a_pack_holds_what_the_chips_held_and_says_what_it_left_out(folder, pack
     assert image.terrain.valid[4:].all()
     np.testing.assert_allclose(image.terrain.relative_elevation[4:], array[4:, :, 4], atol=0.01)
     assert image.terrain.gradient is None
+
+
+def test_evaluation_shows_the_network_what_training_showed(folder, packed, tmp_path):
+    spec = InputSpec(4.0, (OPTICAL_RGB, SPECTRAL, Modality("terrain", TERRAIN.bands[:1])))
+    shown = []
+
+    class Seer:
+        def detect(self, chips):
+            shown.extend(chips)
+            return [[] for _ in chips]
+
+    chips = LabelledChips.read(folder / "coco.json")
+    assert find_on_chips(chips, Engine(spec, 96, 0, {}, Seer, min_score=0.5)) == []
+    images = list(read_index(packed.path))
+    assert len(shown) == len(images) == 3
+    for chip, image in zip(shown, images, strict=True):
+        pixels = image.read(Window(0, 0, *image.shape))
+        for name, layer in make_sample(pixels, spec, SampleOptions(), None).layers.items():
+            np.testing.assert_array_equal(chip.layers[name].valid, layer.valid)
+            # packs hold whole colours and half precision
+            atol = {"optical": 0.51, "spectral": 0.07, "terrain": 0.01}[name]
+            np.testing.assert_allclose(chip.layers[name].pixels, layer.pixels, atol=atol)
+    draw_sheet(tmp_path / "sheet.png", chips, [], min_score=0.5)
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_lack_what_only_eight_bands_have(tmp_path):
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    layers = picture_chip(tmp_path / "a.png", InputSpec(4.0, (OPTICAL_RGB, SPECTRAL))).layers
+    assert layers["optical"].valid.all()
+    assert not layers["spectral"].valid.any()
+    with pytest.raises(OptionsError, match="the model wants nir"):
+        picture_chip(tmp_path / "a.png", InputSpec(4.0, (SPECTRAL,)))
 
 
 def test_turning_and_zooming_treat_all_bands_alike(packed):

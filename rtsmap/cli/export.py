@@ -26,7 +26,7 @@ def command(
         str | None, typer.Option(help="Turn outlines into this CRS, such as EPSG:3413; default: the map's.")
     ] = None,
     profile: Annotated[
-        str | None, typer.Option(help="A form that others ask for: arts, pdg or challenge.")
+        str | None, typer.Option(help="A form that others ask for: arts, pdg, challenge or stac.")
     ] = None,
     field: Annotated[
         list[str] | None,
@@ -42,7 +42,8 @@ def command(
     The suffix of the output chooses the format. GeoJSON and KML are in longitude and latitude, and so is
     the WKT of a CSV without --crs; a shapefile's columns have names of ten characters, which are told.
     Nothing is written half. Profiles: arts is GeoJSON for the ARTS data set, pdg a GeoPackage for the
-    staging of the Permafrost Discovery Gateway, challenge a JSON file of COCO results.
+    staging of the Permafrost Discovery Gateway, challenge a JSON file of COCO results,
+    stac the run record as a STAC item with the MLM extension for the model.
 
     Examples:
       rtsmap export map.gpkg slumps.shp

@@ -1,4 +1,4 @@
-"""Maps in the form that others ask for: the ARTS data set, the Permafrost Discovery Gateway, COCO results."""
+"""Maps in the form that others ask for: ARTS, the Permafrost Discovery Gateway, COCO results, STAC."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from rtsmap.vectors.geopackage import (
     read_run_record,
 )
 from rtsmap.vectors.labels import read_polygons
+from rtsmap.vectors.stac import stac_item
 
 ARTS_REQUIRED = (
     "CentroidLat",
@@ -87,6 +88,7 @@ def export_profile(
     GeoPackage of single polygons without missing numbers for the gateway's staging; with the layer
     `coverage` the outline of what was mapped, which its deduplication wants. `challenge` is a JSON list of
     COCO results with compressed run lengths: on the map's grid as one image with id 1, or on `chips`.
+    `stac` is the record as a STAC item, with the MLM extension for the model.
     Raises OptionsError for what the profile cannot be told or must be told, InputError for other files.
     """
     gpkg, out = Path(gpkg), Path(out)
@@ -105,11 +107,12 @@ def export_profile(
     if layer == COVERAGE_LAYER:
         return _write_pdg_coverage(gpkg, out, overwrite=overwrite)
     footprints = select.of(read_map(gpkg))
-    return write(_Export(footprints, read_run_record(gpkg), options, out, overwrite))
+    return write(_Export(gpkg, footprints, read_run_record(gpkg), options, out, overwrite))
 
 
 @dataclass(frozen=True, slots=True)
 class _Export:
+    gpkg: Path
     footprints: geopandas.GeoDataFrame
     record: Mapping[str, Any]
     options: ProfileOptions
@@ -166,11 +169,18 @@ def _arts_given(job: _Export) -> dict[str, Any]:
     strangers = sorted(set(fields) - set(allowed))
     if strangers:
         raise OptionsError(f"ARTS: {', '.join(strangers)} cannot be given; there are {', '.join(allowed)}")
+    known = job.record.get("acquisition", {})
+    if known.get("acquired"):
+        fields = {"BaseMapDate": known["acquired"][:10], **fields}
     missing = [name for name in ARTS_GIVEN if not fields.get(name, "").strip()]
     if missing:
         told = " ".join(f"--field {name}=..." for name in missing)
-        raise OptionsError(f"ARTS wants {', '.join(missing)}, which no map knows; give {told}")
-    given: dict[str, Any] = {"BaseMapID": _scene(job.record), "ContributionDate": None, **fields}
+        raise OptionsError(f"ARTS wants {', '.join(missing)}, which the map does not know; give {told}")
+    given: dict[str, Any] = {
+        "BaseMapID": known.get("scene_id") or _scene(job.record),
+        "ContributionDate": None,
+        **fields,
+    }
     for name in ("BaseMapDate", "ContributionDate"):
         _check_dates(name, given[name])
     resolution = fields.get("BaseMapResolution", job.model.get("input", {}).get("resolution_m"))
@@ -298,11 +308,25 @@ def _chips_of(folder: Path) -> Iterator[tuple[int, GeoBox]]:
         yield int(number), GeoBox((int(height), int(width)), affine, chips.crs)
 
 
+# STAC
+
+
+def _write_stac(job: _Export) -> tuple[str, ...]:
+    item = stac_item(job.gpkg, job.record, read_map(job.gpkg, COVERAGE_LAYER))
+    item["properties"]["rtsmap:footprints"] = len(job.footprints)
+    with whole_file(job.out, overwrite=job.overwrite) as temporary:
+        temporary.write_text(
+            json.dumps(item, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8"
+        )
+    return ()
+
+
 _Writer = Callable[[_Export], tuple[str, ...]]
 
 PROFILES: Mapping[str, tuple[str, _Writer]] = {
     "arts": (".geojson", _write_arts),
     "pdg": (".gpkg", _write_pdg),
     "challenge": (".json", _write_challenge),
+    "stac": (".json", _write_stac),
 }
 """Suffix and writer of each profile."""

@@ -147,10 +147,22 @@ def test_what_was_rejected_is_no_slump_for_arts(map_path, tmp_path):
     )
 
 
+def test_arts_takes_date_and_id_of_the_scene_where_the_map_knows_them(map_path, tmp_path):
+    layers = read_layers(map_path)
+    known = {"acquisition": {"acquired": "2013-04-26T22:43:06Z", "scene_id": "1030010020A45200"}}
+    record = {**layers.run_record, **known}
+    write_layers(map_path, MapLayers(layers.footprints, layers.coverage, record), overwrite=True)
+    fields = {name: text for name, text in GIVEN.items() if name != "BaseMapDate"}
+    arts(map_path, tmp_path / "arts.geojson", fields)
+    frame = geopandas.read_file(tmp_path / "arts.geojson")
+    assert set(frame["BaseMapDate"].astype(str)) == {"2013-04-26"}
+    assert set(frame["BaseMapID"]) == {"1030010020A45200"}
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({**GIVEN, "RegionName": " "}, "ARTS wants RegionName, which no map knows"),
+        ({**GIVEN, "RegionName": " "}, "ARTS wants RegionName, which the map does not know"),
         ({}, "ARTS wants RegionName, CreatorLab, BaseMapDate, BaseMapSource"),
         ({**GIVEN, "UID": "x"}, "UID cannot be given"),
         ({**GIVEN, "BaseMapDate": "1.8.2023"}, "wanted YYYY-MM-DD"),
@@ -284,7 +296,7 @@ def test_run_lengths_at_the_corners_of_an_image(box):
 
 
 def test_what_a_profile_cannot_be_told_is_refused(map_path, tmp_path):
-    with pytest.raises(OptionsError, match="wanted one of arts, pdg, challenge"):
+    with pytest.raises(OptionsError, match="wanted one of arts, pdg, challenge, stac"):
         export_profile(map_path, tmp_path / "a.json", "coco")
     with pytest.raises(OptionsError, match=r"is written as \.geojson"):
         export_profile(map_path, tmp_path / "a.shp", "arts")

@@ -38,7 +38,6 @@ app = typer.Typer(
     epilog="Start with: rtsmap predict SCENE.tif --dem DEM.tif",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 

@@ -178,7 +178,7 @@ def _assets(gpkg: Path, model: Mapping[str, Any]) -> dict[str, Any]:
             "title": f"Weights of the bundle {model['name']}",
             "roles": ["mlm:model", "mlm:weights"],
             "mlm:artifact_type": "safetensors.torch.save_file",
-            # STAC's own `bands` may not stand beside assets, and inputs must refer to bands that are described
+            # `bands` of STAC itself may not stand there, and what inputs name must be described
             "raster:bands": [{"name": name} for name in bands],
             "file:checksum": _SHA256_MULTIHASH + model["weights_sha256"],
         },

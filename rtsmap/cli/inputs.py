@@ -19,6 +19,10 @@ ExcludeOption = Annotated[
     list[Path] | None,
     typer.Option(help="Polygons in any CRS, of water or glaciers, say: ground to leave out."),
 ]
+BandFilesOption = Annotated[
+    list[str] | None,
+    typer.Option("--band", help="A raster of a band that the model wants and the scene lacks: ndvi=FILE."),
+]
 BandsOption = Annotated[
     str | None,
     typer.Option(help="Which bands are which, from 1, if the file does not tell: red=5,green=3,blue=2."),

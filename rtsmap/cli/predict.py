@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rtsmap.cli.exits import PARTIAL
-from rtsmap.cli.inputs import AoiOption, BandsOption, DemOption, ExcludeOption
+from rtsmap.cli.inputs import AoiOption, BandFilesOption, BandsOption, DemOption, ExcludeOption
 
 _LISTED = 20
 
@@ -18,6 +18,7 @@ def command(
     scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT with red, green, blue.")],
     dem: DemOption = None,
     bands: BandsOption = None,
+    band: BandFilesOption = None,
     aoi: AoiOption = None,
     exclude: ExcludeOption = None,
     date: Annotated[
@@ -81,6 +82,7 @@ def command(
     """
     from rtsmap.cli.console import count_of, progress_bars, tell
     from rtsmap.rasters.bands import parse_bands
+    from rtsmap.rasters.spectral import parse_band_files
     from rtsmap.runs.mapping import PredictOptions
     from rtsmap.runs.mapping import predict as map_scene
     from rtsmap.timing import Ledger
@@ -114,6 +116,7 @@ def command(
             options=options,
             aoi=aoi,
             exclude=exclude,
+            band_files=parse_band_files(band or ()),
             run_dir=run_dir,
             overwrite=overwrite,
             discard_run=discard_run,

@@ -12,11 +12,13 @@ from odc.geo.geobox import GeoBox
 
 from rtsmap.errors import BandError, GridMismatchError
 from rtsmap.rasters import grids, sources
-from rtsmap.rasters.bands import TERRAIN_BANDS, InputSpec, Modality
+from rtsmap.rasters.bands import BAND_UNITS, TERRAIN_BANDS, InputSpec, Modality
 from rtsmap.rasters.elevation import ElevationReader, Heights
 from rtsmap.rasters.mosaic import DemFiles, ElevationModel
 from rtsmap.rasters.opening import is_remote
-from rtsmap.rasters.radiometry import Radiometry, measure
+from rtsmap.rasters.radiometry import Radiometry, lattice, measure
+from rtsmap.rasters.sources import RasterInfo
+from rtsmap.rasters.spectral import BandFiles, check_band_files, check_values, derive, scene_bands
 from rtsmap.rasters.tiling import Tile, Window
 
 _Planes = dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]
@@ -72,8 +74,9 @@ class ChipReader:
 
     Files are opened for each call, so one reader serves several threads, and a window's pixels do not
     depend on which block they were read with. `bands` gives 1-based indexes of the scene's bands by
-    name where the file itself does not tell. Imagery that is not 8 bit is brought onto the 8-bit scale by
-    `radiometry`, which is measured from a sample of the scene where it is not given.
+    name where the file itself does not tell, `band_files` rasters of bands that the scene lacks; NDVI and
+    NDWI are derived where red, green and near infrared are there. Imagery that is not 8 bit is brought
+    onto the 8-bit scale by `radiometry`, which is measured from a sample of the scene where it is not given.
     """
 
     def __init__(
@@ -85,16 +88,22 @@ class ChipReader:
         bands: Mapping[str, int] | None = None,
         *,
         radiometry: Radiometry | None = None,
+        band_files: BandFiles | None = None,
     ) -> None:
         self._spec = spec
         self._grid = geobox
         self._scene = sources.probe(scene)
         optical = [band for m in spec.modalities if not m.is_terrain for band in m.band_names]
-        self._bands = sources.optical_bands(self._scene, dict.fromkeys(optical), bands) if optical else {}
+        files = {name: file for name, file in check_band_files(band_files or {}).items() if name in optical}
+        self._bands = scene_bands(self._scene, optical, bands, files)
+        self._optical = tuple(dict.fromkeys(optical))
         self._assumed_bands = not set(optical) <= set(bands or ())
         self._level = sources.level_for(self._scene, geobox)
         self._resampling = sources.natural_resampling(self._scene, geobox)
         self._elevation = None if dem is None else ElevationReader(dem, geobox)
+        self._files = {name: sources.probe(file) for name, file in files.items()}
+        for name, info in self._files.items():
+            self._check_file(name, info)
         self._radiometry = self._measure() if radiometry is None else radiometry
 
     @property
@@ -120,12 +129,13 @@ class ChipReader:
 
     def vanished(self) -> str | None:
         """A local file that was there and is no more."""
-        paths = (self._scene.path, *(self._elevation.paths if self._elevation else ()))
+        files = (info.path for info in self._files.values())
+        paths = (self._scene.path, *files, *(self._elevation.paths if self._elevation else ()))
         return next((path for path in paths if not is_remote(path) and not Path(path).exists()), None)
 
     def read_block(self, window: Window) -> dict[str, Layer]:
         """One layer a modality; terrain is computed once, however many chips are cut from the block."""
-        optical = self._read_optical(window) if self._bands else {}
+        optical = self._read_optical(window) if self._optical else {}
         relief = self._read_relief(window) if any(m.is_terrain for m in self._spec.modalities) else {}
         return {m.name: _layer(m, relief if m.is_terrain else optical) for m in self._spec.modalities}
 
@@ -169,11 +179,38 @@ class ChipReader:
         )
 
     def _read_optical(self, window: Window) -> _Planes:
-        pixels, valid = self._read_bands(window)
-        planes = dict(zip(self._bands, pixels, strict=True))
+        found: _Planes = {name: self._read_file(info, window) for name, info in self._files.items()}
+        if self._bands:
+            pixels, valid = self._read_bands(window)
+            planes = dict(zip(self._bands, pixels, strict=True))
+            derived = [name for name in self._optical if name not in found and name not in planes]
+            found |= {name: derive(name, planes, valid) for name in derived}
+            found |= {name: (plane, valid) for name, plane in planes.items()}
         if self._radiometry:
-            planes = {name: self._radiometry.apply(name, plane, valid) for name, plane in planes.items()}
-        return {name: (plane, valid) for name, plane in planes.items()}
+            scale = self._radiometry.apply
+            found = {name: (scale(name, plane, valid), valid) for name, (plane, valid) in found.items()}
+        return found
+
+    def _read_file(
+        self, info: RasterInfo, window: Window
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """A band with a raster of its own, in its unit."""
+        level, how = sources.level_for(info, self._grid), sources.natural_resampling(info, self._grid)
+        pixels, valid = sources.read_window(info, [1], self._grid, window, resampling=how, level=level)
+        values = pixels[0] * np.float32(info.scale) + np.float32(info.offset)
+        return np.where(valid, values, np.float32(0)), valid
+
+    def _check_file(self, name: str, info: RasterInfo) -> None:
+        if info.count - info.has_alpha != 1:
+            raise BandError(f"{info.path}: has {info.count} bands; wanted one, for {name}")
+        if BAND_UNITS[name] == "DN" and info.dtype != "uint8":
+            raise BandError(
+                f"{info.path}: is {info.dtype}; {name} from a file of its own must be 8 bit, on the scale of "
+                "the scene. Or put all bands into one file: gdalbuildvrt -separate OUT.vrt RED GREEN ..."
+            )
+        windows = lattice(tuple(self._grid.shape))
+        found = [values[valid] for values, valid in (self._read_file(info, w) for w in windows)]
+        check_values(name, info.path, np.concatenate(found))
 
     def _read_relief(self, window: Window) -> _Planes:
         if self._elevation is None:
@@ -196,4 +233,8 @@ def cut_chip(layers: Mapping[str, Layer], block: Window, tile: Tile, geobox: Geo
 
 def _layer(modality: Modality, planes: _Planes) -> Layer:
     parts = [planes[name] for name in modality.band_names]
-    return Layer(np.stack([pixels for pixels, _ in parts]), parts[0][1])
+    valid = parts[0][1]
+    if any(other is not valid for _, other in parts):
+        valid = np.logical_and.reduce([other for _, other in parts])
+        return Layer(np.stack([np.where(valid, pixels, np.float32(0)) for pixels, _ in parts]), valid)
+    return Layer(np.stack([pixels for pixels, _ in parts]), valid)

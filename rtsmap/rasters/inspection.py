@@ -23,6 +23,7 @@ from rtsmap.rasters.elevation import HIGHEST_M, LOWEST_M, metres_per_unit
 from rtsmap.rasters.grids import covering_window
 from rtsmap.rasters.mosaic import DemFiles, find_files, open_elevation
 from rtsmap.rasters.sources import RasterInfo
+from rtsmap.rasters.spectral import BandFiles, scene_bands
 
 _NO_ELEVATION = re.compile(
     r"slope|aspect|hill.?shad|shaded|ndvi|ndwi|sigma0|gamma0|beta0|backscatter|curvature|rough|"
@@ -84,6 +85,7 @@ def check_inputs(
     *,
     problems: Problems,
     dem_may_miss: bool = False,
+    band_files: BandFiles | None = None,
 ) -> tuple[str, ...]:
     """Collect what forbids to map a scene with a DEM; gives the doubts about them, in sentences.
 
@@ -99,7 +101,7 @@ def check_inputs(
             info = sources.probe(scene)
             wanted = [band for m in spec.modalities if not m.is_terrain for band in m.band_names]
             with problems.collected():
-                sources.optical_bands(info, wanted, bands)
+                scene_bands(info, wanted, bands, band_files or {})
             grid = sources.run_grid(info, spec.resolution_m).geobox
     if dem is not None:
         notes += _check_elevation(dem, grid, problems, may_miss=dem_may_miss)

@@ -105,7 +105,7 @@ def measure(bands: Sequence[Band], shape: tuple[int, int], read: Read) -> Radiom
 def _sample(shape: tuple[int, int], read: Read) -> Floats:
     """Valid pixels (C, N): of windows on a coarse lattice, or a finer one, or, should they be rare, all."""
     for count in _SAMPLES:
-        found = _valid(_lattice(shape, count), read)
+        found = _valid(lattice(shape, count), read)
         if found.shape[1] >= _ENOUGH:
             return found
     return _valid(_blocks(shape, _BLOCK_PX), read)
@@ -126,7 +126,7 @@ def _valid(windows: Iterator[Window], read: Read) -> Floats:
     return np.concatenate(parts, axis=1)
 
 
-def _lattice(shape: tuple[int, int], count: int) -> Iterator[Window]:
+def lattice(shape: tuple[int, int], count: int = _SAMPLES[0]) -> Iterator[Window]:
     """Up to `count` x `count` windows, spread evenly; on a small grid they cover it."""
     for row in _starts(shape[0], count):
         for col in _starts(shape[1], count):

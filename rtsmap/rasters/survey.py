@@ -18,6 +18,7 @@ from rtsmap.rasters.elevation import ElevationReader
 from rtsmap.rasters.mosaic import DemFiles, ElevationModel, open_elevation
 from rtsmap.rasters.radiometry import PERCENTILES
 from rtsmap.rasters.sources import RasterInfo
+from rtsmap.rasters.spectral import BandFiles, scene_bands
 from rtsmap.rasters.tiling import TileOptions, plan_spans
 
 _LARGE_PX = 50_000_000
@@ -48,6 +49,8 @@ def survey(
     spec: InputSpec,
     tiles: TileOptions,
     bands: Mapping[str, int] | None = None,
+    *,
+    band_files: BandFiles | None = None,
 ) -> Survey:
     """Look at the inputs as a run with this spec and these tiles would; InputError if one is unreadable."""
     info = sources.probe(scene)
@@ -56,7 +59,7 @@ def survey(
     blocked = False
     wanted = [band for m in spec.modalities if not m.is_terrain for band in m.band_names]
     try:
-        chosen = sources.optical_bands(info, wanted, bands)
+        chosen = scene_bands(info, wanted, bands, band_files or {})
         scene_facts["bands"] = ", ".join(f"{name} = {index}" for name, index in chosen.items())
     except InputError as exc:
         scene_facts["bands"] = "cannot be used, see below"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtsmap.models import ModelCard
 from rtsmap.rasters.mosaic import DemFiles
+from rtsmap.rasters.spectral import BandFiles
 from rtsmap.runs import mapping
 from rtsmap.runs.engine import Engine
 from rtsmap.runs.mapping import PredictOptions
@@ -27,13 +28,15 @@ def predict(
     *,
     aoi: AreaFiles | None = None,
     exclude: AreaFiles | None = None,
+    band_files: BandFiles | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> GeoDataFrame:
     """Map the slumps of a scene; one row a slump, in the CRS of the run's grid.
 
     `dem` is an elevation model in any CRS and resolution: a file, a list of files, or a pattern. `model`
-    is the name or folder of a bundle. `aoi` and `exclude` are files of polygons in any CRS. With `out` (a
+    is the name or folder of a bundle. `aoi` and `exclude` are files of polygons in any CRS,
+    `band_files` rasters of bands that the scene lacks, by name. With `out` (a
     .gpkg) the map is kept, with its coverage and record, and an interrupted call can be repeated to go on;
     without it nothing stays on disk. `options` are those of `PredictOptions`.
 
@@ -41,7 +44,16 @@ def predict(
         slumps = rtsmap.predict("scene.tif", dem="dem.tif", min_score=0.6)
     """
     chosen = PredictOptions.of(**options)
-    map_to = partial(mapping.predict, scene, dem, model=model, options=chosen, aoi=aoi, exclude=exclude)
+    map_to = partial(
+        mapping.predict,
+        scene,
+        dem,
+        model=model,
+        options=chosen,
+        aoi=aoi,
+        exclude=exclude,
+        band_files=band_files,
+    )
     if out is not None:
         map_to(out=out, overwrite=overwrite)
         return read_map(out)

@@ -29,6 +29,7 @@ from rtsmap.rasters.bands import check_bands
 from rtsmap.rasters.elevation import HeightCells
 from rtsmap.rasters.inspection import Problems
 from rtsmap.rasters.mosaic import DemFiles
+from rtsmap.rasters.spectral import BandFiles
 from rtsmap.rasters.tiling import TileOptions
 from rtsmap.runs.detecting import (
     COVERAGE_STRIDE_PX,
@@ -157,6 +158,7 @@ def predict(
     options: PredictOptions | None = None,
     aoi: AreaFiles | None = None,
     exclude: AreaFiles | None = None,
+    band_files: BandFiles | None = None,
     run_dir: Path | str | None = None,
     overwrite: bool = False,
     discard_run: bool = False,
@@ -167,6 +169,7 @@ def predict(
 
     `aoi` and `exclude` are files of polygons in any CRS: of the first only what lies inside is mapped, of the
     second only what lies outside. The rule for footprints on a border is that of `rtsmap.instances.ground`.
+    `band_files` are rasters of bands that the model wants and the scene lacks, by name.
     `run_dir` (default: `out` with the suffix .rtsrun) keeps finished shards: calling again with the same
     arguments goes on where a run stopped. `discard_run` removes it after success. `timings` is told where
     the time goes.
@@ -178,7 +181,7 @@ def predict(
             out=out,
             model=model,
             options=options,
-            areas={"aoi": aoi, "exclude": exclude},
+            given={"aoi": aoi, "exclude": exclude, "band_files": band_files},
             run_dir=run_dir,
             overwrite=overwrite,
             discard_run=discard_run,
@@ -193,7 +196,7 @@ def _predict(
     out: Path | str,
     model: Engine | ModelCard | str | Path | None,
     options: PredictOptions | None,
-    areas: Mapping[str, AreaFiles | None],
+    given: Mapping[str, Any],
     run_dir: Path | str | None,
     overwrite: bool,
     discard_run: bool,
@@ -208,7 +211,7 @@ def _predict(
     with stage("loading"):
         engine = engine_of(model, options.device, options.precision, options.batch_size)
     with stage("planning"):
-        prepared = _prepare(scene, dem, engine, options, {**areas, "problems": problems})
+        prepared = _prepare(scene, dem, engine, options, {**given, "problems": problems})
     run = open_run(Path(run_dir) if run_dir else out.with_suffix(".rtsrun"), prepared.plan)
     task = Task(
         run=run,

@@ -16,6 +16,7 @@ from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.inspection import Problems, check_inputs
 from rtsmap.rasters.mosaic import DemFiles, open_elevation
 from rtsmap.rasters.sources import fingerprint, probe, read_tags, run_grid
+from rtsmap.rasters.spectral import BandFiles
 from rtsmap.rasters.survey import survey
 from rtsmap.rasters.tiling import TileOptions
 from rtsmap.runs.engine import Engine
@@ -58,18 +59,19 @@ def prepare(
     bands: Mapping[str, int] | None = None,
     aoi: AreaFiles | None = None,
     exclude: AreaFiles | None = None,
+    band_files: BandFiles | None = None,
     taken: str | None = None,
     scene_id: str | None = None,
     problems: Problems | None = None,
 ) -> Prepared:
     """Plan a run over a scene; pixels are read for samples only: of fingerprints, and of radiometry.
 
-    `bands` gives numbers of the scene's bands by name; `aoi` and `exclude` are files of polygons; `taken` and
-    `scene_id` are for scenes that do not tell, or tell wrongly. All that is wrong with the inputs is raised
-    as one InputError, together with `problems` that are known already.
+    `bands` gives numbers of the scene's bands by name; `band_files` are rasters of further bands, `aoi` and
+    `exclude` files of polygons; `taken` and `scene_id` are for scenes that do not tell, or tell wrongly. All
+    that is wrong with the inputs is raised as one InputError, with `problems` that are known already.
     """
     problems = problems or Problems()
-    doubts = check_inputs(scene, dem, engine.spec, bands, problems=problems)
+    doubts = check_inputs(scene, dem, engine.spec, bands, problems=problems, band_files=band_files)
     for name in (*area_files(aoi), *area_files(exclude)):
         with problems.collected():
             read_polygons(name)
@@ -77,7 +79,7 @@ def prepare(
     info = probe(scene)
     grid = run_grid(info, engine.spec.resolution_m)
     elevation = None if dem is None else open_elevation(dem, grid.geobox)
-    reader = ChipReader(scene, elevation, engine.spec, grid.geobox, bands)
+    reader = ChipReader(scene, elevation, engine.spec, grid.geobox, bands, band_files=band_files)
     files = {name: area_files(named) for name, named in {"aoi": aoi, "exclude": exclude}.items() if named}
     given = {name: read_area(named, grid.geobox) for name, named in files.items()}
     seen = {"bands": reader.bands, "radiometry": reader.radiometry and reader.radiometry.to_dict()}
@@ -86,6 +88,7 @@ def prepare(
             "scene": fingerprint(scene),
             "dem": elevation and elevation.fingerprint(),
             **{name: area.fingerprint for name, area in given.items()},
+            **{f"band_{name}": fingerprint(file) for name, file in (band_files or {}).items()},
         },
         model=engine.identity,
         options={**options, **seen},
@@ -97,6 +100,7 @@ def prepare(
             "scene": _full(scene),
             "dem": elevation and _full(elevation.paths),
             **{name: [_full(file) for file in named] for name, named in files.items()},
+            **{f"band_{name}": _full(file) for name, file in (band_files or {}).items()},
         },
     )
     first = engine.spec.modalities[0]
@@ -107,8 +111,9 @@ def prepare(
         grid.geobox,
         bands,
         radiometry=reader.radiometry,
+        band_files=band_files,
     )
-    remarks = survey(scene, elevation, engine.spec, tiles, bands).problems
+    remarks = survey(scene, elevation, engine.spec, tiles, bands, band_files=band_files).problems
     acquisition = acquisition_of(scene, read_tags(scene), taken=taken, scene_id=scene_id)
     of_areas = (note for area in given.values() for note in area.notes)
     notes = (*doubts, *remarks, *reader.notes, *of_areas, f"{scene}: {acquisition.note}")

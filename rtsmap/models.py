@@ -92,7 +92,7 @@ class ModelCard:
             "version must not be empty": self.version,
             "licence must say who may use the weights for what": self.licence.strip(),
             "classes must name at least one class": self.classes,
-            f"chip_px={self.chip_px}: wanted 16..8192": 16 <= self.chip_px <= 8192,
+            f"chip_px={self.chip_px}: wanted 16..4096": 16 <= self.chip_px <= 4096,
             f"overlap_px={self.overlap_px}: wanted between 0 and half of chip_px={self.chip_px}": (
                 0 <= self.overlap_px <= self.chip_px // 2
             ),

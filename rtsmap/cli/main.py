@@ -5,10 +5,11 @@ Nothing heavy is imported here or at the top of a command's module, so that `--h
 
 from __future__ import annotations
 
+import errno
 import traceback
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -56,6 +57,20 @@ def _before_every_command(
     log_to_stderr()
 
 
+_NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+"""Errors of the place that is written to: nothing that rtsmap could know better."""
+
+
+def raise_bug(exc: Exception) -> NoReturn:
+    """Leave with a traceback and a plea."""
+    traceback.print_exception(exc)
+    tell_error(
+        f"this is a bug of rtsmap ({type(exc).__name__}), not a mistake of yours. Please report it "
+        "with the lines above and the output of `rtsmap doctor`"
+    )
+    raise typer.Exit(BUG) from exc
+
+
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """The command, with errors turned into messages and exit codes."""
 
@@ -68,17 +83,22 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except RtsmapError as exc:
             tell_error(str(exc))
             raise typer.Exit(FAILED) from exc
-        except Exception as exc:
-            # what typer raises to leave a command knows its own exit code, and that the reader of a pipe
-            # has gone (`| head`) is typer's to deal with
-            if hasattr(exc, "exit_code") or isinstance(exc, BrokenPipeError):
+        except OSError as exc:
+            # that the reader of a pipe has gone (`| head`) is typer's to deal with
+            if isinstance(exc, BrokenPipeError):
                 raise
-            traceback.print_exc()
+            if exc.errno not in _NO_PLACE:
+                raise_bug(exc)
             tell_error(
-                f"this is a bug of rtsmap ({type(exc).__name__}), not a mistake of yours. Please report it "
-                "with the lines above and the output of `rtsmap doctor`"
+                f"{exc.filename or 'a file'}: {exc.strerror}. Free some space, or name a place that can be "
+                "written to; then run the same command again"
             )
-            raise typer.Exit(BUG) from exc
+            raise typer.Exit(FAILED) from exc
+        except Exception as exc:
+            # what typer raises to leave a command knows its own exit code
+            if hasattr(exc, "exit_code"):
+                raise
+            raise_bug(exc)
 
     return call
 

@@ -15,6 +15,7 @@ from rtsmap.errors import EngineError, GridMismatchError, OptionsError
 from rtsmap.instances.detections import Detection, crop_mask, touched_sides
 from rtsmap.mm.batches import normalise
 from rtsmap.mm.checkpoints import load_weights
+from rtsmap.mm.limits import check_size
 from rtsmap.mm.register import Found, SlumpNetwork, build_network
 from rtsmap.models import ModelCard
 from rtsmap.nets.fusion import Inputs
@@ -111,6 +112,7 @@ def load_detector(
     card: ModelCard, device: str = "auto", precision: str = "auto", batch_size: int = 8
 ) -> MmDetector:
     """The detector of a model bundle. Raises CardError, WeightsError or EngineError."""
+    check_size(card.network, card.weights_bytes)
     network = build_network(card.network, card.spec)
     load_weights(network, card.weights)
     return MmDetector(network, device=device, precision=precision, batch_size=batch_size)

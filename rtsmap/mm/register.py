@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rtsmap.errors import CardError
+from rtsmap.mm.limits import check_numbers
 from rtsmap.mm.ops import load_mmdet
 from rtsmap.mm.views import VIEWS, View, ViewedFeatures, can_turn, viewed
 from rtsmap.nets.fusion import FUSIONS, Inputs, fusion_options
@@ -91,7 +92,7 @@ class NetworkConfig:
             raise CardError(
                 "model.json: cascade_iou and cascade_weights must have the same length, at least 1"
             )
-        if self.enlarge <= 0 or self.mask_px % 2 or self.embed_dim % self.num_heads:
+        if self.enlarge <= 0 or self.mask_px % 2 or self.num_heads < 1 or self.embed_dim % self.num_heads:
             raise CardError(
                 "model.json: wanted enlarge > 0, an even mask_px and embed_dim a multiple of num_heads, got "
                 f"enlarge={self.enlarge}, mask_px={self.mask_px}, {self.embed_dim} / {self.num_heads}"
@@ -126,7 +127,9 @@ class NetworkConfig:
                 raise CardError(f"model.json: unknown key '{key}'; known: {names}")
             place = chosen if part == "fusion" else branches.setdefault(part, {}) if dot else values
             place[number] = _typed(key, value, kinds[number])
-        return cls(**values, branches=branches, fusion_options=chosen)
+        network = cls(**values, branches=branches, fusion_options=chosen)
+        check_numbers(config)
+        return network
 
 
 def _fusion_option_kinds(fusion: Any) -> dict[str, str]:

@@ -88,6 +88,8 @@ class Worker:
             start_new_session=True,
         )
         self.started += 1
+        # what is imported at the start counts for no command
+        self._line(self._child, time.monotonic() + 120)
         return self._child
 
     @staticmethod
@@ -134,6 +136,7 @@ def _serve() -> None:
     os.dup2(2, 1)
     _limit_memory()
     _use_thresholding_detector()
+    answers.write(b"ready\n")
     for line in sys.stdin:
         arguments, folder = json.loads(line)
         os.chdir(folder)
@@ -148,7 +151,8 @@ def _limit_memory() -> None:
 
 
 def _use_thresholding_detector() -> None:
-    from rtsmap.runs import mapping
+    from rtsmap.runs import calibrating, chipping, evaluating, mapping  # noqa: F401 - imported early
+    from rtsmap.vectors import export  # noqa: F401
     from tests.runs.blob_scenes import engine
 
     mapping.engine_of = lambda *_: engine(256, 64)

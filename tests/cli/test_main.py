@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 
@@ -98,3 +99,17 @@ def test_the_script_starts():
         check=True,
     )
     assert out.stdout.strip() == f"rtsmap {rtsmap.__version__}"
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_a_place_that_cannot_be_written_to_is_no_bug(code, capsys):
+    def command() -> None:
+        raise OSError(code, os.strerror(code), "/media/disk/m.rtsrun")
+
+    with pytest.raises(typer.Exit) as left:
+        guarded(command)()
+    told = capsys.readouterr().err
+    assert left.value.exit_code == 1
+    assert "/media/disk/m.rtsrun" in told
+    assert os.strerror(code) in told
+    assert "Traceback" not in told

@@ -2,9 +2,8 @@
 
     python -m tests.benchmarks.kills [--count 30] [--seed 1]
 
-A run is timed once; then runs are killed at moments drawn evenly from start to end, so that they fall into
-planning, reading, inference, shard writing, merging and export as these take time, and by count of what lies
-on disk at that moment it is told which. Prints a row a kill; ends with 1 when anything differs.
+A run is timed once, planning and the rest apart. Every third kill comes at a moment of the planning, the
+others at one of what follows; by what lies on disk it is told which part of the run it hit. Prints a row a kill; ends with 1 when anything differs.
 """
 
 from __future__ import annotations
@@ -49,6 +48,13 @@ def started(scene: Path, dem: Path, out: Path) -> subprocess.Popen[bytes]:
     return child
 
 
+def until_planned(child: subprocess.Popen[bytes], run_dir: Path) -> float:
+    """When the plan is there."""
+    while child.poll() is None and not (run_dir / "plan.json").exists():
+        time.sleep(0.002)
+    return time.monotonic()
+
+
 def stage(run_dir: Path, shards: int) -> str:
     """What the run was about, by what it had left on disk."""
     if not (run_dir / "plan.json").exists():
@@ -71,13 +77,18 @@ def main() -> int:
         begin = time.monotonic()
         child = started(scene.path, dem, place / "whole.gpkg")
         begin = time.monotonic()
+        planning_s = until_planned(child, place / "whole.rtsrun") - begin
         child.wait()
         length_s = time.monotonic() - begin
         wanted = content(place / "whole.gpkg")
         for number in range(options.count):
             out = place / f"m{number}.gpkg"
             child = started(scene.path, dem, out)
-            moment_s = dice.uniform(0, length_s)
+            if number % 3:
+                until_planned(child, out.with_suffix(".rtsrun"))
+                moment_s = dice.uniform(0, length_s - planning_s)
+            else:
+                moment_s = dice.uniform(0, planning_s)
             time.sleep(moment_s)
             ended = child.poll() is not None
             child.kill()

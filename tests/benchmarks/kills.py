@@ -3,7 +3,8 @@
     python -m tests.benchmarks.kills [--count 30] [--seed 1]
 
 A run is timed once, planning and the rest apart. Every third kill comes at a moment of the planning, the
-others at one of what follows; by what lies on disk it is told which part of the run it hit. Prints a row a kill; ends with 1 when anything differs.
+others at one of what follows; by what lies on disk it is told which part of the run it hit. Prints a row a
+kill; ends with 1 when anything differs.
 """
 
 from __future__ import annotations

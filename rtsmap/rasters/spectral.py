@@ -55,12 +55,19 @@ def scene_bands(
     Bands that come from `elsewhere` are not asked of the scene. BandError as by `sources.optical_bands`.
     """
     known = {*info.band_names, *(given or {})}
-    needed: list[str] = []
-    for name in wanted:
-        if name in elsewhere:
-            continue
-        needed += INDICES[name] if name in INDICES and name not in known else (name,)
-    return sources.optical_bands(info, dict.fromkeys(needed), given) if needed else {}
+    asked = [name for name in dict.fromkeys(wanted) if name not in elsewhere]
+    derived = [name for name in asked if name in INDICES and name not in known]
+    needed = [band for name in asked for band in (INDICES[name] if name in derived else (name,))]
+    if not needed:
+        return {}
+    try:
+        return sources.optical_bands(info, dict.fromkeys(needed), given)
+    except BandError as exc:
+        if not derived:
+            raise
+        ways = " or ".join(f"--band {name}=FILE" for name in derived)
+        names = " and ".join(derived)
+        raise BandError(f"{exc}. The model wants {names}, derived from such bands; or give {ways}") from exc
 
 
 def derive(name: str, planes: Mapping[str, Floats], valid: Bools) -> tuple[Floats, Bools]:

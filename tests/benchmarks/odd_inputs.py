@@ -55,7 +55,7 @@ class Trial:
         """The file as scene, as elevation model (under a scene on it, where one can lie) and as labels."""
         file, on_it = str(path), self._scene_on(path)
         yield self._row(name, "scene: info", ["info", file])
-        yield self._map(name, "scene: predict", ["predict", file, "--dem", self.dem, "--no-second-look"])
+        yield self._map(name, "scene: predict", ["predict", file, "--no-second-look"])
         yield self._row(name, "dem: info", ["info", on_it, "--dem", file])
         yield self._map(name, "dem: predict", ["predict", on_it, "--dem", file, "--no-second-look"])
         yield self._row(name, "labels: evaluate", ["evaluate", "map", self.map, file])

@@ -4,13 +4,14 @@
     python examples/train_starter.py terrain  PACKS RUN
     torchrun --nproc-per-node 2 examples/train_starter.py fused PACKS RUN
     torchrun --nproc-per-node 2 examples/train_starter.py fused PACKS RUN2 --weights RUN/fused/last.pt
+    torchrun ... fused PACKS RUN3 --weights RUN2/fused/last.pt --imagenet mobilenet_v2-b0353104.pth
 
 PACKS holds packs written by rtsmap.mm.packs: `training/*.pack` (simulated scenes), `real_train.pack` and
 `real_dev.pack` (labelled chips without terrain). RUN is where checkpoints go; `fused` looks there for the
 two others. A killed training goes on from its last checkpoint when started again; `--weights` begins a new
-schedule at the averaged weights of another one, as far as they fit.
+schedule at the averaged weights of another one, as far as they fit; `--imagenet` fills the optical guide.
 
-This is how rts-starter 0.2.0 was made; `rtsmap train small` does the same from a recipe.
+This is how rts-starter was made; `rtsmap train small` does the same from a recipe.
 """
 
 from __future__ import annotations

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+from xml.sax.saxutils import unescape
 
 import rasterio
 from rasterio.errors import RasterioError
@@ -17,6 +19,8 @@ from rtsmap.errors import ReadError
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+_SOURCE = re.compile(r"<SourceFilename[^>]*>([^<]*)</SourceFilename>")
 
 LOCAL_PAUSES_S = (0.1, 0.5)
 REMOTE_PAUSES_S = (0.5, 2.0, 5.0)
@@ -48,18 +52,36 @@ def opened(dataset: str, **options: Any) -> Iterator[Any]:
         yield src
 
 
-def patiently(read: Callable[[], Result], name: str, *, remote: bool) -> Result:
+def patiently(read: Callable[[], Result], dataset: str, name: str) -> Result:
     """The result of `read`, tried again after growing pauses; ReadError with the file's name in the end."""
-    for pause_s in REMOTE_PAUSES_S if remote else LOCAL_PAUSES_S:
+    again = False
+
+    def once() -> Result:
+        if again:
+            open_sources(dataset)
+        return read()
+
+    for pause_s in REMOTE_PAUSES_S if is_remote(dataset) else LOCAL_PAUSES_S:
         try:
-            return read()
+            return once()
         except (RasterioError, OSError) as exc:  # noqa: PERF203 - once a try
             logger.info("%s: cannot be read (%s); trying again in %.1f s", name, innermost(exc), pause_s)
             time.sleep(pause_s)
+            again = True
     try:
-        return read()
+        return once()
     except (RasterioError, OSError) as exc:
         raise ReadError(f"{name}: {innermost(exc)}") from exc
+
+
+def open_sources(dataset: str) -> None:
+    """Open each file of a virtual raster; raises RasterioError for one that does not open.
+
+    GDAL remembers files that did not open, and may give no data for them the next time without a word.
+    """
+    for name in _SOURCE.findall(dataset):
+        with opened(unescape(name), sharing=False):
+            pass
 
 
 def innermost(exc: BaseException) -> str:

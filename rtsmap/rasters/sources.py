@@ -33,7 +33,7 @@ from rtsmap.rasters import grids
 from rtsmap.rasters.bands import check_bands
 from rtsmap.rasters.first_look import MAX_BLOCK_BYTES, block_bytes
 from rtsmap.rasters.grids import RunGrid
-from rtsmap.rasters.opening import is_remote, opened, patiently
+from rtsmap.rasters.opening import opened, patiently
 from rtsmap.rasters.tiling import Window
 from rtsmap.rasters.upright import is_located_by_points, is_upright, upright
 from rtsmap.timing import stage
@@ -446,7 +446,7 @@ def read_level(info: RasterInfo, bands: Sequence[int], level: Level, window: Win
                 return Patch(*_read_pixels(src, info, bands, window), geobox)
             return Patch(*_read_boxcar(src, info, bands, window, level.boxcar), geobox)
 
-    return patiently(read, info.path, remote=is_remote(info.dataset))
+    return patiently(read, info.dataset, info.path)
 
 
 def read_native(info: RasterInfo, bands: Sequence[int], window: Window | None = None) -> Patch:

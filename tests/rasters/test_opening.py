@@ -1,0 +1,83 @@
+"""Reads that fail are tried again; what then comes must come from files that open."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from rasterio.errors import RasterioIOError
+
+from rtsmap.errors import ReadError
+from rtsmap.rasters import opening
+from rtsmap.rasters.opening import open_sources, patiently
+from rtsmap.rasters.sources import write_geotiff
+
+
+@pytest.fixture(autouse=True)
+def _in_no_time(monkeypatch):
+    monkeypatch.setattr(opening, "LOCAL_PAUSES_S", (0.0, 0.0))
+
+
+@pytest.fixture
+def tile(tmp_path):
+    path = tmp_path / "a & b.tif"
+    geobox = GeoBox((8, 8), Affine(4, 0, 0, 0, -4, 32), "EPSG:3413")
+    write_geotiff(path, np.ones((1, 8, 8), np.float32), geobox)
+    return path
+
+
+def virtual(path):
+    name = str(path).replace("&", "&amp;")
+    return f'<VRTDataset><SourceFilename relativeToVRT="0" shared="0">{name}</SourceFilename></VRTDataset>'
+
+
+def failing(times, exc=RasterioIOError):
+    """A read that fails so many times before it gives 7; how often it was called stands in `calls`."""
+
+    def read():
+        read.calls += 1
+        if read.calls <= times:
+            raise exc("a bad moment")
+        return 7
+
+    read.calls = 0
+    return read
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_a_bad_moment_passes(times, tile):
+    read = failing(times)
+    assert patiently(read, str(tile), "tile") == 7
+    assert read.calls == times + 1
+
+
+def test_what_stays_unreadable_is_named(tile):
+    with pytest.raises(ReadError, match="tile: a bad moment"):
+        patiently(failing(3, OSError), str(tile), "tile")
+
+
+def test_other_errors_pass_at_once(tile):
+    read = failing(1, ValueError)
+    with pytest.raises(ValueError, match="a bad moment"):
+        patiently(read, str(tile), "tile")
+    assert read.calls == 1
+
+
+def test_a_tile_that_is_gone_is_not_read_as_no_data(tile):
+    assert patiently(failing(1), virtual(tile), "tiles") == 7
+    tile.unlink()
+    read = failing(1)
+    # GDAL complains once, and then may give no data for the tile without an error
+    with pytest.raises(ReadError, match="No such file"):
+        patiently(read, virtual(tile), "tiles")
+    assert read.calls == 1
+
+
+def test_sources_within_sources_are_opened(tile):
+    from xml.sax.saxutils import escape
+
+    open_sources(virtual(tile))
+    nested = virtual("X").replace("X", escape(virtual(tile)))
+    with pytest.raises(RasterioIOError):
+        open_sources(nested.replace("a &amp;amp; b", "gone"))

@@ -73,17 +73,8 @@ def test_the_small_recipe_takes_the_guide_as_its_text_says():
     text = (RECIPES / "small.toml").read_text()
     path = "stages.optical.backbone_weights.optical=mobilenet_v2-b0353104.pth"
     assert path in text
-    one = Recipe.read(RECIPES / "small.toml", ["network.optical.guide=mobilenet_v2", path])
+    one = Recipe.read(RECIPES / "small.toml", [path])
     assert one.network_of("fused")["optical.guide"] == one.network_of("optical")["optical.guide"]
     assert "optical.guide" not in one.network_of("terrain")
     with pytest.raises(OptionsError, match="guide must be one of"):
         Recipe.read(RECIPES / "small.toml", ["network.optical.guide=resnet"])
-
-
-def test_the_commented_line_of_the_small_recipe_is_the_same_network(tmp_path):
-    line = '# optical.guide = "mobilenet_v2"'
-    text = (RECIPES / "small.toml").read_text()
-    assert line in text
-    (tmp_path / "mine.toml").write_text(text.replace(line, line[2:]))
-    asked = Recipe.read(RECIPES / "small.toml", ["network.optical.guide=mobilenet_v2"])
-    assert Recipe.read(tmp_path / "mine.toml") == asked

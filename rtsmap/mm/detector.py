@@ -131,6 +131,11 @@ def resolve_device(device: str) -> str:
     return device if kind != "cpu" else "cpu"
 
 
+def count_gpus() -> int:
+    """How many GPUs torch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def resolve_precision(precision: str, device: str) -> str:
     """`auto` becomes bf16 or fp16 on CUDA and fp32 elsewhere; raises OptionsError for unknown names."""
     cuda = device.startswith("cuda")

@@ -26,12 +26,13 @@ from rtsmap.rasters.inspection import Problems
 from rtsmap.rasters.mosaic import DemFiles
 from rtsmap.rasters.sources import write_geotiff
 from rtsmap.rasters.tiling import Tile, TileOptions
-from rtsmap.runs.detecting import Task, complete, default_read_threads
+from rtsmap.runs.detecting import Task, default_read_threads
 from rtsmap.runs.engine import Engine
 from rtsmap.runs.plan import PLAN, exclusive, open_run
 from rtsmap.runs.preparing import Prepared, prepare
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.shards import TileResult, read_shard
+from rtsmap.runs.stages import complete
 from rtsmap.vectors.areas import AreaFiles
 from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.labels import Polygons, read_polygons, write_polygons

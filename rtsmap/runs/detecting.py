@@ -10,25 +10,25 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial, reduce
+from itertools import chain
 
 from odc.geo.geobox import GeoBox
 
-from rtsmap.errors import EngineError, InputError, ModelError, RunError, ShardError
+from rtsmap.errors import EngineError, InputError, ModelError, RunError
 from rtsmap.instances.coverage import FAILED, LEFT_OUT, MAPPED, NO_DATA, NO_PIXELS, TileCoverage, core_cells
 from rtsmap.instances.detections import Detection, Detector
 from rtsmap.rasters.chips import Chip, ChipReader, Layer, cut_chip
 from rtsmap.rasters.tiling import Tile, Window
+from rtsmap.runs.ahead import ahead
 from rtsmap.runs.engine import Engine
-from rtsmap.runs.executors import InProcessExecutor, ahead
 from rtsmap.runs.interrupts import deferred
 from rtsmap.runs.plan import Run, ShardPlan
-from rtsmap.runs.progress import Progress
-from rtsmap.runs.shards import Shard, TileResult, read_shard, write_shard
+from rtsmap.runs.shards import Shard, TileResult, write_shard
 from rtsmap.timing import stage
 
 logger = logging.getLogger(__name__)
@@ -95,9 +95,17 @@ def default_read_threads() -> int:
     return max(2, min(8, (os.cpu_count() or 1) // 2))
 
 
-def map_shards(task: Task, on_shard: Callable[[Receipt], None] | None = None) -> list[Receipt]:
-    """Compute and write a group of shards; `on_shard` is told about each one that is on disk."""
+def map_shards(
+    task: Task, on_shard: Callable[[Receipt], None] | None = None, shards: Iterable[ShardPlan] | None = None
+) -> list[Receipt]:
+    """Compute and write a group of shards; `on_shard` is told about each one that is on disk.
+
+    `shards`, instead of all of the task's, may be a stream: each is asked for when it is about to be read.
+    """
     receipts: list[Receipt] = []
+    todo = iter(task.shards if shards is None else shards)
+    if (first := next(todo, None)) is None:
+        return receipts
 
     def finish(written: Future[Receipt]) -> None:
         receipts.append(written.result())
@@ -109,19 +117,14 @@ def map_shards(task: Task, on_shard: Callable[[Receipt], None] | None = None) ->
         ThreadPoolExecutor(1, "write") as writer,
         deferred() as interrupted,
     ):
-        blocks = ahead(readers, partial(_read_shard, task), task.shards, depth=task.read_threads + 1)
+        blocks = ahead(readers, partial(_read_shard, task), chain([first], todo), depth=task.read_threads + 1)
         with stage("loading"):
             detector = task.engine.load()
         written: deque[Future[Receipt]] = deque()
         lost = 0
         for block in blocks:
-            asked, halvings = len(block.chips), _halvings(detector)
-            worked = _detect(detector, block)
-            block.halvings = _halvings(detector) - halvings
-            if block.halvings:
-                logger.warning(
-                    "memory was short in shard %d: batches are smaller from here on", block.shard.index
-                )
+            asked = len(block.chips)
+            worked = _detect_counting(detector, block)
             lost = 0 if worked else lost + asked
             if lost >= GIVE_UP_AFTER_TILES:
                 raise EngineError(_giving_up(block, lost))
@@ -137,6 +140,16 @@ def map_shards(task: Task, on_shard: Callable[[Receipt], None] | None = None) ->
     return receipts
 
 
+def _detect_counting(detector: Detector, block: _Block) -> bool:
+    """`_detect`, with a note of how often batches had to be halved."""
+    before = _halvings(detector)
+    worked = _detect(detector, block)
+    block.halvings = _halvings(detector) - before
+    if block.halvings:
+        logger.warning("memory was short in shard %d: batches are smaller from here on", block.shard.index)
+    return worked
+
+
 def _halvings(detector: Detector) -> int:
     """How often a detector has halved its batches, being short of memory; most never do."""
     return int(getattr(detector, "halvings", 0))
@@ -150,58 +163,6 @@ def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def complete(task: Task, progress: Progress) -> tuple[list[Receipt], int]:
-    """Compute those of the task's shards that are not on disk, or whose tiles failed when they were.
-
-    Gives the receipts of all shards in order, and how many were computed now. Interrupted, it leaves the
-    finished ones for the next call.
-    """
-    total = len(task.shards)
-    found = {shard.index: receipt for shard in task.shards if (receipt := _finished(task.run, shard))}
-    missing = tuple(shard for shard in task.shards if shard.index not in found)
-    if found:
-        logger.info("%d of %d shards are finished and not computed again", len(found), total)
-    progress("mapping", len(found), total)
-    done = len(found)
-
-    def on_shard(_receipt: Receipt) -> None:
-        nonlocal done
-        done += 1
-        progress("mapping", done, total)
-
-    if missing:
-        try:
-            computed = (
-                InProcessExecutor().submit(map_shards, replace(task, shards=missing), on_shard).result()
-            )
-        except KeyboardInterrupt:
-            logger.warning(
-                "stopped with %d of %d shards finished in %s; run the same command again to go on",
-                done,
-                total,
-                task.run.directory,
-            )
-            raise
-        found |= {receipt.shard: receipt for receipt in computed}
-    return [found[shard.index] for shard in task.shards], len(missing)
-
-
-def _finished(run: Run, shard: ShardPlan) -> Receipt | None:
-    """The receipt of a shard on disk that is whole and without failed tiles."""
-    path = run.shard_path(shard.index)
-    if not path.exists():
-        return None
-    try:
-        receipt = receipt_of(read_shard(path, shard, run.plan.fingerprint), shard)
-    except ShardError as exc:
-        logger.warning("%s; it is computed again", exc)
-        return None
-    if receipt.failed:
-        logger.info("shard %d has %d failed tiles; they are tried again", shard.index, len(receipt.failed))
-        return None
-    return receipt
 
 
 def receipt_of(shard: Shard, plan: ShardPlan) -> Receipt:

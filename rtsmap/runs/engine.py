@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from rtsmap.errors import EngineError
 from rtsmap.instances.calibration import tempered
 from rtsmap.instances.detections import Detector
 from rtsmap.models import ModelCard, load_bundle
@@ -34,6 +35,10 @@ class Engine:
     min_score: float = 0.5
     mask_threshold: int = 128
     temperature: float = 1.0
+
+    def loaded_once(self) -> Engine:
+        """The engine with a detector that all who load it share; not to be sent to another process."""
+        return replace(self, load=cache(self.load))
 
     def told_score(self, score: float) -> float:
         """What users are told when the detector says `score`."""
@@ -69,3 +74,45 @@ def engine_of(
         mask_threshold=card.mask_threshold,
         temperature=card.temperature,
     )
+
+
+def device_of_slot(device: str, slot: int) -> str:
+    """The device of worker `slot`, from 0: GPUs are given out in turn where the user says `auto`."""
+    if device != "auto" or slot == 0:
+        return device
+    from rtsmap.mm.detector import count_gpus
+
+    gpus = count_gpus()
+    return f"cuda:{slot % gpus}" if gpus > 1 else device
+
+
+def name_of(model: Engine | ModelCard | str | Path | None) -> str | None:
+    """What a worker that knows only the run directory calls the model; None for the default one."""
+    if isinstance(model, ModelCard):
+        return str(model.folder)
+    if isinstance(model, Path) or (isinstance(model, str) and Path(model).is_dir()):
+        return str(Path(model).resolve())
+    return model if isinstance(model, str) else None
+
+
+def engine_at_rest(model: str | Path | None, identity: Mapping[str, Any]) -> Engine:
+    """The engine of a bundle without its network: to make maps of what the network has seen.
+
+    `identity` is that of the run, whose device and precision are taken over.
+    """
+    card = load_bundle(model)
+    seen_on = {key: identity.get(key) for key in ("device", "precision")}
+    return Engine(
+        spec=card.spec,
+        chip_px=card.chip_px,
+        overlap_px=card.overlap_px,
+        identity={**card.identity, **seen_on},
+        load=_no_network,
+        min_score=card.score_threshold,
+        mask_threshold=card.mask_threshold,
+        temperature=card.temperature,
+    )
+
+
+def _no_network() -> Detector:
+    raise EngineError("this command makes maps of what the network has seen; `rtsmap work` runs the network")

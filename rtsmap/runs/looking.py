@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import astuple, dataclass, replace
-from functools import cache, reduce
+from functools import reduce
 from itertools import count, groupby
 from pathlib import Path
 
@@ -17,9 +17,8 @@ from rtsmap.instances.detections import Detection
 from rtsmap.instances.looks import LookGrid, Trail, distinct
 from rtsmap.instances.seams import Instance, MergeOptions
 from rtsmap.rasters.tiling import Tile, Window
-from rtsmap.runs.detecting import Task, complete
+from rtsmap.runs.detecting import Receipt, Task
 from rtsmap.runs.plan import LOOKS, Run, ShardPlan
-from rtsmap.runs.progress import Progress
 from rtsmap.runs.shards import read_shard
 
 
@@ -33,32 +32,64 @@ class Looked:
     failed: int
 
 
-def look_again(
-    task: Task, candidates: Sequence[Instance], options: MergeOptions, chip_px: int, progress: Progress
-) -> Looked:
-    """Look at candidates until each look stays where it is; what was found twice is kept once.
+class Looking:
+    """Looks at candidates, round by round, until each look stays where it is.
 
-    `task` is that of the run's tiles. Looks are kept in the run directory, so that a run that is started
-    again, or wants other thresholds of the same candidates, does not compute them again.
+    `round` is the work to do next: looks that are not known yet, as a task like that of the run's tiles.
+    Once its shards are on disk, `hear` follows what they say to the next round; None means that all is said.
+    Rounds depend on the candidates alone, so that every worker finds the same. They are kept in the run
+    directory, for runs that are started again or want other thresholds of the same candidates.
     """
-    grid = LookGrid.of(task.run.plan.geobox, chip_px)
-    trails = [Trail(candidate) for candidate in candidates]
-    # loaded once for all rounds, and not at all where every look is on disk
-    engine = replace(task.engine, load=cache(task.engine.load))
-    task = replace(task, engine=engine, unwanted=frozenset())
-    looks = _Looks(task, progress)
-    while wanted := _wanted(trails, grid):
-        looks.compute(wanted.keys())
-        for tile, found in looks.read(wanted.keys()):
-            for trail in wanted[tile.read]:
+
+    def __init__(
+        self, task: Task, candidates: Sequence[Instance], options: MergeOptions, chip_px: int
+    ) -> None:
+        self._grid = LookGrid.of(task.run.plan.geobox, chip_px)
+        self._trails = [Trail(candidate) for candidate in candidates]
+        self._options = options
+        self._looks = _Looks(replace(task, unwanted=frozenset()))
+        self._heard: dict[Window, list[Trail]] = {}
+        self.round: Task | None = None
+        self._go_on()
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds there were so far, with the one to do."""
+        return self._looks.rounds
+
+    def hear(self, receipts: Sequence[Receipt]) -> None:
+        """Take in the round, whose receipts are given."""
+        self._looks.failed += sum(len(receipt.failed) for receipt in receipts)
+        self._listen()
+        self._go_on()
+
+    def result(self) -> Looked:
+        """What looks left; what was found twice is kept once."""
+        results = (trail.result(self._grid, self._options) for trail in self._trails)
+        instances = distinct((result for result in results if result is not None), self._options)
+        return Looked(tuple(instances), len(self._trails), self._looks.made, self._looks.failed)
+
+    def sweep(self) -> None:
+        """Remove looks of other candidates, which failed tiles or another lowest score had left."""
+        self._looks.sweep()
+
+    def _go_on(self) -> None:
+        self.round = None
+        while self.round is None:
+            self._heard = _wanted(self._trails, self._grid)
+            if not self._heard:
+                return
+            self.round = self._looks.place(self._heard.keys())
+            if self.round is None:
+                self._listen()
+
+    def _listen(self) -> None:
+        for tile, found in self._looks.read(self._heard.keys()):
+            for trail in self._heard[tile.read]:
                 if found is None:
                     trail.give_up()
                 else:
-                    trail.take(tile, found, options)
-    looks.sweep()
-    results = (trail.result(grid, options) for trail in trails)
-    instances = distinct((result for result in results if result is not None), options)
-    return Looked(tuple(instances), len(candidates), looks.made, looks.failed)
+                    trail.take(tile, found, self._options)
 
 
 def _wanted(trails: Sequence[Trail], grid: LookGrid) -> dict[Window, list[Trail]]:
@@ -73,9 +104,8 @@ def _wanted(trails: Sequence[Trail], grid: LookGrid) -> dict[Window, list[Trail]
 class _Looks:
     """Looks on disk: each round in a folder of its own, named by what it looks at."""
 
-    def __init__(self, task: Task, progress: Progress) -> None:
+    def __init__(self, task: Task) -> None:
         self._task = task
-        self._progress = progress
         self._places: dict[Window, tuple[Run, ShardPlan]] = {}
         self._folders: list[Path] = []
         self.failed = 0
@@ -83,27 +113,28 @@ class _Looks:
         self._numbers = count(1 + max(tile.index for shard in task.shards for tile in shard.tiles))
 
     @property
+    def rounds(self) -> int:
+        """Rounds that showed something new."""
+        return len(self._folders)
+
+    @property
     def made(self) -> int:
         """Looks so far."""
         return len(self._places)
 
-    def compute(self, windows: AbstractSet[Window]) -> None:
-        """Have the network look at those of the windows that it has not seen."""
+    def place(self, windows: AbstractSet[Window]) -> Task | None:
+        """The task of looking at those of the windows that were not looked at; None if all were."""
         missing = sorted(windows - self._places.keys(), key=self._nearby)
         if not missing:
-            return
+            return None
         shards = tuple(self._shards(missing))
         content = [(tile.index, astuple(tile.read)) for shard in shards for tile in shard.tiles]
         name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
         run = self._task.run
         run = replace(run, directory=run.directory / LOOKS / name)
-        run.directory.mkdir(parents=True, exist_ok=True)
         self._folders.append(run.directory)
-        stage = f"second look, round {len(self._folders)}"
-        task = replace(self._task, run=run, shards=shards)
-        receipts, _ = complete(task, lambda _, done, total: self._progress(stage, done, total))
-        self.failed += sum(len(receipt.failed) for receipt in receipts)
         self._places |= {tile.read: (run, shard) for shard in shards for tile in shard.tiles}
+        return replace(self._task, run=run, shards=shards)
 
     def read(self, windows: AbstractSet[Window]) -> Iterator[tuple[Tile, list[Detection] | None]]:
         """Each window's look and what was found on it; None where the look failed."""

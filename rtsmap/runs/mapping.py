@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
-from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from rtsmap import __version__, sandbox
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea, coverage_areas
-from rtsmap.instances.ground import BORDER_M, Ground
+from rtsmap.instances.ground import BORDER_M
 from rtsmap.instances.polygons import MAX_AREA_CHANGE
 from rtsmap.instances.seams import Instance, MergeOptions, TileMap, is_wanted
 from rtsmap.models import ModelCard
@@ -31,23 +29,17 @@ from rtsmap.rasters.inspection import Problems
 from rtsmap.rasters.mosaic import DemFiles
 from rtsmap.rasters.spectral import BandFiles
 from rtsmap.rasters.tiling import TileOptions
-from rtsmap.runs.detecting import (
-    COVERAGE_STRIDE_PX,
-    Receipt,
-    Task,
-    complete,
-    default_read_threads,
-)
-from rtsmap.runs.engine import Engine, engine_of
-from rtsmap.runs.executors import ahead
+from rtsmap.runs.ahead import ahead
+from rtsmap.runs.claims import claiming, sweep
+from rtsmap.runs.detecting import COVERAGE_STRIDE_PX, Receipt, Task, default_read_threads
+from rtsmap.runs.engine import Engine, engine_of, name_of
 from rtsmap.runs.footprints import FootprintMaker, fingerprint_text, with_ranks
-from rtsmap.runs.looking import look_again
-from rtsmap.runs.merging import merge_shards
-from rtsmap.runs.plan import Run, ShardPlan, exclusive, open_run
+from rtsmap.runs.looking import Looked
+from rtsmap.runs.plan import Run, exclusive, open_run
 from rtsmap.runs.preparing import Prepared, prepare
 from rtsmap.runs.progress import Progress, silent
-from rtsmap.runs.shards import Shard, read_shard
-from rtsmap.timing import LOOKS, Ledger, in_stage, measuring, stage
+from rtsmap.runs.working import SceneWork, joined, read_shard_of
+from rtsmap.timing import Ledger, measuring, stage
 from rtsmap.vectors.areas import AreaFiles
 from rtsmap.vectors.atomic import refuse_existing, refuse_odd_name
 from rtsmap.vectors.geopackage import write_map
@@ -145,8 +137,68 @@ LONGEST_SLUMP_M = 4000.0
 
 _SMALLEST_PX = 10
 _PART_SCORE = 0.3
-_WORTH_A_LOOK = 0.5
-"""Slumps that score this share of the model's threshold on tiles may score more on a look."""
+
+
+@dataclass(frozen=True, slots=True)
+class SceneRun:
+    """A run directory over one scene, with all that is needed to work on it."""
+
+    run: Run
+    prepared: Prepared
+    engine: Engine
+    options: PredictOptions
+
+    @property
+    def task(self) -> Task:
+        """All tiles of the scene."""
+        return Task(
+            run=self.run,
+            reader=self.prepared.reader,
+            shards=self.run.plan.shards(),
+            engine=self.engine,
+            min_valid_share=self.options.min_valid_share,
+            read_threads=self.options.read_threads or default_read_threads(),
+            unwanted=self.prepared.unwanted_tiles(BORDER_M),
+        )
+
+    @property
+    def merge(self) -> MergeOptions:
+        """How its slumps are joined, and which are wanted."""
+        return _merge_options(self.engine, self.options, _pixel_m(self.prepared))
+
+    def work(self, *, as_it_is: bool = False) -> SceneWork:
+        """What of it takes the network."""
+        return SceneWork(
+            self.task, self.merge, self.is_near, second_look=self.options.second_look, as_it_is=as_it_is
+        )
+
+    def is_near(self, instance: Instance) -> bool:
+        """False for what no second look could bring onto the wanted ground."""
+        ground = self.prepared.ground
+        return ground is None or ground.is_near(instance.window, BORDER_M)
+
+
+def open_scene(
+    scene: Path | str,
+    dem: DemFiles | None,
+    engine: Engine,
+    options: PredictOptions,
+    directory: Path,
+    *,
+    areas: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    problems: Problems | None = None,
+) -> SceneRun:
+    """Plan a run over a scene into a directory, or open the one that is there.
+
+    `areas` may hold `aoi`, `exclude` and `band_files`. `model` is the name or folder that gave the engine; it
+    is kept for workers that come later. What is wrong with the inputs is raised as one error, with `problems`
+    known before.
+    """
+    prepared = _prepare(scene, dem, engine, options, {**(areas or {}), "problems": problems})
+    asked = {"options": asdict(options), "model": model}
+    plan = replace(prepared.plan, asked=asked)
+    return SceneRun(open_run(directory, plan), replace(prepared, plan=plan), engine, options)
 
 
 def predict(
@@ -206,60 +258,81 @@ def _predict(
     out, options = Path(out), options or PredictOptions()
     problems = Problems()
     with problems.collected():
-        _check_out(out, overwrite=overwrite)
+        check_out(out, overwrite=overwrite)
     sandbox.start()
     with stage("loading"):
-        engine = engine_of(model, options.device, options.precision, options.batch_size)
+        engine = engine_of(model, options.device, options.precision, options.batch_size).loaded_once()
+    directory = Path(run_dir) if run_dir else out.with_suffix(".rtsrun")
     with stage("planning"):
-        prepared = _prepare(scene, dem, engine, options, {**given, "problems": problems})
-    run = open_run(Path(run_dir) if run_dir else out.with_suffix(".rtsrun"), prepared.plan)
-    task = Task(
-        run=run,
-        reader=prepared.reader,
-        shards=prepared.plan.shards(),
-        engine=engine,
-        min_valid_share=options.min_valid_share,
-        read_threads=options.read_threads or default_read_threads(),
-        unwanted=prepared.unwanted_tiles(BORDER_M),
-    )
-    receipts, computed = complete(task, progress)
-    merge = _merge_options(engine, options, _pixel_m(prepared))
+        scene_run = open_scene(
+            scene, dem, engine, options, directory, areas=given, model=name_of(model), problems=problems
+        )
+    work = scene_run.work()
+    with claiming() as claims:
+        work.finish(claims, progress)
+    report = make_map(scene_run, work, out, overwrite=overwrite, started=started, progress=progress)
+    if discard_run:
+        scene_run.run.discard()
+        return replace(report, run_dir=None)
+    return report
+
+
+def make_map(
+    scene_run: SceneRun,
+    work: SceneWork,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    started: float | None = None,
+    progress: Progress = silent,
+) -> RunReport:
+    """Write the map of a scene whose work is finished; the network is not needed.
+
+    `started` is the time of day from which the report counts seconds.
+    """
+    started = time.time() if started is None else started
+    run, prepared, options, merge = scene_run.run, scene_run.prepared, scene_run.options, scene_run.merge
+    task, receipts, looked = work.task, work.tiles.receipts, work.looked
     with exclusive(run.directory):
         _sweep(run, out, before=started)
-        maker = _footprint_maker(prepared, receipts, options)
-        looks: dict[str, int] = {}
-        instances = _near(prepared.ground, _candidates(task, maker.tiles, merge, options, progress))
-        if options.second_look:
-            instances, looks = _looked_at(task, instances, merge, progress)
-        footprints = _footprints(task, maker, instances, options)
+        work.sweep()
+        found = joined(task, receipts, merge, progress) if looked is None else iter(looked.instances)
+        wanted = (one for one in found if is_wanted(one, merge) and scene_run.is_near(one))
+        footprints = _footprints(task, _footprint_maker(prepared, receipts, options), wanted, options)
+        record = _record(prepared, options, merge, receipts)
+        record |= {"temperature": scene_run.engine.temperature, "second_looks": _about_looks(looked)}
         with stage("coverage"):
             coverage = _coverage(task)
         if prepared.ground is not None:
             footprints = [one for one in footprints if prepared.ground.holds(one.polygon)]
             coverage = prepared.ground.divide(coverage)
-        record = _record(prepared, options, merge, receipts)
-        record |= {"temperature": engine.temperature, "second_looks": looks}
         with stage("writing map"):
             write_map(out, footprints, prepared.plan.geobox.crs, coverage, record, overwrite=overwrite)
-    if discard_run:
-        run.discard()
     return RunReport(
         out=out,
-        run_dir=None if discard_run else run.directory,
+        run_dir=run.directory,
         footprints=len(footprints),
         tiles=sum(len(shard.tiles) for shard in task.shards),
         no_data=sum(receipt.no_data for receipt in receipts),
         failed=tuple((tile.index, reason) for receipt in receipts for tile, reason in receipt.failed),
-        shards_computed=computed,
-        shards_reused=len(receipts) - computed,
-        second_looks=looks.get("looks", 0),
+        shards_computed=work.tiles.computed,
+        shards_reused=work.tiles.reused,
+        second_looks=looked.looks if looked else 0,
         seconds=time.time() - started,
         notes=prepared.notes,
         left_out=sum(receipt.left_out for receipt in receipts),
     )
 
 
-def _check_out(out: Path, *, overwrite: bool) -> None:
+def _about_looks(looked: Looked | None) -> dict[str, int]:
+    """How many looks at how many candidates, for the run's record."""
+    if looked is None:
+        return {}
+    return {"candidates": looked.candidates, "looks": looked.looks, "failed": looked.failed}
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Refuse, before any work, an output that could not be written in the end."""
     if out.suffix.lower() != ".gpkg":
         raise InputError(f"{out}: maps are written as .gpkg; `rtsmap export` turns one into other formats")
     if not out.parent.is_dir():
@@ -313,36 +386,6 @@ def _merge_options(engine: Engine, options: PredictOptions, pixel_m: float) -> M
     )
 
 
-def _candidates(
-    task: Task, tiles: TileMap, merge: MergeOptions, options: PredictOptions, progress: Progress
-) -> Iterator[Instance]:
-    """Slumps joined from tiles: those of the map, or, before second looks, those worth one."""
-    read = _counted(partial(_read, task.run), 2 * len(task.shards), progress)
-    if options.second_look:
-        # up to the model's own threshold the same whatever the user's, so that looks can be kept
-        lowest = min(merge.min_score, _WORTH_A_LOOK * task.engine.own_score(task.engine.min_score))
-        merge = replace(merge, min_score=lowest, min_part_score=min(merge.min_part_score, lowest))
-    return in_stage("merging", merge_shards(read, task.shards, tiles, merge))
-
-
-def _near(ground: Ground | None, instances: Iterator[Instance]) -> Iterator[Instance]:
-    """Without those that no second look could bring onto the wanted ground."""
-    if ground is None:
-        return instances
-    return (instance for instance in instances if ground.is_near(instance.window, BORDER_M))
-
-
-def _looked_at(
-    task: Task, candidates: Iterator[Instance], merge: MergeOptions, progress: Progress
-) -> tuple[Iterator[Instance], dict[str, int]]:
-    """What second looks left of the candidates, and how many looks that took, for the run's record."""
-    listed = list(candidates)
-    with stage(LOOKS):
-        looked = look_again(task, listed, merge, task.run.plan.tiles.chip_px, progress)
-    wanted = (instance for instance in looked.instances if is_wanted(instance, merge))
-    return wanted, {"candidates": looked.candidates, "looks": looked.looks, "failed": looked.failed}
-
-
 def _footprints(
     task: Task, maker: FootprintMaker, instances: Iterator[Instance], options: PredictOptions
 ) -> list[Footprint]:
@@ -364,25 +407,8 @@ def _is_large_enough(footprint: Footprint, geobox: GeoBox, options: PredictOptio
 
 def _coverage(task: Task) -> list[CoverageArea]:
     tiles = (tile for shard in task.shards for tile in shard.tiles)
-    statuses = (result.coverage for shard in task.shards for result in _read(task.run, shard).tiles)
+    statuses = (result.coverage for shard in task.shards for result in read_shard_of(task.run, shard).tiles)
     return coverage_areas(tiles, statuses, task.run.plan.geobox)
-
-
-def _read(run: Run, shard: ShardPlan) -> Shard:
-    return read_shard(run.shard_path(shard.index), shard, run.plan.fingerprint)
-
-
-def _counted(
-    read: Callable[[ShardPlan], Shard], total: int, progress: Progress
-) -> Callable[[ShardPlan], Shard]:
-    """`read`, telling how many shards were read."""
-    done = count(1)
-
-    def counting(shard: ShardPlan) -> Shard:
-        progress("merging", next(done), total)
-        return read(shard)
-
-    return counting
 
 
 def _footprint_maker(
@@ -427,6 +453,7 @@ def _record(
 def _sweep(run: Run, out: Path, before: float) -> None:
     """Remove what killed runs left half-written; what is younger than this run may be somebody's work."""
     left_overs = [*run.directory.rglob(".shard-*.part"), *out.parent.glob(f".{out.name[:40]}.*.part")]
+    sweep(run.directory)
     for folder in left_overs:
         if folder.stat().st_mtime < before:
             shutil.rmtree(folder, ignore_errors=True)

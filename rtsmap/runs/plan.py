@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from odc.geo.geobox import GeoBox
 
 from rtsmap import __version__
 from rtsmap.errors import PlanMismatchError, RunError
-from rtsmap.rasters.tiling import Tile, TileOptions, Window, plan_tiles
+from rtsmap.rasters.tiling import Tile, TileOptions, Window, plan_spans, plan_tiles
 from rtsmap.vectors.atomic import whole_file
 
 PLAN = "plan.json"
 FORMAT = 1
 LOOKS = "looks"
 """The folder of a run directory that holds second looks."""
+CLAIMS = "claims"
+"""The folder of a run directory that says who is computing which shard."""
 PACKAGES = ("numpy", "scipy", "rasterio", "pyproj", "odc-geo", "torch", "torchvision")
 """Packages whose versions can change pixels, masks or scores."""
 
@@ -52,7 +55,8 @@ class Plan:
 
     `inputs` are fingerprints (no paths: a moved file is the same file), `model` the detector's identity,
     `options` plain data, `geobox` the run's grid. A shard is a block of `shard_tiles` x `shard_tiles`
-    tiles. `paths` says where the inputs were; it does not count when plans are compared.
+    tiles. `paths` says where the inputs were, `asked` what else the user asked for, so that a run can be
+    opened again from its directory alone; neither counts when plans are compared.
     """
 
     inputs: Mapping[str, Any]
@@ -63,6 +67,7 @@ class Plan:
     shard_tiles: int
     versions: Mapping[str, str]
     paths: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    asked: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as it stands in plan.json."""
@@ -89,6 +94,15 @@ class Plan:
     def fingerprint(self) -> str:
         """sha256 of the plan; every shard carries it."""
         return hashlib.sha256(_canonical(self.to_dict())).hexdigest()
+
+    def count_shards(self) -> int:
+        """How many blocks of tiles there are."""
+        height, width = self.geobox.shape
+        spans = (
+            plan_spans(size, self.tiles.chip_px, self.tiles.overlap_px, self.tiles.origin_px)
+            for size in (height, width)
+        )
+        return prod(-(-len(along) // self.shard_tiles) for along in spans)
 
     def shards(self) -> tuple[ShardPlan, ...]:
         """Blocks of tiles over the whole grid, row by row; each tile is in exactly one."""
@@ -137,6 +151,7 @@ class Run:
     def discard(self) -> None:
         """Remove the run's files, and the directory unless something else lies in it."""
         shutil.rmtree(self.directory / LOOKS, ignore_errors=True)
+        shutil.rmtree(self.directory / CLAIMS, ignore_errors=True)
         for path in (*self.directory.glob("shard-*.arrow"), self.directory / PLAN, self.directory / _LOCK):
             path.unlink(missing_ok=True)
         with suppress(OSError):
@@ -150,8 +165,12 @@ def open_run(directory: Path, plan: Plan) -> Run:
     when it holds something else.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    path = directory / PLAN
+    # a plan appears whole and never changes, so that reading it needs no lock
+    if path.exists():
+        _check_same(path, plan)
+        return Run(directory, plan, resumed=True)
     with exclusive(directory):
-        path = directory / PLAN
         if path.exists():
             _check_same(path, plan)
             return Run(directory, plan, resumed=True)
@@ -161,7 +180,7 @@ def open_run(directory: Path, plan: Plan) -> Run:
                 f"{directory} is no run directory: it has no {PLAN}, but holds {strangers[0]}. "
                 "Name another one, or empty it"
             )
-        data = {**plan.to_dict(), "paths": dict(plan.paths)}
+        data = {**plan.to_dict(), "paths": dict(plan.paths), "asked": dict(plan.asked)}
         with whole_file(path) as temporary:
             temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return Run(directory, plan, resumed=False)
@@ -170,7 +189,8 @@ def open_run(directory: Path, plan: Plan) -> Run:
 def _check_same(path: Path, plan: Plan) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        found.pop("paths", None)
+        for key in ("paths", "asked"):
+            found.pop(key, None)
     except (OSError, ValueError, AttributeError) as exc:
         raise RunError(f"{path} cannot be read ({exc}). Remove {path.parent} to start again") from exc
     wanted = json.loads(_canonical(plan.to_dict()))

@@ -1,0 +1,194 @@
+"""A stage of a run: shards that can be computed in any order, by any number of workers at once.
+
+The tiles of a scene are one stage, each round of second looks another. What is on disk is the truth: a worker
+claims a shard, looks whether it has appeared meanwhile, computes it, and lets the claim go.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rtsmap.errors import RunError, ShardError
+from rtsmap.runs.claims import Claims, claiming
+from rtsmap.runs.detecting import Receipt, Task, map_shards, receipt_of
+from rtsmap.runs.plan import Run, ShardPlan
+from rtsmap.runs.progress import Progress
+from rtsmap.runs.shards import read_shard
+
+logger = logging.getLogger(__name__)
+
+_WAIT_S = (0.1, 2.0)
+
+
+class Stage:
+    """What of a task's shards is done, and how the rest gets done.
+
+    Shards with failed tiles, and damaged ones, count as missing when the stage is opened, so that they are
+    tried again, unless `as_it_is`; what fails from then on stays failed.
+    """
+
+    def __init__(self, task: Task, *, as_it_is: bool = False) -> None:
+        self.task = task
+        self.computed = 0
+        self._receipts: dict[int, Receipt] = {}
+        self._rejected: dict[int, tuple[int, int]] = {}
+        self._look_around(as_it_is=as_it_is)
+        self.reused = len(self._receipts)
+        if self.reused:
+            logger.info(
+                "%d of %d shards are finished and not computed again", self.reused, len(self.task.shards)
+            )
+
+    @property
+    def missing(self) -> tuple[ShardPlan, ...]:
+        """Shards that nobody has finished, as far as is known."""
+        return tuple(shard for shard in self.task.shards if shard.index not in self._receipts)
+
+    @property
+    def done(self) -> int:
+        """How many shards are finished."""
+        return len(self._receipts)
+
+    @property
+    def receipts(self) -> list[Receipt]:
+        """Of all shards, in order. Raises RunError while some are missing."""
+        if missing := self.missing:
+            raise RunError(
+                f"{self.task.run.directory}: {len(missing)} of {len(self.task.shards)} shards are not "
+                "computed yet; `rtsmap work` on the run's folder computes them"
+            )
+        return [self._receipts[shard.index] for shard in self.task.shards]
+
+    def advance(
+        self,
+        claims: Claims,
+        on_shard: Callable[[], None],
+        *,
+        limit: int | None = None,
+        share: Callable[[ShardPlan], bool] | None = None,
+    ) -> int:
+        """Compute shards that are missing and that no other worker holds; gives how many.
+
+        At most `limit`, and only those of `share`.
+        """
+        wanted = [shard for shard in self.missing if share is None or share(shard)]
+
+        def finished(receipt: Receipt) -> None:
+            self._receipts[receipt.shard] = receipt
+            claims.release(self.task.run.directory, _name(receipt.shard))
+            self.computed += 1
+            on_shard()
+
+        before = self.computed
+        try:
+            map_shards(self.task, finished, self._free(wanted, claims, limit))
+        except KeyboardInterrupt:
+            logger.warning(
+                "stopped with %d of %d shards finished in %s; run the same command again to go on",
+                self.done,
+                len(self.task.shards),
+                self.task.run.directory,
+            )
+            raise
+        self._look_around(as_it_is=True)
+        return self.computed - before
+
+    def finish(self, claims: Claims, progress: Progress, name: str) -> None:
+        """Advance until all shards are there, waiting for those that others hold."""
+        total = len(self.task.shards)
+
+        def tell() -> None:
+            progress(name, self.done, total)
+
+        tell()
+        pause = _WAIT_S[0]
+        while self.missing:
+            if self.advance(claims, tell):
+                pause = _WAIT_S[0]
+            elif self.missing:
+                time.sleep(pause)
+                pause = min(2 * pause, _WAIT_S[1])
+            tell()
+
+    def _free(self, wanted: list[ShardPlan], claims: Claims, limit: int | None) -> Iterator[ShardPlan]:
+        taken, there = 0, _names_in(self.task.run.directory)
+        for shard in wanted:
+            if limit is not None and taken >= limit:
+                return
+            is_there = self.task.run.shard_path(shard.index).name in there
+            if (is_there and self._has_arrived(shard)) or not claims.take(
+                self.task.run.directory, _name(shard.index)
+            ):
+                continue
+            # it may have been finished between the look and the claim
+            if self._has_arrived(shard):
+                claims.release(self.task.run.directory, _name(shard.index))
+                continue
+            taken += 1
+            yield shard
+
+    def _look_around(self, *, as_it_is: bool) -> None:
+        """Take in what has appeared; one listing instead of a question for each shard."""
+        there = _names_in(self.task.run.directory)
+        for shard in self.missing:
+            if self.task.run.shard_path(shard.index).name in there:
+                self._look_for(shard, as_it_is=as_it_is)
+
+    def _has_arrived(self, shard: ShardPlan) -> bool:
+        signature = _signature(self.task.run, shard)
+        return signature is not None and signature != self._rejected.get(shard.index)
+
+    def _look_for(self, shard: ShardPlan, *, as_it_is: bool) -> None:
+        """Take in the receipt of a shard that is on disk."""
+        if not self._has_arrived(shard):
+            return
+        run, signature = self.task.run, _signature(self.task.run, shard)
+        try:
+            receipt = receipt_of(read_shard(run.shard_path(shard.index), shard, run.plan.fingerprint), shard)
+        except ShardError as exc:
+            logger.warning("%s; it is computed again", exc)
+        else:
+            if as_it_is or not receipt.failed:
+                self._receipts[shard.index] = receipt
+                return
+            logger.info(
+                "shard %d has %d failed tiles; they are tried again", shard.index, len(receipt.failed)
+            )
+        if signature is not None:
+            self._rejected[shard.index] = signature
+
+
+def complete(task: Task, progress: Progress, name: str = "mapping") -> tuple[list[Receipt], int]:
+    """Compute those of the task's shards that are not on disk, or whose tiles failed when they were.
+
+    Gives the receipts of all shards in order, and how many were computed now. Interrupted, it leaves the
+    finished ones for the next call.
+    """
+    stage = Stage(task)
+    with claiming() as claims:
+        stage.finish(claims, progress, name)
+    return stage.receipts, stage.computed
+
+
+def _name(index: int) -> str:
+    return f"shard-{index:06d}"
+
+
+def _names_in(directory: Path) -> frozenset[str]:
+    try:
+        return frozenset(entry.name for entry in os.scandir(directory))
+    except FileNotFoundError:
+        return frozenset()
+
+
+def _signature(run: Run, shard: ShardPlan) -> tuple[int, int] | None:
+    """Tells one writing of a shard from another; None where there is none."""
+    try:
+        found = run.shard_path(shard.index).stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino

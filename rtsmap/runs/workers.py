@@ -1,0 +1,232 @@
+"""Workers: what computes the scenes of a run, alone or beside any number of others.
+
+A worker needs nothing but the run directory. It goes through the scenes, computes what is free in each, and
+comes back to those where others still hold something, until all are finished. Workers begin at different
+scenes, so that few of them share one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rtsmap.errors import ModelError, OptionsError, RtsmapError
+from rtsmap.runs.claims import Claims, claiming
+from rtsmap.runs.engine import Engine, device_of_slot, engine_of
+from rtsmap.runs.plan import ShardPlan
+from rtsmap.runs.reopening import Asked, reopen
+from rtsmap.runs.working import SceneWork, State
+from rtsmap.vectors.atomic import whole_file
+
+logger = logging.getLogger(__name__)
+
+DONE = "done.json"
+"""Says in a scene's run directory that nothing is left for the network; workers that come later pass by."""
+
+_WAIT_S = (0.05, 2.0)
+
+Tell = Callable[[Path, str, int, int], None]
+"""Told (directory of the scene's run, stage, done, total)."""
+
+
+def tell_nobody(_directory: Path, _stage: str, _done: int, _total: int) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The `index`-th of `count` equal shares of a scene's tiles, counted from 1."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.count:
+            raise OptionsError(
+                f"share {self.index}/{self.count}: wanted 1/{self.count} to {self.count}/{self.count}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """A share as users write it: `2/4`."""
+        index, slash, count = text.partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal()):
+            raise OptionsError(f"share '{text}': wanted two numbers such as 2/4, for the second of four")
+        return cls(int(index), int(count))
+
+    def holds(self, shard: ShardPlan) -> bool:
+        """True for shards of this share."""
+        return shard.index % self.count == self.index - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker is to do; small, and all that is sent to another process or machine.
+
+    `directories` are those of the scenes' runs, in the order in which this worker takes them. `model` stands
+    in for the one that was planned with. `changes` are to the options. `limit` shards at most are computed.
+    `token` tells apart jobs whose scenes may have changed meanwhile.
+    """
+
+    directories: tuple[Path, ...]
+    model: Engine | str | None = None
+    changes: tuple[tuple[str, Any], ...] = ()
+    share: Share | None = None
+    limit: int | None = None
+    token: str = ""
+
+    @property
+    def key(self) -> str:
+        """Jobs of the same key can use the same loaded network."""
+        return repr((self.model, self.changes, self.token))
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a worker did.
+
+    `computed` shards; `missing` those that it knows of in scenes it left `unfinished`; `problems` of scenes
+    that cannot be worked on; `told` where the scenes' stages stand, for those who were not told meanwhile.
+    """
+
+    computed: int
+    missing: int
+    unfinished: tuple[Path, ...]
+    problems: tuple[tuple[Path, str], ...]
+    told: tuple[tuple[str, int, int], ...] = ()
+
+
+class Worker:
+    """Does jobs of one key, with one network for all of them.
+
+    Where a machine has several GPUs, worker `slot`, from 0, takes one of them in turn. `engines` outlive the
+    worker where they are given.
+
+    """
+
+    def __init__(self, job: Job, slot: int = 0, engines: dict[str, Engine] | None = None) -> None:
+        self._job = job
+        self._slot = slot
+        self._engines = {} if engines is None else engines
+        self._open: dict[Path, SceneWork] = {}
+        self._problems: dict[Path, str] = {}
+        self._finished: set[Path] = set()
+
+    def do(self, job: Job, tell: Tell = tell_nobody, *, wait: bool = True) -> Done:
+        """Do a job. With `wait`, come back to scenes until they are finished, whoever finishes them."""
+        computed, pause = 0, _WAIT_S[0]
+        with claiming() as claims:
+            while todo := self._unfinished(job):
+                came = 0
+                for directory in todo:
+                    left = None if job.limit is None else job.limit - computed - came
+                    if left == 0:
+                        break
+                    came += self._guarded(partial(self._visit, directory, job.share, left, claims, tell))
+                computed += came
+                if not wait or computed == job.limit:
+                    break
+                if came:
+                    pause = _WAIT_S[0]
+                elif self._unfinished(job):
+                    time.sleep(pause)
+                    pause = min(2 * pause, _WAIT_S[1])
+        open_stages = [work.stage for directory in job.directories if (work := self._open.get(directory))]
+        return Done(
+            computed=computed,
+            missing=sum(len(stage.missing) for stage in open_stages),
+            unfinished=self._unfinished(job),
+            problems=tuple(self._problems.items()),
+            told=tuple(self._standing(directory) for directory in job.directories if directory in self._open),
+        )
+
+    def _standing(self, directory: Path) -> tuple[str, int, int]:
+        work = self._open[directory]
+        return work.stage_name, work.stage.done, len(work.stage.task.shards)
+
+    def _visit(
+        self, directory: Path, share: Share | None, limit: int | None, claims: Claims, tell: Tell
+    ) -> int:
+        """Compute what is free in a scene; gives how many shards."""
+        if (work := self._work(directory)) is None:
+            return 0
+        before, state = work.computed, State.WORKED
+        while state is State.WORKED and (limit is None or work.computed - before < limit):
+            state = work.advance(
+                claims,
+                partial(tell, directory),
+                limit=None if limit is None else limit - (work.computed - before),
+                share=share.holds if share else None,
+            )
+        if state is State.FINISHED:
+            self._close(directory, work)
+        return work.computed - before
+
+    def _unfinished(self, job: Job) -> tuple[Path, ...]:
+        return tuple(d for d in job.directories if d not in self._finished and d not in self._problems)
+
+    def _guarded(self, visit: partial[int]) -> int:
+        """One bad scene does not stop the others; a network that does not work stops everything."""
+        directory: Path = visit.args[0]
+        try:
+            return visit()
+        except ModelError:
+            raise
+        except RtsmapError as exc:
+            logger.warning("%s: %s", directory.name, exc)
+            self._problems[directory] = str(exc)
+            self._open.pop(directory, None)
+            return 0
+
+    def _work(self, directory: Path) -> SceneWork | None:
+        if directory in self._open:
+            return self._open[directory]
+        if _is_done(directory, dict(self._job.changes)):
+            self._finished.add(directory)
+            return None
+        scene_run = reopen(directory, self._engine, dict(self._job.changes))
+        self._open[directory] = scene_run.work()
+        return self._open[directory]
+
+    def _close(self, directory: Path, work: SceneWork) -> None:
+        failed = sum(len(receipt.failed) for receipt in work.tiles.receipts)
+        if not failed:
+            _mark_done(directory, dict(self._job.changes))
+        del self._open[directory]
+        self._finished.add(directory)
+
+    def _engine(self, asked: Asked) -> Engine:
+        key = repr((self._job.model, asked.model, asked.options.precision, asked.options.batch_size))
+        if key not in self._engines:
+            # one network at a time: the next model's scenes come after those of this one
+            self._engines.clear()
+            device = device_of_slot(asked.options.device, self._slot)
+            model = self._job.model or asked.model
+            engine = engine_of(model, device, asked.options.precision, asked.options.batch_size)
+            self._engines[key] = engine.loaded_once()
+        return self._engines[key]
+
+
+def rotated(directories: Sequence[Path], slot: int, slots: int) -> tuple[Path, ...]:
+    """The scenes in the order of worker `slot` of `slots`, from 0: each begins elsewhere."""
+    start = slot * len(directories) // max(1, slots)
+    return (*directories[start:], *directories[:start])
+
+
+def _is_done(directory: Path, changes: Mapping[str, Any]) -> bool:
+    try:
+        found = json.loads((directory / DONE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(found == {"changes": dict(changes)})
+
+
+def _mark_done(directory: Path, changes: Mapping[str, Any]) -> None:
+    with whole_file(directory / DONE, overwrite=True) as temporary:
+        temporary.write_text(json.dumps({"changes": dict(changes)}) + "\n", encoding="utf-8")

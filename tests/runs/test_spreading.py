@@ -1,0 +1,213 @@
+"""The same map, whoever computes it and how many they are."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from rtsmap.errors import OptionsError, RunError
+from rtsmap.instances.detections import Detection
+from rtsmap.instances.threshold import ThresholdDetector
+from rtsmap.rasters.chips import Chip
+from rtsmap.runs.in_process import InProcess
+from rtsmap.runs.mapping import PredictOptions, predict
+from rtsmap.runs.on_dask import OnDask
+from rtsmap.runs.processes import Processes
+from rtsmap.runs.spreading import merge_run, plan_run, predict_with
+from rtsmap.runs.workers import Job, Share, tell_nobody
+from tests.runs.blob_scenes import blob_labels, engine, write_dem, write_scene
+from tests.runs.map_content import content
+
+OPTIONS = PredictOptions(simplify_m=0, min_speck_px=1, min_area_m2=0, shard_tiles=1, read_threads=1)
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+
+
+@dataclass(frozen=True, slots=True)
+class NotedDetector:
+    """Finds blobs, slowly, and notes which process looked at which tiles."""
+
+    notes: Path
+    pause_s: float = 0.0
+
+    def detect(self, chips: Sequence[Chip]) -> list[list[Detection]]:
+        time.sleep(self.pause_s)
+        with (self.notes / str(os.getpid())).open("a") as stream:
+            stream.write("".join(f"{chip.tile.index}\n" for chip in chips))
+        return ThresholdDetector(low=160, high=255).detect(chips)
+
+    def seen(self) -> dict[int, list[int]]:
+        """Tiles by process."""
+        return {int(p.name): [int(line) for line in p.read_text().split()] for p in self.notes.iterdir()}
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    scene: Path
+    dem: Path
+    wanted: dict
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Inputs:
+    """A scene of 36 shards, and the content of the map made in one go."""
+    folder = tmp_path_factory.mktemp("inputs")
+    scene = write_scene(folder / "scene.tif", blob_labels((260, 300), 3, 30))
+    dem = write_dem(folder / "dem.tif", scene.geobox, share=0.7)
+    report = predict(scene.path, dem, out=folder / "m.gpkg", model=engine(), options=OPTIONS)
+    assert report.shards_computed == 36
+    assert report.second_looks > 10
+    return Inputs(scene.path, dem, content(folder / "m.gpkg"))
+
+
+@pytest.fixture
+def noted(tmp_path) -> NotedDetector:
+    (tmp_path / "notes").mkdir()
+    return NotedDetector(tmp_path / "notes", 0.02)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+    ) as made:
+        yield made
+
+
+def computed_by(detector: NotedDetector, *, processes: int) -> None:
+    """Hold that so many processes computed something, and no tile was computed twice."""
+    seen = detector.seen()
+    tiles = [tile for own in seen.values() for tile in own]
+    assert len(seen) == processes
+    assert len(set(tiles)) == len(tiles)
+
+
+def mapped(executor, inputs, out, detector) -> dict:
+    model = engine(detector=detector)
+    predict_with(executor, inputs.scene, inputs.dem, out=out, model=model, options=OPTIONS)
+    assert not list(out.with_suffix(".rtsrun").rglob("claims"))
+    return content(out)
+
+
+def test_by_the_worker_of_this_process(tmp_path, inputs, noted):
+    assert mapped(InProcess(), inputs, tmp_path / "m.gpkg", noted) == inputs.wanted
+    computed_by(noted, processes=1)
+
+
+def test_by_two_processes(tmp_path, inputs):
+    (tmp_path / "notes").mkdir()
+    noted = NotedDetector(tmp_path / "notes", 0.2)
+    assert mapped(Processes(2), inputs, tmp_path / "m.gpkg", noted) == inputs.wanted
+    computed_by(noted, processes=2)
+
+
+def test_by_two_processes_of_which_one_is_killed(tmp_path, inputs):
+    (tmp_path / "notes").mkdir()
+    noted = NotedDetector(tmp_path / "notes", 0.1)
+    killer = threading.Thread(target=kill_the_first, args=(noted,))
+    killer.start()
+    assert mapped(Processes(2), inputs, tmp_path / "m.gpkg", noted) == inputs.wanted
+    killer.join()
+    assert len(noted.seen()) >= 2
+
+
+def kill_the_first(detector: NotedDetector) -> None:
+    """Kill the process that has looked at something first."""
+    deadline = time.time() + 60
+    while not (seen := detector.seen()) and time.time() < deadline:
+        time.sleep(0.02)
+    os.kill(min(seen), signal.SIGKILL)
+
+
+def test_by_shares_one_after_the_other(tmp_path, inputs, noted):
+    run = tmp_path / "run"
+    model = engine(detector=noted)
+    plan_run(inputs.scene, inputs.dem, run, model=model, options=OPTIONS)
+    assert sorted(p.name for p in run.iterdir()) == [".lock", "plan.json"]
+    for i in (3, 1, 4, 2):
+        with pytest.raises(RunError, match="not computed yet"):
+            merge_run(run, tmp_path / "early.gpkg", model=engine())
+        InProcess(wait=False).run(Job((run,), model, share=Share(i, 4)), tell_nobody)
+    # the last one has done the second looks, too
+    merge_run(run, tmp_path / "m.gpkg", model=engine())
+    assert content(tmp_path / "m.gpkg") == inputs.wanted
+    computed_by(noted, processes=1)
+    assert not (tmp_path / "early.gpkg").exists()
+
+
+def test_by_a_dask_cluster_of_two_processes(tmp_path, inputs, noted, cluster):
+    executor = OnDask(cluster.scheduler_address, shards_a_task=2)
+    assert mapped(executor, inputs, tmp_path / "m.gpkg", noted) == inputs.wanted
+    computed_by(noted, processes=2)
+    # the same cluster again, for another run of the same name
+    predict(inputs.scene, inputs.dem, out=tmp_path / "gone.gpkg", model=engine(), options=OPTIONS)
+    assert mapped(executor, inputs, tmp_path / "again.gpkg", noted) == inputs.wanted
+
+
+def test_by_a_dask_cluster_of_which_one_worker_is_killed(tmp_path, inputs, cluster):
+    (tmp_path / "notes").mkdir()
+    noted = NotedDetector(tmp_path / "notes", 0.1)
+    killer = threading.Thread(target=kill_the_first, args=(noted,))
+    killer.start()
+    executor = OnDask(cluster.scheduler_address, shards_a_task=2)
+    assert mapped(executor, inputs, tmp_path / "m.gpkg", noted) == inputs.wanted
+    killer.join()
+    assert len(noted.seen()) >= 2
+
+
+def test_by_a_dask_cluster_that_one_worker_joins_late(tmp_path, inputs):
+    from distributed import LocalCluster
+
+    (tmp_path / "notes").mkdir()
+    noted = NotedDetector(tmp_path / "notes", 0.2)
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+    ) as small:
+
+        def grow() -> None:
+            while not noted.seen():
+                time.sleep(0.05)
+            small.scale(2)
+
+        thread = threading.Thread(target=grow)
+        thread.start()
+        executor = OnDask(small.scheduler_address, shards_a_task=1)
+        assert mapped(executor, inputs, tmp_path / "m.gpkg", noted) == inputs.wanted
+        thread.join()
+    computed_by(noted, processes=2)
+
+
+def test_a_problem_of_the_scene_is_told_as_it_is(tmp_path, inputs):
+    out, model = tmp_path / "m.gpkg", engine()
+    plan_run(inputs.scene, inputs.dem, out.with_suffix(".rtsrun"), model=model, options=OPTIONS)
+    (tmp_path / "m.rtsrun" / "plan.json").write_text("{")
+    with pytest.raises(RunError, match=r"plan\.json cannot be read"):
+        predict_with(InProcess(), inputs.scene, inputs.dem, out=out, model=model, options=OPTIONS)
+
+
+def test_no_scheduler_is_told(tmp_path, inputs):
+    with pytest.raises(RunError, match="no Dask scheduler answers"):
+        OnDask("tcp://127.0.0.1:1").run(Job((tmp_path,)), tell_nobody)
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "-1/4", "1/4/2", ""])
+def test_shares_that_cannot_be_are_refused(text):
+    with pytest.raises(OptionsError, match="share"):
+        Share.parse(text)
+
+
+def test_shares_are_a_partition():
+    from tests.runs.test_plan import some_plan
+
+    shards = some_plan((300, 300), 1).shards()
+    for shard in shards:
+        assert sum(Share(i, 7).holds(shard) for i in range(1, 8)) == 1

@@ -1,4 +1,4 @@
-"""Options that say what is read, the same in every command that reads scenes."""
+"""Options that mean the same in every command: what is read, what looks at it, what is kept, and where."""
 
 from __future__ import annotations
 
@@ -27,3 +27,54 @@ BandsOption = Annotated[
     str | None,
     typer.Option(help="Which bands are which, from 1, if the file does not tell: red=5,green=3,blue=2."),
 ]
+DateOption = Annotated[
+    str | None,
+    typer.Option(help="When the scene was taken, if its tags and name do not tell: 2020-07-05."),
+]
+SceneIdOption = Annotated[str | None, typer.Option(help="What the scene is called on footprints.")]
+ModelOption = Annotated[
+    str | None, typer.Option(help="Shipped model or folder of a bundle; default: rts-starter.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a map that is there.")]
+MinScoreOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Leave out slumps below this score.")
+]
+MinAreaOption = Annotated[
+    float | None, typer.Option(min=0, help="Leave out slumps smaller than this; default: ten pixels.")
+]
+SimplifyOption = Annotated[
+    float | None,
+    typer.Option(
+        "--simplify-m", "--simplify", min=0, help="Tolerance of outlines in metres; default: half a pixel."
+    ),
+]
+MinSpeckOption = Annotated[
+    int, typer.Option(min=1, help="Leave out pieces and holes of a slump below this many pixels.")
+]
+ChipOption = Annotated[int | None, typer.Option(help="Side of a chip, instead of the model's.")]
+OverlapOption = Annotated[int | None, typer.Option(help="Overlap of chips, instead of the model's.")]
+OriginOption = Annotated[int, typer.Option(min=0, help="Where the first full chip begins.")]
+ShardTilesOption = Annotated[int, typer.Option(min=1, help="A shard is this many tiles high and wide.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Chips that the network sees at once.")]
+MinValidOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Skip tiles with data in less than this share of pixels.")
+]
+SecondLookOption = Annotated[
+    bool, typer.Option(help="Look at each slump again, on a chip centred on it, which decides.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+TimingsOption = Annotated[
+    bool,
+    typer.Option("--timings", help="Say where the time of this process, not of --workers, went, by stage."),
+]
+ReadThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Blocks read at the same time; default: half the cores.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Processes of this machine that share the work, and its GPUs.")
+]
+SchedulerOption = Annotated[
+    str | None, typer.Option(help="Address of a Dask scheduler whose workers do the work: tcp://host:8786.")
+]
+RunArgument = Annotated[Path, typer.Argument(help="Run directory, from plan or predict.")]

@@ -20,14 +20,18 @@ from rtsmap.cli import (
     evaluate,
     export,
     info,
+    merge,
     models,
     pack,
+    plan,
     predict,
     report,
     review,
+    runs,
     simulate,
     tile,
     train,
+    work,
 )
 from rtsmap.cli.console import log_to_stderr, tell_error
 from rtsmap.cli.exits import BUG, FAILED, INTERRUPTED
@@ -103,10 +107,11 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-for _module in (info, predict, tile, export, report, simulate, pack, train, demo, doctor):
+for _module in (info, predict, plan, work, merge, tile, export, report, simulate, pack, train, demo, doctor):
     app.command(_module.__name__.rpartition(".")[2])(guarded(_module.command))
 
 app.add_typer(evaluate.app_with(guarded), name="evaluate")
+app.add_typer(runs.app_with(guarded), name="runs")
 app.add_typer(models.app_with(guarded), name="models")
 app.add_typer(review.app_with(guarded), name="review")
 

@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from rtsmap.cli.exits import PARTIAL
-from rtsmap.cli.inputs import AoiOption, BandFilesOption, BandsOption, DemOption, ExcludeOption
-
-_LISTED = 20
+from rtsmap.cli.inputs import (
+    AoiOption,
+    BandFilesOption,
+    BandsOption,
+    BatchOption,
+    ChipOption,
+    DateOption,
+    DemOption,
+    DeviceOption,
+    ExcludeOption,
+    MinAreaOption,
+    MinScoreOption,
+    MinSpeckOption,
+    MinValidOption,
+    ModelOption,
+    OriginOption,
+    OverlapOption,
+    OverwriteOption,
+    PrecisionOption,
+    ReadThreadsOption,
+    SceneIdOption,
+    SchedulerOption,
+    SecondLookOption,
+    ShardTilesOption,
+    SimplifyOption,
+    TimingsOption,
+    WorkersOption,
+)
 
 
 def command(
@@ -21,54 +45,36 @@ def command(
     band: BandFilesOption = None,
     aoi: AoiOption = None,
     exclude: ExcludeOption = None,
-    date: Annotated[
-        str | None,
-        typer.Option(help="When the scene was taken, if its tags and name do not tell: 2020-07-05."),
-    ] = None,
-    scene_id: Annotated[str | None, typer.Option(help="What the scene is called on footprints.")] = None,
+    date: DateOption = None,
+    scene_id: SceneIdOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="GeoPackage to write; default: SCENE_slumps.gpkg here.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Shipped model or folder of a bundle; default: rts-starter.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a map that is there.")] = False,
+    model: ModelOption = None,
+    overwrite: OverwriteOption = False,
     run_dir: Annotated[
         Path | None, typer.Option(help="Folder for finished shards; default: beside the map, .rtsrun.")
     ] = None,
     discard_run: Annotated[
         bool, typer.Option("--discard-run", help="Remove that folder once the map is written.")
     ] = False,
-    min_score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Leave out slumps below this score.")
-    ] = None,
-    min_area_m2: Annotated[
-        float | None, typer.Option(min=0, help="Leave out slumps smaller than this; default: ten pixels.")
-    ] = None,
-    simplify_m: Annotated[
-        float | None, typer.Option(min=0, help="Tolerance of outlines in metres; default: half a pixel.")
-    ] = None,
-    min_speck_px: Annotated[
-        int, typer.Option(min=1, help="Leave out pieces and holes of a slump below this many pixels.")
-    ] = 4,
-    chip_px: Annotated[int | None, typer.Option(help="Side of a chip, instead of the model's.")] = None,
-    overlap_px: Annotated[int | None, typer.Option(help="Overlap of chips, instead of the model's.")] = None,
-    origin_px: Annotated[int, typer.Option(min=0, help="Where the first full chip begins.")] = 0,
-    shard_tiles: Annotated[int, typer.Option(min=1, help="A shard is this many tiles high and wide.")] = 4,
-    batch_size: Annotated[int, typer.Option(min=1, help="Chips that the network sees at once.")] = 8,
-    min_valid_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Skip tiles with data in less than this share of pixels.")
-    ] = 0.01,
-    second_look: Annotated[
-        bool,
-        typer.Option(help="Look at each slump again, on a chip centred on it, which decides."),
-    ] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    timings: Annotated[bool, typer.Option("--timings", help="Say where the time went, by stage.")] = False,
-    read_threads: Annotated[
-        int | None, typer.Option(min=1, help="Blocks read at the same time; default: half the cores.")
-    ] = None,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
+    min_score: MinScoreOption = None,
+    min_area_m2: MinAreaOption = None,
+    simplify_m: SimplifyOption = None,
+    min_speck_px: MinSpeckOption = 4,
+    chip_px: ChipOption = None,
+    overlap_px: OverlapOption = None,
+    origin_px: OriginOption = 0,
+    shard_tiles: ShardTilesOption = 4,
+    batch_size: BatchOption = 8,
+    min_valid_share: MinValidOption = 0.01,
+    second_look: SecondLookOption = True,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    timings: TimingsOption = False,
+    read_threads: ReadThreadsOption = None,
 ) -> None:
     """Map the slumps of a scene into a GeoPackage.
 
@@ -78,13 +84,16 @@ def command(
     Examples:
       rtsmap predict scene.tif --dem dem.tif
       rtsmap predict scene.tif --dem dem.tif -o map.gpkg --min-score 0.7
+      rtsmap predict scene.tif --dem dem.tif --workers 4
       rtsmap predict worldview.tif --bands red=5,green=3,blue=2 --dem 'arcticdem/*_dem.tif'
     """
-    from rtsmap.cli.console import count_of, progress_bars, tell
+    from rtsmap.cli.console import progress_bars
+    from rtsmap.cli.reports import executor_of, tell_report
     from rtsmap.rasters.bands import parse_bands
     from rtsmap.rasters.spectral import parse_band_files
     from rtsmap.runs.mapping import PredictOptions
     from rtsmap.runs.mapping import predict as map_scene
+    from rtsmap.runs.spreading import predict_with
     from rtsmap.timing import Ledger
 
     options = PredictOptions(
@@ -106,39 +115,21 @@ def command(
         date=date,
         scene_id=scene_id,
     )
+    given: dict[str, Any] = {
+        "out": out or Path(f"{scene.stem}_slumps.gpkg"),
+        "model": model,
+        "options": options,
+        "run_dir": run_dir,
+        "overwrite": overwrite,
+        "discard_run": discard_run,
+    }
+    inputs: dict[str, Any] = {"aoi": aoi, "exclude": exclude, "band_files": parse_band_files(band or ())}
+    executor = executor_of(workers, scheduler)
     ledger = Ledger() if timings else None
     with progress_bars() as progress:
-        report = map_scene(
-            scene,
-            dem or None,
-            out=out or Path(f"{scene.stem}_slumps.gpkg"),
-            model=model,
-            options=options,
-            aoi=aoi,
-            exclude=exclude,
-            band_files=parse_band_files(band or ()),
-            run_dir=run_dir,
-            overwrite=overwrite,
-            discard_run=discard_run,
-            progress=progress,
-            timings=ledger,
-        )
-    for note in report.notes:
-        tell(f"Note: {note}")
-    left_out = f", {report.left_out} outside the area" if aoi or exclude else ""
-    tell(
-        f"{count_of(report.footprints, 'slump')} from {count_of(report.tiles, 'tile')} "
-        f"({report.no_data} without data, {len(report.failed)} failed{left_out}) "
-        f"and {count_of(report.second_looks, 'second look')} in {report.seconds:.0f} s"
-    )
-    if ledger is not None:
-        for line in ledger.lines():
-            tell(line)
-    typer.echo(report.out)
-    if report.failed:
-        tell("These tiles failed; run the same command with --overwrite to try them again:")
-        for index, reason in report.failed[:_LISTED]:
-            tell(f"  tile {index}: {reason}")
-        if len(report.failed) > _LISTED:
-            tell(f"  and {len(report.failed) - _LISTED} more; all stand in the coverage layer")
-        raise typer.Exit(PARTIAL)
+        if executor is None:
+            report = map_scene(scene, dem or None, progress=progress, timings=ledger, **inputs, **given)
+        else:
+            given |= {"progress": progress, "timings": ledger}
+            report = predict_with(executor, scene, dem or None, inputs=inputs, **given)
+    tell_report(report, of_area=bool(aoi or exclude), ledger=ledger)

@@ -185,17 +185,17 @@ def open_scene(
     options: PredictOptions,
     directory: Path,
     *,
-    areas: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Any] | None = None,
     model: str | None = None,
     problems: Problems | None = None,
 ) -> SceneRun:
     """Plan a run over a scene into a directory, or open the one that is there.
 
-    `areas` may hold `aoi`, `exclude` and `band_files`. `model` is the name or folder that gave the engine; it
-    is kept for workers that come later. What is wrong with the inputs is raised as one error, with `problems`
-    known before.
+    `inputs` may hold `aoi`, `exclude` and `band_files`. `model` is the name or folder that gave the engine;
+    it is kept for workers that come later. What is wrong with the inputs is raised as one error, with known
+    `problems`.
     """
-    prepared = _prepare(scene, dem, engine, options, {**(areas or {}), "problems": problems})
+    prepared = _prepare(scene, dem, engine, options, {**(inputs or {}), "problems": problems})
     asked = {"options": asdict(options), "model": model}
     plan = replace(prepared.plan, asked=asked)
     return SceneRun(open_run(directory, plan), replace(prepared, plan=plan), engine, options)
@@ -265,7 +265,7 @@ def _predict(
     directory = Path(run_dir) if run_dir else out.with_suffix(".rtsrun")
     with stage("planning"):
         scene_run = open_scene(
-            scene, dem, engine, options, directory, areas=given, model=name_of(model), problems=problems
+            scene, dem, engine, options, directory, inputs=given, model=name_of(model), problems=problems
         )
     work = scene_run.work()
     with claiming() as claims:

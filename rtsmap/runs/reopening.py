@@ -24,11 +24,14 @@ FindEngine = Callable[["Asked"], Engine]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a plan.json says beside the plan: the inputs' places, the model's name, and the options."""
+    """What a plan.json says beside the plan: the inputs' places, the model's name, and the options.
+
+    `inputs` are further ones, as `open_scene` takes them.
+    """
 
     scene: str
     dem: str | list[str] | None
-    areas: Mapping[str, Any]
+    inputs: Mapping[str, Any]
     model: str | None
     options: PredictOptions
     plan: Plan
@@ -43,7 +46,7 @@ def read_asked(directory: Path, changes: Mapping[str, Any] | None = None) -> Ask
         return Asked(
             scene=data["paths"]["scene"],
             dem=data["paths"]["dem"],
-            areas=_given(data["paths"]),
+            inputs=_given(data["paths"]),
             model=data["asked"]["model"],
             options=PredictOptions.of(**given),
             plan=_plan(data),
@@ -86,5 +89,5 @@ def reopen(directory: Path, find_engine: FindEngine, changes: Mapping[str, Any] 
     asked = read_asked(directory, changes)
     engine = find_engine(asked)
     return open_scene(
-        asked.scene, asked.dem, engine, asked.options, directory, areas=asked.areas, model=asked.model
+        asked.scene, asked.dem, engine, asked.options, directory, inputs=asked.inputs, model=asked.model
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rtsmap import sandbox
 from rtsmap.errors import RunError
 from rtsmap.models import ModelCard
+from rtsmap.rasters.inspection import Problems
 from rtsmap.rasters.mosaic import DemFiles
 from rtsmap.runs.engine import Engine, engine_at_rest, engine_of, name_of
 from rtsmap.runs.executors import Executor
@@ -16,7 +19,7 @@ from rtsmap.runs.mapping import PredictOptions, RunReport, SceneRun, check_out, 
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.reopening import Asked, reopen
 from rtsmap.runs.workers import Job
-from rtsmap.vectors.areas import AreaFiles
+from rtsmap.timing import Ledger, measuring, stage
 
 Model = Engine | ModelCard | str | Path | None
 
@@ -28,12 +31,21 @@ def plan_run(
     *,
     model: Model = None,
     options: PredictOptions | None = None,
-    areas: Mapping[str, AreaFiles | None] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    problems: Problems | None = None,
 ) -> SceneRun:
-    """Make the run directory of a scene, or find the one that is there the same; computes nothing."""
+    """Make the run directory of a scene, or find the one that is there the same; computes nothing.
+
+    `inputs` and `problems` are those of `open_scene`.
+    """
     options = options or PredictOptions()
-    engine = engine_of(model, options.device, options.precision, options.batch_size)
-    return open_scene(scene, dem, engine, options, directory, areas=areas, model=name_of(model))
+    sandbox.start()
+    with stage("loading"):
+        engine = engine_of(model, options.device, options.precision, options.batch_size)
+    with stage("planning"):
+        return open_scene(
+            scene, dem, engine, options, directory, inputs=inputs, model=name_of(model), problems=problems
+        )
 
 
 def merge_run(
@@ -52,6 +64,12 @@ def merge_run(
     started, out = time.time(), Path(out)
     check_out(out, overwrite=overwrite)
     scene_run = reopen(directory, lambda asked: model or at_rest(asked), changes)
+    return _merge(scene_run, out, overwrite=overwrite, started=started, progress=progress)
+
+
+def _merge(
+    scene_run: SceneRun, out: Path, *, overwrite: bool, started: float, progress: Progress
+) -> RunReport:
     work = scene_run.work(as_it_is=True)
     if not work.is_finished(progress):
         work.stage.receipts  # noqa: B018 - raises, saying what is missing
@@ -71,22 +89,32 @@ def predict_with(
     out: Path | str,
     model: Model = None,
     options: PredictOptions | None = None,
-    areas: Mapping[str, AreaFiles | None] | None = None,
+    inputs: Mapping[str, Any] | None = None,
     run_dir: Path | str | None = None,
     overwrite: bool = False,
     discard_run: bool = False,
     progress: Progress = silent,
+    timings: Ledger | None = None,
 ) -> RunReport:
-    """Like `mapping.predict`, with the network run by the workers of an executor."""
-    out = Path(out)
-    check_out(out, overwrite=overwrite)
+    """Like `mapping.predict`, with the network run by the workers of an executor.
+
+    `inputs` may hold `aoi`, `exclude` and `band_files`. `timings` is told of this process, not of workers.
+    """
+    started, out, problems = time.time(), Path(out), Problems()
+    with problems.collected():
+        check_out(out, overwrite=overwrite)
     directory = (Path(run_dir) if run_dir else out.with_suffix(".rtsrun")).resolve()
-    scene_run = plan_run(scene, dem, directory, model=model, options=options, areas=areas)
     own = model if isinstance(model, Engine) else None
-    done = executor.run(Job((directory,), own), lambda _, *told: progress(*told))
-    for _, problem in done.problems:
-        raise RunError(problem)
-    report = merge_run(directory, out, model=own, overwrite=overwrite, progress=progress)
+    with measuring(timings):
+        scene_run = plan_run(
+            scene, dem, directory, model=model, options=options, inputs=inputs, problems=problems
+        )
+        with stage("workers"):
+            done = executor.run(Job((directory,), own), lambda _, *told: progress(*told))
+        for _, problem in done.problems:
+            raise RunError(problem)
+        report = _merge(scene_run, out, overwrite=overwrite, started=started, progress=progress)
     if discard_run:
         scene_run.run.discard()
+        return replace(report, run_dir=None)
     return report

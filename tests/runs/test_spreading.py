@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import shapely
 
 from rtsmap.errors import OptionsError, RunError
 from rtsmap.instances.detections import Detection
 from rtsmap.instances.threshold import ThresholdDetector
+from rtsmap.rasters.bands import OPTICAL_RGB, SPECTRAL, InputSpec, Modality
 from rtsmap.rasters.chips import Chip
+from rtsmap.rasters.sources import write_geotiff
 from rtsmap.runs.in_process import InProcess
 from rtsmap.runs.mapping import PredictOptions, predict
 from rtsmap.runs.on_dask import OnDask
 from rtsmap.runs.processes import Processes
 from rtsmap.runs.spreading import merge_run, plan_run, predict_with
 from rtsmap.runs.workers import Job, Share, tell_nobody
+from rtsmap.vectors.geopackage import read_layers
+from rtsmap.vectors.labels import Polygons, write_polygons
 from tests.runs.blob_scenes import blob_labels, engine, write_dem, write_scene
 from tests.runs.map_content import content
 
@@ -32,14 +39,19 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows 
 
 @dataclass(frozen=True, slots=True)
 class NotedDetector:
-    """Finds blobs, slowly, and notes which process looked at which tiles."""
+    """Finds blobs and notes which process looked at which tiles; none begins before `together` are there."""
 
     notes: Path
-    pause_s: float = 0.0
+    together: int = 1
 
     def detect(self, chips: Sequence[Chip]) -> list[list[Detection]]:
-        time.sleep(self.pause_s)
-        with (self.notes / str(os.getpid())).open("a") as stream:
+        own = self.notes / str(os.getpid())
+        own.touch()
+        deadline = time.time() + 120
+        while len(self.seen()) < self.together and time.time() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.02)
+        with own.open("a") as stream:
             stream.write("".join(f"{chip.tile.index}\n" for chip in chips))
         return ThresholdDetector(low=160, high=255).detect(chips)
 
@@ -70,7 +82,13 @@ def inputs(tmp_path_factory) -> Inputs:
 @pytest.fixture
 def noted(tmp_path) -> NotedDetector:
     (tmp_path / "notes").mkdir()
-    return NotedDetector(tmp_path / "notes", 0.02)
+    return NotedDetector(tmp_path / "notes")
+
+
+@pytest.fixture
+def both(noted) -> NotedDetector:
+    """One that waits for two processes."""
+    return replace(noted, together=2)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +96,7 @@ def cluster():
     from distributed import LocalCluster
 
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
     ) as made:
         yield made
 
@@ -103,29 +121,27 @@ def test_by_the_worker_of_this_process(tmp_path, inputs, noted):
     computed_by(noted, processes=1)
 
 
-def test_by_two_processes(tmp_path, inputs):
-    (tmp_path / "notes").mkdir()
-    noted = NotedDetector(tmp_path / "notes", 0.2)
-    assert mapped(Processes(2), inputs, tmp_path / "m.gpkg", noted) == inputs.wanted
-    computed_by(noted, processes=2)
+def test_by_two_processes(tmp_path, inputs, both):
+    assert mapped(Processes(2), inputs, tmp_path / "m.gpkg", both) == inputs.wanted
+    computed_by(both, processes=2)
 
 
-def test_by_two_processes_of_which_one_is_killed(tmp_path, inputs):
-    (tmp_path / "notes").mkdir()
-    noted = NotedDetector(tmp_path / "notes", 0.1)
-    killer = threading.Thread(target=kill_the_first, args=(noted,))
+def test_by_two_processes_of_which_one_is_killed(tmp_path, inputs, both):
+    killer = threading.Thread(target=kill_the_first, args=(both,))
     killer.start()
-    assert mapped(Processes(2), inputs, tmp_path / "m.gpkg", noted) == inputs.wanted
+    assert mapped(Processes(2), inputs, tmp_path / "m.gpkg", both) == inputs.wanted
     killer.join()
-    assert len(noted.seen()) >= 2
+    assert (tmp_path / "killed").exists()
+    assert len(both.seen()) >= 2
 
 
 def kill_the_first(detector: NotedDetector) -> None:
-    """Kill the process that has looked at something first."""
-    deadline = time.time() + 60
-    while not (seen := detector.seen()) and time.time() < deadline:
+    """Kill the first process that has looked at something."""
+    deadline = time.time() + 120
+    while not any((seen := detector.seen()).values()) and time.time() < deadline:
         time.sleep(0.02)
-    os.kill(min(seen), signal.SIGKILL)
+    os.kill(max(seen, key=lambda pid: len(seen[pid])), signal.SIGKILL)
+    (detector.notes.parent / "killed").touch()
 
 
 def test_by_shares_one_after_the_other(tmp_path, inputs, noted):
@@ -144,46 +160,66 @@ def test_by_shares_one_after_the_other(tmp_path, inputs, noted):
     assert not (tmp_path / "early.gpkg").exists()
 
 
-def test_by_a_dask_cluster_of_two_processes(tmp_path, inputs, noted, cluster):
+def test_bands_areas_and_dates_reach_workers_that_know_the_run_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    labels = blob_labels((150, 150), 3, 12)
+    scene = write_scene(tmp_path / "scene.tif", np.zeros_like(labels))
+    index = np.where(labels > 0, 0.05, 0.6).astype(np.float32)
+    write_geotiff(tmp_path / "ndvi.tif", index, scene.geobox, band_names=("ndvi",))
+    left, bottom, right, top = scene.geobox.boundingbox.bbox
+    west = shapely.box(left, bottom, (left + right) / 2, top)
+    write_polygons(tmp_path / "aoi.gpkg", Polygons((west,), scene.geobox.crs, {}), "area")
+    spec = InputSpec(4.0, (OPTICAL_RGB, Modality("spectral", SPECTRAL.bands[1:2])))
+    model = engine(detector=ThresholdDetector("spectral", 0, -1.0, 0.2), spec=spec)
+    given = {"aoi": Path("aoi.gpkg"), "band_files": {"ndvi": Path("ndvi.tif")}}
+    options = replace(OPTIONS, date="2020-07-05", scene_id="a scene")
+    predict("scene.tif", out=tmp_path / "whole.gpkg", model=model, options=options, **given)
+    spread = tmp_path / "spread.gpkg"
+    predict_with(InProcess(), "scene.tif", out=spread, model=model, options=options, inputs=given)
+    assert content(spread) == content(tmp_path / "whole.gpkg")
+    found = read_layers(spread).footprints
+    assert 0 < len(found) < labels.max()
+    assert set(found["acquired"]) == {"2020-07-05"}
+
+
+def test_by_a_dask_cluster_of_two_processes(tmp_path, inputs, both, cluster):
     executor = OnDask(cluster.scheduler_address, shards_a_task=2)
-    assert mapped(executor, inputs, tmp_path / "m.gpkg", noted) == inputs.wanted
-    computed_by(noted, processes=2)
+    assert mapped(executor, inputs, tmp_path / "m.gpkg", both) == inputs.wanted
+    computed_by(both, processes=2)
     # the same cluster again, for another run of the same name
-    predict(inputs.scene, inputs.dem, out=tmp_path / "gone.gpkg", model=engine(), options=OPTIONS)
-    assert mapped(executor, inputs, tmp_path / "again.gpkg", noted) == inputs.wanted
+    shutil.rmtree(tmp_path / "m.rtsrun")
+    (tmp_path / "m.gpkg").unlink()
+    assert mapped(executor, inputs, tmp_path / "m.gpkg", both) == inputs.wanted
 
 
-def test_by_a_dask_cluster_of_which_one_worker_is_killed(tmp_path, inputs, cluster):
-    (tmp_path / "notes").mkdir()
-    noted = NotedDetector(tmp_path / "notes", 0.1)
-    killer = threading.Thread(target=kill_the_first, args=(noted,))
+def test_by_a_dask_cluster_of_which_one_worker_is_killed(tmp_path, inputs, cluster, both):
+    killer = threading.Thread(target=kill_the_first, args=(both,))
     killer.start()
     executor = OnDask(cluster.scheduler_address, shards_a_task=2)
-    assert mapped(executor, inputs, tmp_path / "m.gpkg", noted) == inputs.wanted
+    assert mapped(executor, inputs, tmp_path / "m.gpkg", both) == inputs.wanted
     killer.join()
-    assert len(noted.seen()) >= 2
+    assert (tmp_path / "killed").exists()
+    assert len(both.seen()) >= 2
 
 
-def test_by_a_dask_cluster_that_one_worker_joins_late(tmp_path, inputs):
+def test_by_a_dask_cluster_that_one_worker_joins_late(tmp_path, inputs, both):
     from distributed import LocalCluster
 
-    (tmp_path / "notes").mkdir()
-    noted = NotedDetector(tmp_path / "notes", 0.2)
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
     ) as small:
 
         def grow() -> None:
-            while not noted.seen():
+            while not both.seen():
                 time.sleep(0.05)
             small.scale(2)
 
         thread = threading.Thread(target=grow)
         thread.start()
         executor = OnDask(small.scheduler_address, shards_a_task=1)
-        assert mapped(executor, inputs, tmp_path / "m.gpkg", noted) == inputs.wanted
+        assert mapped(executor, inputs, tmp_path / "m.gpkg", both) == inputs.wanted
         thread.join()
-    computed_by(noted, processes=2)
+    computed_by(both, processes=2)
 
 
 def test_a_problem_of_the_scene_is_told_as_it_is(tmp_path, inputs):

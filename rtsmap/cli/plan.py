@@ -1,0 +1,103 @@
+"""`rtsmap plan`: make the run directory that workers share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rtsmap.cli.inputs import (
+    AoiOption,
+    BandFilesOption,
+    BandsOption,
+    BatchOption,
+    ChipOption,
+    DateOption,
+    DemOption,
+    DeviceOption,
+    ExcludeOption,
+    MinAreaOption,
+    MinScoreOption,
+    MinSpeckOption,
+    MinValidOption,
+    ModelOption,
+    OriginOption,
+    OverlapOption,
+    PrecisionOption,
+    ReadThreadsOption,
+    SceneIdOption,
+    SecondLookOption,
+    ShardTilesOption,
+    SimplifyOption,
+)
+
+
+def command(
+    *,
+    scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT with red, green, blue.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run directory to make, seen by all workers.")],
+    dem: DemOption = None,
+    bands: BandsOption = None,
+    band: BandFilesOption = None,
+    aoi: AoiOption = None,
+    exclude: ExcludeOption = None,
+    date: DateOption = None,
+    scene_id: SceneIdOption = None,
+    model: ModelOption = None,
+    min_score: MinScoreOption = None,
+    min_area_m2: MinAreaOption = None,
+    simplify_m: SimplifyOption = None,
+    min_speck_px: MinSpeckOption = 4,
+    chip_px: ChipOption = None,
+    overlap_px: OverlapOption = None,
+    origin_px: OriginOption = 0,
+    shard_tiles: ShardTilesOption = 4,
+    batch_size: BatchOption = 8,
+    min_valid_share: MinValidOption = 0.01,
+    second_look: SecondLookOption = True,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    read_threads: ReadThreadsOption = None,
+) -> None:
+    """Make the run directory of a scene without computing anything.
+
+    Then `rtsmap work RUN`, on as many machines as there are, computes it; `rtsmap merge RUN` makes the map.
+
+    Examples:
+      rtsmap plan scene.tif --dem dem.tif --out shared/run
+      rtsmap work shared/run
+      rtsmap merge shared/run --out map.gpkg
+    """
+    from rtsmap.cli.console import count_of, tell
+    from rtsmap.rasters.bands import parse_bands
+    from rtsmap.rasters.spectral import parse_band_files
+    from rtsmap.runs.mapping import PredictOptions
+    from rtsmap.runs.spreading import plan_run
+
+    options = PredictOptions(
+        chip_px=chip_px,
+        overlap_px=overlap_px,
+        origin_px=origin_px,
+        shard_tiles=shard_tiles,
+        batch_size=batch_size,
+        min_valid_share=min_valid_share,
+        second_look=second_look,
+        min_score=min_score,
+        min_area_m2=min_area_m2,
+        simplify_m=simplify_m,
+        min_speck_px=min_speck_px,
+        device=device,
+        precision=precision,
+        read_threads=read_threads,
+        bands=None if bands is None else parse_bands(bands),
+        date=date,
+        scene_id=scene_id,
+    )
+    inputs = {"aoi": aoi, "exclude": exclude, "band_files": parse_band_files(band or ())}
+    run = plan_run(scene, dem or None, out, model=model, options=options, inputs=inputs)
+    for note in run.prepared.notes:
+        tell(f"Note: {note}")
+    shards = run.run.plan.shards()
+    tell(f"{count_of(sum(len(shard.tiles) for shard in shards), 'tile')} in {count_of(len(shards), 'shard')}")
+    typer.echo(out)

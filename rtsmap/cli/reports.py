@@ -1,0 +1,60 @@
+"""What commands that make maps have in common: who computes, and what is said at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from rtsmap.cli.console import count_of, tell
+from rtsmap.cli.exits import PARTIAL
+from rtsmap.errors import OptionsError
+
+if TYPE_CHECKING:
+    from rtsmap.runs.executors import Executor
+    from rtsmap.runs.mapping import RunReport
+    from rtsmap.timing import Ledger
+
+_LISTED = 20
+
+
+def executor_of(workers: int | None, scheduler: str | None) -> Executor | None:
+    """Who computes; None for this process."""
+    if workers is not None and scheduler is not None:
+        raise OptionsError("--workers are processes of this machine, --scheduler a cluster: give one of them")
+    if scheduler is not None:
+        from rtsmap.runs.on_dask import OnDask
+
+        return OnDask(scheduler)
+    if workers is not None and workers > 1:
+        from rtsmap.runs.processes import Processes
+
+        return Processes(workers)
+    return None
+
+
+def tell_timings(ledger: Ledger | None) -> None:
+    """Say where the time went, if it was measured."""
+    for line in ledger.lines() if ledger else ():
+        tell(line)
+
+
+def tell_report(report: RunReport, *, of_area: bool = False, ledger: Ledger | None = None) -> None:
+    """Say what a run did and where its time went, name what failed, and exit with the code for that."""
+    for note in report.notes:
+        tell(f"Note: {note}")
+    left_out = f", {report.left_out} outside the area" if of_area or report.left_out else ""
+    tell(
+        f"{count_of(report.footprints, 'slump')} from {count_of(report.tiles, 'tile')} "
+        f"({report.no_data} without data, {len(report.failed)} failed{left_out}) "
+        f"and {count_of(report.second_looks, 'second look')} in {report.seconds:.0f} s"
+    )
+    tell_timings(ledger)
+    typer.echo(report.out)
+    if report.failed:
+        tell("These tiles failed; run the same command with --overwrite to try them again:")
+        for index, reason in report.failed[:_LISTED]:
+            tell(f"  tile {index}: {reason}")
+        if len(report.failed) > _LISTED:
+            tell(f"  and {len(report.failed) - _LISTED} more; all stand in the coverage layer")
+        raise typer.Exit(PARTIAL)

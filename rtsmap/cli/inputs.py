@@ -7,6 +7,17 @@ from typing import Annotated
 
 import typer
 
+ScenesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        help="Optical scenes with red, green, blue: files, folders, 'quoted*.tif' patterns, or a table "
+        "(CSV, GeoParquet, STAC items) with columns scene, dem, date, id."
+    ),
+]
+OverlapsOption = Annotated[
+    str,
+    typer.Option(help="Where scenes overlap: newest, best, union or keep; see the README."),
+]
 DemOption = Annotated[
     list[str] | None,
     typer.Option(help="Elevation model, in any CRS; several times, or a 'quoted*.tif' pattern, for tiles."),

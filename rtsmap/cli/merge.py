@@ -7,13 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from rtsmap.cli.inputs import MinAreaOption, MinScoreOption, OverwriteOption, RunArgument, SimplifyOption
+from rtsmap.cli.inputs import (
+    MinAreaOption,
+    MinScoreOption,
+    OverlapsOption,
+    OverwriteOption,
+    RunArgument,
+    SimplifyOption,
+)
 
 
 def command(
     *,
     run: RunArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="GeoPackage to write.")],
+    overlaps: OverlapsOption = "best",
     overwrite: OverwriteOption = False,
     min_score: MinScoreOption = None,
     min_area_m2: MinAreaOption = None,
@@ -35,7 +43,9 @@ def command(
       rtsmap merge shared/run --out smooth.gpkg --simplify 8
     """
     from rtsmap.cli.console import progress_bars
-    from rtsmap.cli.reports import tell_report
+    from rtsmap.cli.reports import tell_many, tell_report
+    from rtsmap.runs.many import merge_scenes
+    from rtsmap.runs.run_folders import is_of_many
     from rtsmap.runs.spreading import merge_run
 
     given: dict[str, Any] = {
@@ -46,6 +56,13 @@ def command(
         "second_look": second_look,
     }
     changes = {name: value for name, value in given.items() if value is not None}
+    if is_of_many(run):
+        with progress_bars() as progress:
+            many = merge_scenes(
+                run, out, overlaps=overlaps, changes=changes, overwrite=overwrite, progress=progress
+            )
+        tell_many(many)
+        return
     with progress_bars() as progress:
         report = merge_run(run, out, changes=changes, overwrite=overwrite, progress=progress)
     tell_report(report)

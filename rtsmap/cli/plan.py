@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rtsmap.cli.exits import PARTIAL
 from rtsmap.cli.inputs import (
     AoiOption,
     BandFilesOption,
@@ -27,6 +28,7 @@ from rtsmap.cli.inputs import (
     PrecisionOption,
     ReadThreadsOption,
     SceneIdOption,
+    ScenesArgument,
     SecondLookOption,
     ShardTilesOption,
     SimplifyOption,
@@ -35,7 +37,7 @@ from rtsmap.cli.inputs import (
 
 def command(
     *,
-    scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT with red, green, blue.")],
+    scenes: ScenesArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run directory to make, seen by all workers.")],
     dem: DemOption = None,
     bands: BandsOption = None,
@@ -60,19 +62,23 @@ def command(
     precision: PrecisionOption = "auto",
     read_threads: ReadThreadsOption = None,
 ) -> None:
-    """Make the run directory of a scene without computing anything.
+    """Make the run directory of a scene, or of many, without computing anything.
 
     Then `rtsmap work RUN`, on as many machines as there are, computes it; `rtsmap merge RUN` makes the map.
 
     Examples:
       rtsmap plan scene.tif --dem dem.tif --out shared/run
+      rtsmap plan scenes.csv --dem 'arcticdem/*_dem.tif' --out shared/run
       rtsmap work shared/run
       rtsmap merge shared/run --out map.gpkg
     """
-    from rtsmap.cli.console import count_of, tell
+    from rtsmap.cli.console import count_of, progress_bars, tell
     from rtsmap.rasters.bands import parse_bands
     from rtsmap.rasters.spectral import parse_band_files
+    from rtsmap.runs.many import plan_scenes
     from rtsmap.runs.mapping import PredictOptions
+    from rtsmap.runs.run_folders import standing
+    from rtsmap.runs.scene_lists import is_one_file, read_scenes
     from rtsmap.runs.spreading import plan_run
 
     options = PredictOptions(
@@ -95,9 +101,20 @@ def command(
         scene_id=scene_id,
     )
     inputs = {"aoi": aoi, "exclude": exclude, "band_files": parse_band_files(band or ())}
-    run = plan_run(scene, dem or None, out, model=model, options=options, inputs=inputs)
-    for note in run.prepared.notes:
-        tell(f"Note: {note}")
-    shards = run.run.plan.shards()
-    tell(f"{count_of(sum(len(shard.tiles) for shard in shards), 'tile')} in {count_of(len(shards), 'shard')}")
+    problems = []
+    if is_one_file(scenes):
+        run = plan_run(scenes[0], dem or None, out, model=model, options=options, inputs=inputs)
+        for note in run.prepared.notes:
+            tell(f"Note: {note}")
+    else:
+        with progress_bars() as progress:
+            items = read_scenes(scenes, dem)
+            entries = plan_scenes(items, out, model=model, options=options, inputs=inputs, progress=progress)
+        problems = [entry for entry in entries if entry.problem]
+    found = standing(out)
+    tell(f"{count_of(found.scenes, 'scene')} with {count_of(found.shards, 'shard')} of tiles")
     typer.echo(out)
+    for entry in problems:
+        tell(f"{entry.name} cannot be mapped: {entry.problem}")
+    if problems:
+        raise typer.Exit(PARTIAL)

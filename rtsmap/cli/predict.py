@@ -24,10 +24,12 @@ from rtsmap.cli.inputs import (
     ModelOption,
     OriginOption,
     OverlapOption,
+    OverlapsOption,
     OverwriteOption,
     PrecisionOption,
     ReadThreadsOption,
     SceneIdOption,
+    ScenesArgument,
     SchedulerOption,
     SecondLookOption,
     ShardTilesOption,
@@ -39,7 +41,7 @@ from rtsmap.cli.inputs import (
 
 def command(
     *,
-    scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT with red, green, blue.")],
+    scenes: ScenesArgument,
     dem: DemOption = None,
     bands: BandsOption = None,
     band: BandFilesOption = None,
@@ -48,7 +50,8 @@ def command(
     date: DateOption = None,
     scene_id: SceneIdOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="GeoPackage to write; default: SCENE_slumps.gpkg here.")
+        Path | None,
+        typer.Option("--out", "-o", help="GeoPackage; default: SCENE_slumps.gpkg or slumps.gpkg."),
     ] = None,
     model: ModelOption = None,
     overwrite: OverwriteOption = False,
@@ -58,6 +61,7 @@ def command(
     discard_run: Annotated[
         bool, typer.Option("--discard-run", help="Remove that folder once the map is written.")
     ] = False,
+    overlaps: OverlapsOption = "best",
     workers: WorkersOption = None,
     scheduler: SchedulerOption = None,
     min_score: MinScoreOption = None,
@@ -76,23 +80,29 @@ def command(
     timings: TimingsOption = False,
     read_threads: ReadThreadsOption = None,
 ) -> None:
-    """Map the slumps of a scene into a GeoPackage.
+    """Map the slumps of a scene, or of many, into a GeoPackage.
 
-    Run the same command again to go on where it stopped.
-    Exit code 3: the map is written, but some tiles failed.
+    Run the same command again to go on where it stopped. Of many scenes, each takes the DEM tiles that it
+    overlaps, and one bad scene does not stop the others.
+    Exit code 3: the map is written, but some tiles or scenes failed.
 
     Examples:
       rtsmap predict scene.tif --dem dem.tif
       rtsmap predict scene.tif --dem dem.tif -o map.gpkg --min-score 0.7
       rtsmap predict scene.tif --dem dem.tif --workers 4
+      rtsmap predict scenes/ --dem 'arcticdem/*_dem.tif' -o map.gpkg --overlaps newest
+      rtsmap predict scenes.csv -o map.gpkg --workers 4
       rtsmap predict worldview.tif --bands red=5,green=3,blue=2 --dem 'arcticdem/*_dem.tif'
     """
     from rtsmap.cli.console import progress_bars
-    from rtsmap.cli.reports import executor_of, tell_report
+    from rtsmap.cli.reports import executor_of, tell_many, tell_report
     from rtsmap.rasters.bands import parse_bands
     from rtsmap.rasters.spectral import parse_band_files
+    from rtsmap.runs.in_process import InProcess
+    from rtsmap.runs.many import discard, predict_scenes
     from rtsmap.runs.mapping import PredictOptions
     from rtsmap.runs.mapping import predict as map_scene
+    from rtsmap.runs.scene_lists import is_one_file, read_scenes
     from rtsmap.runs.spreading import predict_with
     from rtsmap.timing import Ledger
 
@@ -115,21 +125,25 @@ def command(
         date=date,
         scene_id=scene_id,
     )
-    given: dict[str, Any] = {
-        "out": out or Path(f"{scene.stem}_slumps.gpkg"),
-        "model": model,
-        "options": options,
-        "run_dir": run_dir,
-        "overwrite": overwrite,
-        "discard_run": discard_run,
-    }
+    given: dict[str, Any] = {"model": model, "options": options, "run_dir": run_dir, "overwrite": overwrite}
     inputs: dict[str, Any] = {"aoi": aoi, "exclude": exclude, "band_files": parse_band_files(band or ())}
     executor = executor_of(workers, scheduler)
     ledger = Ledger() if timings else None
+    given["timings"] = ledger
+    if not is_one_file(scenes):
+        items = read_scenes(scenes, dem)
+        given |= {"out": out or Path("slumps.gpkg"), "overlaps": overlaps, "inputs": inputs}
+        with progress_bars() as progress:
+            many = predict_scenes(executor or InProcess(), items, progress=progress, **given)
+        if discard_run:
+            discard(many)
+        tell_many(many, ledger)
+        return
+    scene = scenes[0]
+    given |= {"out": out or Path(f"{Path(scene).stem}_slumps.gpkg"), "discard_run": discard_run}
     with progress_bars() as progress:
         if executor is None:
-            report = map_scene(scene, dem or None, progress=progress, timings=ledger, **inputs, **given)
+            report = map_scene(scene, dem or None, progress=progress, **inputs, **given)
         else:
-            given |= {"progress": progress, "timings": ledger}
-            report = predict_with(executor, scene, dem or None, inputs=inputs, **given)
+            report = predict_with(executor, scene, dem or None, inputs=inputs, progress=progress, **given)
     tell_report(report, of_area=bool(aoi or exclude), ledger=ledger)

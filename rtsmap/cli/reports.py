@@ -12,6 +12,7 @@ from rtsmap.errors import OptionsError
 
 if TYPE_CHECKING:
     from rtsmap.runs.executors import Executor
+    from rtsmap.runs.many import ManyReport
     from rtsmap.runs.mapping import RunReport
     from rtsmap.timing import Ledger
 
@@ -57,4 +58,21 @@ def tell_report(report: RunReport, *, of_area: bool = False, ledger: Ledger | No
             tell(f"  tile {index}: {reason}")
         if len(report.failed) > _LISTED:
             tell(f"  and {len(report.failed) - _LISTED} more; all stand in the coverage layer")
+        raise typer.Exit(PARTIAL)
+
+
+def tell_many(report: ManyReport, ledger: Ledger | None = None) -> None:
+    """Say what a run over many scenes did and where its time went, and name what failed."""
+    tell(
+        f"{count_of(report.footprints, 'slump')} from {count_of(len(report.scenes), 'scene')}, "
+        f"{report.superseded:,} more gave way to them, in {report.seconds:.0f} s"
+    )
+    tell_timings(ledger)
+    typer.echo(report.out)
+    failed = [(name, len(scene.failed)) for name, scene in report.scenes if scene.failed]
+    for name, count in failed:
+        tell(f"  {name}: {count_of(count, 'tile')} failed; they stand in the coverage layer")
+    for name, problem in report.problems:
+        tell(f"  {name} is not on the map: {problem}")
+    if failed or report.problems:
         raise typer.Exit(PARTIAL)

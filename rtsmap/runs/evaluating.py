@@ -22,6 +22,7 @@ from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.geopackage import COVERAGE_LAYER, read_map
 from rtsmap.vectors.labels import read_polygons
 from rtsmap.vectors.repair import make_polygons_valid
+from rtsmap.vectors.united import standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def judged_map(
         raise InputError(f"{map_path}: its coverage holds no mapped ground, so there is nothing to judge")
     plane = _plane_around(mapped.to_crs("EPSG:4326").total_bounds)
     ground = shapely.union_all(make_polygons_valid(mapped.to_crs(plane.proj).geometry.to_numpy()))
-    found = read_map(map_path)
+    found = standing(read_map(map_path))
     found = found[found["score"] >= min_score].to_crs(plane.proj)
     notes = [f"{labels_path}: {note}" for note in labels.notes]
     truth = [polygon for polygon in labels.to_crs(plane).geometries if _mostly_within(polygon, ground)]

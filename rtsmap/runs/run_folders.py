@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +15,8 @@ from rtsmap.runs.claims import held
 from rtsmap.runs.plan import LOOKS, PLAN
 from rtsmap.runs.reopening import read_asked
 
+SCENES = "scenes.json"
+"""The file of a run directory that names its scenes where there are many."""
 _LISTED = 10
 _RECENT_S = 900.0
 
@@ -56,11 +58,46 @@ class Standing:
             yield f"problem   {scene}: {problem}"
 
 
+@dataclass(frozen=True, slots=True)
+class SceneEntry:
+    """One scene of a run over many: `name` is its folder, `problem` says why it could not be planned."""
+
+    name: str
+    scene: str
+    scene_id: str
+    acquired: str | None
+    problem: str | None
+
+    def to_dict(self) -> dict[str, str | None]:
+        """Plain data."""
+        return asdict(self)
+
+
+def is_of_many(directory: Path) -> bool:
+    """True for the run directory of many scenes."""
+    return (directory / SCENES).is_file()
+
+
+def read_entries(directory: Path) -> list[SceneEntry]:
+    """The scenes of a run over many."""
+    path = directory / SCENES
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return [SceneEntry(**entry) for entry in data["scenes"]]
+    except FileNotFoundError as exc:
+        raise RunError(
+            f"{directory} is no run directory: it has neither {PLAN} nor {SCENES}. `rtsmap plan` makes one"
+        ) from exc
+    except (OSError, ValueError, LookupError, TypeError) as exc:
+        raise RunError(f"{path} cannot be read ({exc}). Plan the run again; what is computed stays") from exc
+
+
 def scene_directories(directory: Path) -> tuple[Path, ...]:
-    """The run directories of the scenes of a run: itself where it is of one scene."""
+    """The run directories of the scenes of a run that can be worked on: itself where it is of one scene."""
+    directory = directory.resolve()
     if (directory / PLAN).is_file():
-        return (directory.resolve(),)
-    raise RunError(f"{directory} is no run directory: it has no {PLAN}. `rtsmap plan` makes one")
+        return (directory,)
+    return tuple(directory / entry.name for entry in read_entries(directory) if not entry.problem)
 
 
 def missing_tiles(directory: Path) -> int:
@@ -85,6 +122,7 @@ def standing(directory: Path) -> Standing:
         failed += [(scene.name, *failure) for path in found for failure in _failures(path)]
         for folder in (scene, *(path.parent for path in scene.glob(f"{LOOKS}/*/claims"))):
             workers |= {f"{claim.get('host', '?')}:{claim.get('pid', '?')}" for claim in held(folder)}
+    problems = [(e.name, e.problem) for e in read_entries(directory)] if is_of_many(directory) else []
     speed = _shards_a_minute(times)
     return Standing(
         scenes=len(scenes),
@@ -96,6 +134,7 @@ def standing(directory: Path) -> Standing:
         workers=tuple(sorted(workers)),
         shards_a_minute=speed,
         minutes_left=(totals - done) / speed if speed else None,
+        problems=tuple((name, problem) for name, problem in problems if problem),
     )
 
 

@@ -1,0 +1,139 @@
+"""Maps of several scenes as one: footprints reconciled where scenes overlap, coverage united."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pandas as pd
+import shapely
+from odc.geo.crs import CRS
+
+from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geodesic_perimeter_m
+from rtsmap.instances.coverage import MAPPED, STATUSES
+from rtsmap.instances.overlaps import Seen, reconcile
+from rtsmap.vectors.geopackage import COVERAGE_COLUMNS, MapLayers, read_layers, write_layers
+from rtsmap.vectors.repair import make_polygons_valid
+
+SUPERSEDED = "superseded_by"
+_POLAR, _WHOLE_EARTH, _ARCTIC_LAT = "EPSG:3413", "EPSG:4326", 45.0
+_UNION_NAMESPACE = uuid.UUID("7a1c7e0a-8d0b-5d7e-9a43-3b1b6a6f0d11")
+
+
+@dataclass(frozen=True, slots=True)
+class SceneMap:
+    """The map of one scene: its file, its id, and when the scene was taken (ISO 8601; None unknown)."""
+
+    path: Path
+    scene_id: str
+    acquired: str | None
+
+
+def unite_maps(
+    maps: Sequence[SceneMap], out: Path, *, rule: str, record: Mapping[str, Any], overwrite: bool = False
+) -> tuple[int, int]:
+    """Write one map of many; gives how many footprints stand, and how many give way.
+
+    It is in the CRS of the maps where they have one in common, else in EPSG:3413 for the Arctic and in
+    EPSG:4326 elsewhere. `superseded_by` says what a footprint gives way to; ground that one scene mapped is
+    mapped, whatever the others say of it.
+    """
+    ordered = sorted(maps, key=lambda one: one.scene_id)
+    layers = [read_layers(one.path) for one in ordered]
+    crs = _common_crs([layer.coverage for layer in layers])
+    footprints = [layer.footprints.to_crs(crs) for layer in layers]
+    coverage = [layer.coverage.to_crs(crs) for layer in layers]
+    together = pd.concat(footprints, ignore_index=True)
+    seen = Seen(
+        ids=together["id"].tolist(),
+        scores=together["score"].to_numpy(float),
+        polygons=make_polygons_valid(together.geometry.to_numpy()),
+        scene=np.repeat(np.arange(len(layers)), [len(frame) for frame in footprints]),
+        scene_ids=[one.scene_id for one in ordered],
+        dates=[one.acquired for one in ordered],
+        mapped=np.array([_union(frame[frame["status"] == MAPPED]) for frame in coverage], object),
+    )
+    verdict = reconcile(seen, rule)
+    together[SUPERSEDED] = pd.Series(verdict.superseded_by, dtype="object")
+    united = [_as_one(together, rows, CRS(crs)) for rows in verdict.united]
+    for rows, one in zip(verdict.united, united, strict=True):
+        together.loc[rows, SUPERSEDED] = one["id"]
+    if united:
+        more = geopandas.GeoDataFrame(united, crs=together.crs).astype(
+            {name: kind for name, kind in together.dtypes.items() if name != "geometry"}
+        )
+        together = pd.concat([together, more[together.columns]], ignore_index=True)
+    write_layers(out, MapLayers(together, _unite_coverage(coverage, crs), record), overwrite=overwrite)
+    gone = int(together[SUPERSEDED].notna().sum())
+    return len(together) - gone, gone
+
+
+def standing(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+    """The footprints that do not give way to others; all of a map of one scene."""
+    return frame[frame[SUPERSEDED].isna()] if SUPERSEDED in frame.columns else frame
+
+
+def _common_crs(frames: Sequence[geopandas.GeoDataFrame]) -> str:
+    found = {frame.crs.to_wkt() for frame in frames}
+    if len(found) == 1:
+        return str(found.pop())
+    south = min(frame.to_crs(_WHOLE_EARTH).total_bounds[1] for frame in frames)
+    return _POLAR if south > _ARCTIC_LAT else _WHOLE_EARTH
+
+
+def _union(frame: geopandas.GeoDataFrame) -> Any:
+    return shapely.union_all(make_polygons_valid(frame.geometry.to_numpy()))
+
+
+def _as_one(frame: geopandas.GeoDataFrame, rows: Sequence[int], crs: CRS) -> dict[str, Any]:
+    """A new footprint with the outline of several; what cannot be united is that of the best scored."""
+    members = frame.loc[list(rows)]
+    polygon = _union(members)
+    best = members.sort_values(["score", "id"], ascending=[False, True]).iloc[0].to_dict()
+    lon, lat = centroid_lonlat(polygon, crs)
+    names = sorted({name for text in members["modalities"] for name in str(text).split(",") if name})
+    dates = [date for date in members.get("acquired", []) if isinstance(date, str)]
+    changed = {
+        "id": str(uuid.uuid5(_UNION_NAMESPACE, ",".join(sorted(members["id"])))),
+        "area_m2": geodesic_area_m2(polygon, crs),
+        "perimeter_m": geodesic_perimeter_m(polygon, crs),
+        "centroid_lon": lon,
+        "centroid_lat": lat,
+        "n_parts": int(members["n_parts"].sum()),
+        "seam_unconfirmed": bool(members["seam_unconfirmed"].all()),
+        "modalities": ",".join(names),
+        "valid_share": float(members["valid_share"].max()),
+        "geometry": polygon,
+        SUPERSEDED: None,
+    }
+    if "acquired" in best:
+        changed["acquired"] = max(dates, default=None)
+    return {**best, **changed}
+
+
+def _unite_coverage(frames: Sequence[geopandas.GeoDataFrame], crs: str) -> geopandas.GeoDataFrame:
+    """Each ground once, with the best that any scene says of it."""
+    together = pd.concat(frames, ignore_index=True)
+    known = [status for status in STATUSES if status in set(together["status"])]
+    rows: list[dict[str, Any]] = []
+    taken = shapely.Polygon()
+    for status in sorted(known, key=lambda status: status != MAPPED):
+        of_status = together[together["status"] == status]
+        for reason, group in of_status.groupby(of_status["reason"].fillna(""), sort=True):
+            ground = _only_polygons(shapely.difference(_union(group), taken))
+            taken = shapely.union(taken, ground)
+            if ground.area > 0:
+                area_m2 = geodesic_area_m2(ground, CRS(crs))
+                rows.append({"status": status, "reason": reason, "area_m2": area_m2, "geometry": ground})
+    columns = [*COVERAGE_COLUMNS, "geometry"]
+    return geopandas.GeoDataFrame(rows, columns=columns, geometry="geometry", crs=crs)
+
+
+def _only_polygons(geometry: Any) -> Any:
+    parts = [part for part in shapely.get_parts(geometry) if part.geom_type in {"Polygon", "MultiPolygon"}]
+    return shapely.union_all(parts)

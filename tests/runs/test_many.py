@@ -1,0 +1,242 @@
+"""Many scenes: named in every way, mapped together, reconciled where they overlap."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from typer.testing import CliRunner
+
+from rtsmap.cli.main import app
+from rtsmap.errors import InputError, OptionsError
+from rtsmap.rasters.sources import write_geotiff
+from rtsmap.runs import many, mapping, spreading, workers
+from rtsmap.runs.in_process import InProcess
+from rtsmap.runs.many import MAP, merge_scenes, predict_scenes
+from rtsmap.runs.mapping import PredictOptions, predict
+from rtsmap.runs.processes import Processes
+from rtsmap.runs.scene_lists import read_scenes
+from rtsmap.vectors.geopackage import read_layers, read_map
+from tests.runs.blob_scenes import GROUND, LEFT, SLUMP, TOP, blob_labels, engine, grid, write_dem, write_scene
+from tests.runs.map_content import rows
+
+OPTIONS = PredictOptions(simplify_m=0, min_speck_px=1, min_area_m2=0, shard_tiles=2)
+SHIFT_PX = 100
+
+
+def write_part(path: Path, labels: np.ndarray, col0: int, width: int) -> Path:
+    """A scene of some columns of a larger ground."""
+    own = labels[:, col0 : col0 + width]
+    red = np.where(own > 0, SLUMP + own % 40, GROUND).astype(np.uint8)
+    pixels = np.stack([red, np.full_like(red, 100), np.full_like(red, 80)])
+    write_geotiff(
+        path, pixels, grid(own.shape, 4.0, LEFT + 4.0 * col0, TOP), band_names=("red", "green", "blue")
+    )
+    return path
+
+
+@pytest.fixture
+def ground(tmp_path) -> tuple[np.ndarray, Path]:
+    """Labels of a ground, and a folder of two scenes of it that overlap by 50 columns: in 2020 and 2021."""
+    labels = blob_labels((120, 250), 7, 25, radius=14)
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    write_part(folder / "west.tif", labels, 0, 150)
+    write_part(folder / "east.tif", labels, 100, 150)
+    return labels, folder
+
+
+def table(path: Path, **more: str) -> Path:
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["scene", "date", "id"])
+        writer.writerow(["scenes/west.tif", "2020-07-01", "old west"])
+        writer.writerow(["scenes/east.tif", "2021-08-01T21:00:00Z", "new east"])
+    return path
+
+
+def mapped(tmp_path, ground, rule: str, **given):
+    items = read_scenes([table(tmp_path / "scenes.csv")])
+    out = tmp_path / f"{rule}.gpkg"
+    given = {"model": engine(), "options": OPTIONS, "run_dir": tmp_path / "run", **given}
+    return predict_scenes(given.pop("executor", InProcess()), items, out=out, overlaps=rule, **given)
+
+
+@pytest.mark.parametrize("rule", ["newest", "best", "union", "keep"])
+def test_overlapping_scenes_become_one_map(tmp_path, ground, rule):
+    labels, _ = ground
+    report = mapped(tmp_path, ground, rule)
+    layers = read_layers(report.out)
+    found = layers.footprints
+    standing = found[found["superseded_by"].isna()]
+    assert (report.footprints, report.superseded) == (len(standing), len(found) - len(standing))
+    # coverage is the ground once, whoever saw it
+    assert layers.coverage.area.sum() == pytest.approx(120 * 250 * 16)
+    assert set(found["acquired"]) == {"2020-07-01", "2021-08-01T21:00:00Z"}
+    if rule == "keep":
+        assert report.superseded == 0
+    else:
+        # of blobs that a scene's edge cuts, the whole one of the other scene stands
+        assert standing.area.sum() / 16 == pytest.approx(np.count_nonzero(labels), rel=0.05)
+        assert report.superseded > 0
+    assert [scene["scene_id"] for scene in layers.run_record["scenes"]] == ["old west", "new east"]
+
+
+def test_no_rule_computes_anything_again(tmp_path, ground):
+    mapped(tmp_path, ground, "best")
+    merged = merge_scenes(tmp_path / "run", tmp_path / "other.gpkg", overlaps="newest", model=engine())
+    assert all(report.shards_computed == 0 for _, report in merged.scenes)
+    fresh = mapped(tmp_path, ground, "newest", run_dir=tmp_path / "fresh")
+    assert rows(read_map(merged.out)) == rows(read_map(fresh.out))
+
+
+def test_the_map_of_many_is_that_of_each_and_the_same_from_two_processes(tmp_path, ground):
+    one = mapped(tmp_path, ground, "keep")
+    two = mapped(tmp_path, ground, "best", executor=Processes(2), run_dir=tmp_path / "two")
+    best = merge_scenes(tmp_path / "run", tmp_path / "again.gpkg", overlaps="best", model=engine())
+    assert rows(read_map(two.out)) == rows(read_map(best.out))
+    alone = tmp_path / "alone.gpkg"
+    predict(tmp_path / "scenes" / "west.tif", out=alone, model=engine(), options=OPTIONS)
+    own = read_map(one.out)
+    ignored = ("acquired", "scene_id")
+    west = own[own["scene_id"] == "old west"].drop(columns="superseded_by")
+    assert rows(west, without=ignored) == rows(read_map(alone), without=ignored)
+
+
+def test_one_bad_scene_does_not_stop_the_others(tmp_path, ground):
+    _, folder = ground
+    (folder / "bad.tif").write_text("no raster")
+    report = predict_scenes(
+        InProcess(), read_scenes([folder]), out=tmp_path / "m.gpkg", model=engine(), options=OPTIONS
+    )
+    assert [name for name, _ in report.scenes] == ["east", "west"]
+    ((name, problem),) = report.problems
+    assert name == "bad"
+    assert "bad.tif" in problem
+
+
+def test_a_scene_that_vanishes_stops_only_itself(tmp_path, ground):
+    _, folder = ground
+    mapped(tmp_path, ground, "keep")
+    (folder / "west.tif").rename(folder / "gone.tif")
+    report = merge_scenes(tmp_path / "run", tmp_path / "m.gpkg", model=engine())
+    assert [name for name, _ in report.problems] == ["old_west"]
+    assert len(read_map(report.out)) > 0
+
+
+def test_undated_scenes_are_refused_for_newest_before_anything_is_computed(tmp_path, ground):
+    _, folder = ground
+    with pytest.raises(OptionsError, match=r"nothing tells of 2 of them: east, west"):
+        predict_scenes(
+            InProcess(),
+            read_scenes([folder]),
+            out=tmp_path / "m.gpkg",
+            overlaps="newest",
+            model=engine(),
+            options=OPTIONS,
+        )
+    assert not list(tmp_path.rglob("shard-*.arrow"))
+
+
+def test_scenes_in_other_zones_share_a_polar_map(tmp_path):
+    labels = blob_labels((100, 100), 2, 8, radius=10)
+    write_scene(tmp_path / "a.tif", labels)
+    red = np.where(labels > 0, SLUMP, GROUND).astype(np.uint8)
+    from odc.geo.geobox import GeoBox
+
+    box = GeoBox.from_bbox((LEFT, TOP - 400, LEFT + 400, TOP), "EPSG:32612", shape=(100, 100))
+    pixels = np.stack([red, red * 0 + 100, red * 0 + 80])
+    write_geotiff(tmp_path / "b.tif", pixels, box, band_names=("red", "green", "blue"))
+    items = read_scenes([tmp_path / "a.tif", tmp_path / "b.tif"])
+    report = predict_scenes(InProcess(), items, out=tmp_path / "m.gpkg", model=engine(), options=OPTIONS)
+    found = read_map(report.out)
+    assert found.crs.to_epsg() == 3413
+    assert len(found) == 2 * labels.max()
+    alone = predict(tmp_path / "b.tif", out=tmp_path / "b.gpkg", model=engine(), options=OPTIONS)
+    areas = np.sort(read_map(alone.out)["area_m2"])
+    assert np.sort(found[found["scene_id"] == "b"]["area_m2"]) == pytest.approx(areas)
+
+
+def test_scenes_are_named_in_every_way(tmp_path, ground):
+    _, folder = ground
+    wanted = [str(folder / "east.tif"), str(folder / "west.tif")]
+    assert [item.scene for item in read_scenes([folder])] == wanted
+    assert [item.scene for item in read_scenes([str(folder / "*.tif")])] == wanted
+    assert [item.scene for item in read_scenes([*wanted, wanted[0]])] == wanted
+    (tmp_path / "more").mkdir()
+    twin = tmp_path / "more" / "east.tif"
+    twin.write_bytes((folder / "east.tif").read_bytes())
+    assert [item.name for item in read_scenes([folder, twin])] == ["east", "west", "east-2"]
+
+
+def test_tables_tell_scenes_their_dem_and_date(tmp_path, ground):
+    row = {"scene": "scenes/west.tif", "dem": "a.tif;b.tif", "date": "2020-07-01", "id": "w/1"}
+    pyarrow.parquet.write_table(pa.Table.from_pylist([{**row, "geometry": b"xx"}]), tmp_path / "t.parquet")
+    item = {
+        "id": "w/1",
+        "properties": {"datetime": "2020-07-01"},
+        "assets": {
+            "thumbnail": {"href": "x.png"},
+            "B": {"href": "scenes/west.tif"},
+            "dem": {"href": "a.tif;b.tif"},
+        },
+    }
+    (tmp_path / "t.json").write_text(json.dumps({"type": "FeatureCollection", "features": [item]}))
+    for name in ("t.parquet", "t.json"):
+        (found,) = read_scenes([tmp_path / name])
+        assert found.scene == str(tmp_path / "scenes/west.tif")
+        assert found.dem == (str(tmp_path / "a.tif"), str(tmp_path / "b.tif"))
+        assert (found.date, found.scene_id, found.name) == ("2020-07-01", "w/1", "w_1")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("t.csv", "raster,date\na.tif,2020-01-01\n", "names no scene"),
+        ("t.csv", "scene,date\na.tif,1st of May\n", "cannot be read"),
+        ("t.json", "{}", "cannot be read as a table"),
+        ("t.parquet", "x", "cannot be read as a table"),
+        ("t.csv", "scene\n", "no scenes are named"),
+    ],
+)
+def test_tables_that_cannot_be_are_refused(tmp_path, name, text, says):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=says):
+        read_scenes([tmp_path / name])
+
+
+def test_each_scene_gets_the_dem_tiles_near_it(tmp_path, ground):
+    _, folder = ground
+    near = write_dem(tmp_path / "near.tif", grid((120, 250)))
+    for i in range(20):
+        far = grid((10, 10), 8.0, LEFT + 200_000 + 100 * i, TOP)
+        write_geotiff(tmp_path / f"far{i}.tif", np.zeros((10, 10), np.float32), far, nodata=-9999.0)
+    items = read_scenes([folder], [str(tmp_path / "*.tif")])
+    assert [item.dem for item in items] == [(str(near),), (str(near),)]
+
+
+def test_the_command_maps_a_folder_and_names_what_failed(tmp_path, ground, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for module in (mapping, spreading, workers, many):
+        monkeypatch.setattr(module, "engine_of", lambda *_: engine())
+    monkeypatch.setattr(spreading, "engine_at_rest", lambda *_: engine())
+    (tmp_path / "scenes" / "bad.tif").write_text("no raster")
+    done = CliRunner().invoke(app, ["predict", "scenes", "--overlaps", "union", "--shard-tiles", "2"])
+    assert done.exit_code == 3, done.output
+    assert done.stdout.strip() == "slumps.gpkg"
+    assert "bad is not on the map" in done.stderr
+    assert (tmp_path / "slumps.rtsrun" / "west" / MAP).exists()
+    shown = CliRunner().invoke(app, ["runs", "show", "slumps.rtsrun"])
+    assert "2 of 2 have all their tiles" in shown.stdout
+    assert "problem   bad" in shown.stdout
+    planned = CliRunner().invoke(app, ["plan", "scenes", "--out", "run", "--shard-tiles", "2"])
+    assert planned.exit_code == 3, planned.output
+    assert CliRunner().invoke(app, ["work", "run"]).exit_code == 0
+    merged = CliRunner().invoke(app, ["merge", "run", "-o", "m.gpkg", "--overlaps", "union"])
+    assert merged.exit_code == 3, merged.output
+    assert rows(read_map("m.gpkg")) == rows(read_map("slumps.gpkg"))

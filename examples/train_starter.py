@@ -117,8 +117,14 @@ def stage_network(stage: str) -> dict[str, object]:
 
 
 def start_from_weights(network: SlumpNetwork, path: Path) -> None:
-    """Copy the averaged weights of another training, as far as names and shapes agree."""
+    """Copy the averaged weights of another training, as far as names and shapes agree.
+
+    A network of one modality takes its branch of a fused one.
+    """
     trained = torch.load(path, map_location="cpu", weights_only=True)["average"]
+    lone = f"fusion.branches.{network.spec.names[0]}."
+    if len(network.spec.modalities) == 1:
+        trained = {name.replace(lone, "fusion.branch."): value for name, value in trained.items()}
     state = network.state_dict()
     fitting = {k: v for k, v in trained.items() if k in state and state[k].shape == v.shape}
     print(f"{path}: {len(fitting)} of {len(state)} tensors taken", flush=True)

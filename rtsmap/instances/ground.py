@@ -81,7 +81,8 @@ def ground_of(
         raise InputError("the area of interest does not meet the scene; check that its CRS is the right one")
     nothing = shapely.MultiPolygon()
     shut = nothing if excluded is None else _areal(shapely.intersection(inside, excluded))
-    wanted = _areal(shapely.difference(inside, shut))
+    # not without `shut`: its corners are rounded, which leaves spikes where outlines run together
+    wanted = inside if excluded is None else _areal(shapely.difference(inside, excluded))
     if wanted.is_empty:
         raise InputError("all of the scene, or of the area of interest, is excluded; nothing is left to map")
     return Ground(geobox, wanted, _areal(shapely.difference(extent, inside)), shut)

@@ -8,7 +8,7 @@ import geopandas
 import numpy as np
 import pytest
 import shapely
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -65,6 +65,7 @@ discs = st.builds(lambda at, size: shapely.Point(at).buffer(size, quad_segs=3), 
 
 
 @given(aoi=st.lists(discs, max_size=3), shut=st.lists(discs, max_size=3), crs=st.sampled_from([4326, 3413]))
+@example(aoi=[shapely.Point(334, 317).buffer(26, 3)], shut=[shapely.Point(276, 284).buffer(50, 3)], crs=4326)
 @settings(
     max_examples=4,
     deadline=None,

@@ -51,7 +51,9 @@ def command(
     scene_id: SceneIdOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="GeoPackage; default: SCENE_slumps.gpkg or slumps.gpkg."),
+        typer.Option(
+            "--out", "-o", help="GeoPackage; default: SCENE_slumps.gpkg or slumps.gpkg (chips: .json)."
+        ),
     ] = None,
     model: ModelOption = None,
     overwrite: OverwriteOption = False,
@@ -79,8 +81,16 @@ def command(
     precision: PrecisionOption = "auto",
     timings: TimingsOption = False,
     read_threads: ReadThreadsOption = None,
+    image_ids: Annotated[
+        Path | None, typer.Option(help="For chips: COCO file that gives image ids to their names.")
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="For chips: a modality of the model to go without.")
+    ] = None,
 ) -> None:
     """Map the slumps of a scene, or of many, into a GeoPackage.
+
+    Chips of eight bands (.npz) have no place on Earth: of them come COCO results (.json).
 
     Run the same command again to go on where it stopped. Of many scenes, each takes the DEM tiles that it
     overlaps, and one bad scene does not stop the others.
@@ -93,19 +103,58 @@ def command(
       rtsmap predict scenes/ --dem 'arcticdem/*_dem.tif' -o map.gpkg --overlaps newest
       rtsmap predict scenes.csv -o map.gpkg --workers 4
       rtsmap predict worldview.tif --bands red=5,green=3,blue=2 --dem 'arcticdem/*_dem.tif'
+      rtsmap predict chips/*.npz -o results.json --image-ids test_images.json
     """
     from rtsmap.cli.console import progress_bars
-    from rtsmap.cli.reports import executor_of, tell_many, tell_report
+    from rtsmap.cli.reports import executor_of, refuse_options, tell_chips, tell_many, tell_report
     from rtsmap.rasters.bands import parse_bands
     from rtsmap.rasters.spectral import parse_band_files
     from rtsmap.runs.in_process import InProcess
     from rtsmap.runs.many import discard, predict_scenes
     from rtsmap.runs.mapping import PredictOptions
     from rtsmap.runs.mapping import predict as map_scene
+    from rtsmap.runs.npz_chips import npz_files, predict_chips
     from rtsmap.runs.scene_lists import is_one_file, read_scenes
     from rtsmap.runs.spreading import predict_with
     from rtsmap.timing import Ledger
 
+    if npz_files(scenes):
+        refuse_options(
+            f"chips ({scenes[0]}) have no place on Earth, and are seen as they are",
+            dem=dem,
+            bands=bands,
+            band=band,
+            aoi=aoi,
+            exclude=exclude,
+            date=date,
+            scene_id=scene_id,
+            run_dir=run_dir,
+            discard_run=discard_run,
+            workers=workers,
+            scheduler=scheduler,
+            min_area_m2=min_area_m2,
+            simplify_m=simplify_m,
+            chip_px=chip_px,
+            overlap_px=overlap_px,
+            timings=timings,
+        )
+        with progress_bars() as progress:
+            found = predict_chips(
+                scenes,
+                out=out or Path("slumps.json"),
+                model=model,
+                min_score=min_score,
+                image_ids=image_ids,
+                without=without or (),
+                device=device,
+                precision=precision,
+                batch_size=batch_size,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        tell_chips(found)
+        return
+    refuse_options("a scene is no chip of eight bands", image_ids=image_ids, without=without)
     options = PredictOptions(
         chip_px=chip_px,
         overlap_px=overlap_px,

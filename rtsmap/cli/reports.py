@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rtsmap.runs.executors import Executor
     from rtsmap.runs.many import ManyReport
     from rtsmap.runs.mapping import RunReport
+    from rtsmap.runs.npz_chips import NpzReport
     from rtsmap.timing import Ledger
 
 _LISTED = 20
@@ -32,6 +33,27 @@ def executor_of(workers: int | None, scheduler: str | None) -> Executor | None:
 
         return Processes(workers)
     return None
+
+
+def refuse_options(reason: str, **given: Any) -> None:
+    """Refuse options that were given although the inputs have no use for them."""
+    useless = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if useless:
+        raise OptionsError(f"{reason}; leave {', '.join(useless)} out")
+
+
+def tell_chips(report: NpzReport) -> None:
+    """Say what was found on chips of eight bands."""
+    for note in report.notes:
+        tell(f"Note: {note}")
+    more = "; --min-score 0 keeps all, as average precision wants" if report.min_score else ""
+    tell(
+        f"{count_of(report.slumps, 'slump')} with a score of at least {report.min_score:g} on "
+        f"{count_of(report.chips, 'chip')}{more}"
+    )
+    if report.images:
+        tell(f"Image ids: {report.images}")
+    typer.echo(report.out)
 
 
 def tell_timings(ledger: Ledger | None) -> None:

@@ -7,9 +7,11 @@ An `.npz` file holds one array `image` (H, W, 8) with the bands of `EIGHT_BANDS`
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,9 @@ from rtsmap.rasters.radiometry import PERCENTILES, SD_ABOVE, SD_BELOW, Stretch
 EIGHT_BANDS = ("red", "green", "blue", "ndvi", "relative_elevation", "shaded_relief", "nir", "ndwi")
 KEY, NPZ = "image", ".npz"
 NO_DATA = -9999.0
+MAX_PIXELS = 4096**2
+_MEMBER = f"{KEY}.npy"
+_npy: Any = np.lib.format
 
 _PLAUSIBLE = {
     "red": (0.0, 255.0),
@@ -31,6 +36,17 @@ _PLAUSIBLE = {
     "nir": (0.0, 65535.0),
     "relative_elevation": (-500.0, 500.0),
 }
+# what numpy says of damaged arrays, and zipfile of archives that are damaged, encrypted or oddly compressed
+_BROKEN = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _ROUNDING = 1e-3
 _EVERY = 5
 
@@ -60,19 +76,7 @@ def read_eight_bands(path: Path) -> EightBands:
 
     Raises InputError for another file or shape, BandError for values that a band cannot have.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if KEY not in archive.files:
-                raise InputError(f"{path}: no array '{KEY}', only {', '.join(archive.files) or 'nothing'}")
-            array = archive[KEY]
-    # numpy's word for an array of objects, which only a pickle could hold, is ValueError
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as exc:
-        raise InputError(f"{path}: cannot be read as a numpy archive of numbers ({exc})") from exc
-    if array.ndim != 3 or array.shape[2] != len(EIGHT_BANDS) or array.dtype.kind not in "fui":
-        raise InputError(
-            f"{path}: '{KEY}' is {array.shape} of {array.dtype}, wanted numbers of (height, width, "
-            f"{len(EIGHT_BANDS)}) in the order {', '.join(EIGHT_BANDS)}"
-        )
+    array = _read_array(path)
     pixels = np.ascontiguousarray(array.transpose(2, 0, 1), np.float32)
     valid = np.isfinite(pixels) & (pixels != NO_DATA)
     pixels = np.where(valid, pixels, np.float32(0))
@@ -84,6 +88,42 @@ def read_eight_bands(path: Path) -> EightBands:
                 f"check the order of the bands ({', '.join(EIGHT_BANDS)}) and their scale"
             )
     return EightBands(pixels, valid)
+
+
+def _read_array(path: Path) -> npt.NDArray[Any]:
+    """The array (H, W, 8) of a chip; its header is looked at before there is memory for it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _refuse_other_arrays(path, archive)
+            with archive.open(_MEMBER) as stream:
+                array: npt.NDArray[Any] = _npy.read_array(stream, allow_pickle=False)
+    except InputError:
+        raise
+    except _BROKEN as exc:
+        raise InputError(f"{path}: cannot be read as a numpy archive of numbers ({exc})") from exc
+    return array
+
+
+def _refuse_other_arrays(path: Path, archive: zipfile.ZipFile) -> None:
+    if _MEMBER not in archive.namelist():
+        names = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
+        raise InputError(f"{path}: no array '{KEY}', only {names or 'nothing'}")
+    with archive.open(_MEMBER) as stream:
+        version = _npy.read_magic(stream)
+        read_header = {(1, 0): _npy.read_array_header_1_0, (2, 0): _npy.read_array_header_2_0}.get(version)
+        if read_header is None:
+            raise ValueError(f"format version {version}")
+        shape, _, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds a pickle")
+    is_chip = len(shape) == 3 and shape[2] == len(EIGHT_BANDS) and min(shape) > 0
+    if not is_chip or dtype.kind not in "fui":
+        raise InputError(
+            f"{path}: '{KEY}' is {shape} of {dtype}, wanted numbers of (height, width, {len(EIGHT_BANDS)}) "
+            f"in the order {', '.join(EIGHT_BANDS)}"
+        )
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise InputError(f"{path}: {shape[0]} x {shape[1]} pixels; a chip has at most {MAX_PIXELS:,}")
 
 
 def infrared_scale(chips: Iterable[EightBands]) -> Stretch | None:

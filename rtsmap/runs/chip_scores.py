@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from rtsmap.instances.coco_scores import (
     coco_scores,
     object_matches,
 )
-from rtsmap.instances.detections import Detector
 from rtsmap.instances.intervals import group_intervals
 from rtsmap.instances.map_scores import Figure
 from rtsmap.rasters.bands import InputSpec, Modality
@@ -85,24 +84,48 @@ def find_on_chips(chips: LabelledChips, engine: Engine, progress: Progress = sil
     A chip is a picture or eight bands (.npz). Raises InputError for one that is not there or not RGB,
     OptionsError where the first modality of the model has bands that pictures do not hold.
     """
+    listed = chips.document["images"]
+    images = [(image["id"], file_of_chip(chips.images / image["file_name"])) for image in listed]
+    category = chips.document["categories"][0]["id"]
+    return find_on_files(images, engine, category_id=category, progress=progress)
+
+
+def find_on_files(
+    images: Sequence[tuple[int, Path]],
+    engine: Engine,
+    *,
+    category_id: int = 1,
+    without: Collection[str] = (),
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """What a model finds on files of chips, given with their ids; modalities of `without` it is not shown."""
     detector = engine.load()
     results: list[dict[str, Any]] = []
-    images = list(chips.document["images"])
-    category = chips.document["categories"][0]["id"]
-    files = (file_of_chip(chips.images / image["file_name"]) for image in images)
-    scale = infrared_scale(read_eight_bands(file) for file in files if file.suffix == NPZ)
+    scale = infrared_scale(read_eight_bands(file) for _, file in images if file.suffix == NPZ)
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
-        for image, found, chip in _detected(detector, batch, chips.images, engine.spec, scale):
+        chips = [_shown(chip_of_file(file, engine.spec, scale), without) for _, file in batch]
+        for (image_id, _), found, chip in zip(batch, detector.detect(chips), chips, strict=True):
             results += coco_results(
-                image["id"],
+                image_id,
                 [replace(one, score=engine.told_score(one.score)) for one in found],
                 chip.tile.read.shape,
-                category_id=category,
+                category_id=category_id,
                 mask_threshold=engine.mask_threshold,
             )
-        progress("chips", min(start + _BATCH, len(images)), len(images))
+        progress("chips", start + len(batch), len(images))
     return results
+
+
+def _shown(chip: Chip, without: Collection[str]) -> Chip:
+    """The chip, with modalities of `without` as missing ones."""
+    if not without:
+        return chip
+    hidden = {
+        name: Layer(np.zeros_like(layer.pixels), np.zeros_like(layer.valid)) if name in without else layer
+        for name, layer in chip.layers.items()
+    }
+    return replace(chip, layers=hidden)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -168,17 +191,6 @@ def _object_figures(
     intervals = group_intervals(len(table), of_groups)
     values = of_groups(np.arange(len(table)))
     return {name: Figure(float(value), intervals.get(name)) for name, value in values.items()}
-
-
-def _detected(
-    detector: Detector,
-    images: Sequence[Mapping[str, Any]],
-    folder: Path,
-    spec: InputSpec,
-    scale: Stretch | None,
-) -> list[tuple[Mapping[str, Any], Any, Chip]]:
-    chips = [chip_of_file(file_of_chip(folder / image["file_name"]), spec, scale) for image in images]
-    return list(zip(images, detector.detect(chips), chips, strict=True))
 
 
 def chip_of_file(path: Path, spec: InputSpec, scale: Stretch | None = None) -> Chip:

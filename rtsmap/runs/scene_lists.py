@@ -23,7 +23,7 @@ from rtsmap.rasters.acquisition import iso_date
 from rtsmap.rasters.mosaic import find_files
 from rtsmap.rasters.sources import probe
 
-_RASTERS = {".tif", ".tiff", ".vrt", ".jp2", ".img"}
+RASTERS = {".tif", ".tiff", ".vrt", ".jp2", ".img"}
 _TABLES = {".csv", ".parquet", ".geoparquet", ".json", ".geojson"}
 _SCENE = ("scene", "path", "file", "image", "href")
 _DEM = ("dem", "elevation")
@@ -103,9 +103,9 @@ def _place(path: str) -> Any:
 def _items(name: str) -> Iterator[SceneItem]:
     path = Path(name)
     if path.is_dir():
-        rasters = sorted(p for p in path.iterdir() if p.suffix.lower() in _RASTERS)
+        rasters = sorted(p for p in path.iterdir() if p.suffix.lower() in RASTERS)
         if not rasters:
-            raise InputError(f"{name}: a folder without rasters ({', '.join(sorted(_RASTERS))})")
+            raise InputError(f"{name}: a folder without rasters ({', '.join(sorted(RASTERS))})")
         yield from (_item_of_file(str(p)) for p in rasters)
     elif glob.has_magic(name) and not path.exists():
         matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - a pattern may be absolute
@@ -167,7 +167,7 @@ def _row_of_item(feature: Mapping[str, Any]) -> dict[str, Any]:
     dem = next((hrefs[key] for key in _DEM if key in hrefs), None)
     wanted = ("scene", "visual", "image", "data")
     scene = next((hrefs[key] for key in wanted if key in hrefs), None)
-    others = [href for href in hrefs.values() if Path(href).suffix.lower() in _RASTERS and href != dem]
+    others = [href for href in hrefs.values() if Path(href).suffix.lower() in RASTERS and href != dem]
     properties = feature.get("properties") or {}
     return {
         "scene": scene or (others[0] if others else properties.get("scene")),

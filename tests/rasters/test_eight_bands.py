@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import io
+import tracemalloc
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -76,6 +80,42 @@ def test_a_pickle_in_the_archive_is_never_opened(tmp_path):
     with pytest.raises(InputError, match="numpy archive of numbers"):
         read_eight_bands(saved(tmp_path, array))
     assert not Trap.sprung
+
+
+def header_only(path, shape, dtype="<f4", extra=b""):
+    """An archive whose array says it has this shape, with hardly a byte behind it."""
+    member = io.BytesIO()
+    np.lib.format.write_array_header_1_0(member, {"descr": dtype, "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("image.npy", member.getvalue() + extra)
+    return path
+
+
+@pytest.mark.parametrize("shape", [(1 << 40, 1 << 20, 8), (60_000, 60_000, 8), (-5, 20, 8), (0, 20, 8)])
+def test_a_header_that_promises_too_much_gets_no_memory(tmp_path, shape):
+    path = header_only(tmp_path / "big.npz", shape)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"big\.npz"):
+        read_eight_bands(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+def test_what_is_cut_off_or_hides_a_second_array_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"cut\.npz: cannot be read"):
+        read_eight_bands(header_only(tmp_path / "cut.npz", (30, 40, 8), extra=b"1234"))
+    # numpy itself would open the member without a suffix
+    path = saved(tmp_path, eight(), "two.npz")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("image", b"something else")
+    assert read_eight_bands(path).pixels.shape == (8, 30, 40)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 997):
+        (tmp_path / "damaged.npz").write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        try:
+            read_eight_bands(tmp_path / "damaged.npz")
+        except (InputError, BandError):
+            continue
 
 
 @pytest.mark.parametrize(

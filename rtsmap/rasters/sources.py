@@ -454,6 +454,18 @@ def read_native(info: RasterInfo, bands: Sequence[int], window: Window | None = 
     return read_level(info, bands, Level(), window or Window(0, 0, *info.geobox.shape))
 
 
+def read_picture(path: Path | str) -> tuple[tuple[str, ...], Floats, Bools]:
+    """Names of bands, pixels and validity (C, H, W) of a small raster, which may have no place on Earth."""
+    try:
+        with opened(str(path)) as src:
+            names = tuple(name or "" for name in src.descriptions)
+            pixels = src.read().astype(np.float32)
+            valid = (src.read_masks() > 0) & np.isfinite(pixels)
+    except RasterioError as exc:
+        raise InputError(f"{path}: cannot be read as a raster ({exc})") from exc
+    return names, np.where(valid, pixels, np.float32(0)), valid
+
+
 def read_onto(
     path: Path | str | RasterInfo,
     bands: Sequence[int],
@@ -800,8 +812,8 @@ def _profile(
         "width": geobox.shape[1],
         "count": count,
         "dtype": dtype,
-        "crs": geobox.crs.to_wkt(),
-        "transform": geobox.affine,
+        "crs": geobox.crs.to_wkt() if geobox.crs else None,
+        "transform": geobox.affine if geobox.crs else None,
         "nodata": nodata,
         "tiled": True,
         "blockxsize": block,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -160,6 +161,8 @@ def read_source(
 ) -> Iterator[TrainingImage]:
     """The labelled images of a folder or of a COCO file; `tell` hears what was decided on the way."""
     if (source / INDEX).is_file():
+        if "source" in pyarrow.parquet.read_schema(source / INDEX).names:
+            return loose_images(source, options)
         return tile_images(source, options.group or _group_of(source.name, options), rejected)
     if (source / SCENE).is_file() and (source / TRUTH).is_file():
         return simulated_images(source, options, rejected)
@@ -213,6 +216,30 @@ def tile_images(folder: Path, group: str, rejected: RejectedPlaces | None = None
             terrain=_relief(folder / relief) if relief else None,
             resolution_m=abs(info.geobox.resolution.x),
             hard=rejected.windows(info.geobox, labels) if rejected else (),
+        )
+
+
+def loose_images(folder: Path, options: PackOptions) -> Iterator[TrainingImage]:
+    """Chips of `rtsmap tile chips/*.npz --labels`, which have no place; a group each unless told."""
+    if not (folder / ANNOTATIONS).is_file():
+        raise LabelError(f"{folder}: no {ANNOTATIONS}; cut the chips with `rtsmap tile --labels`")
+    document = json.loads((folder / ANNOTATIONS).read_text(encoding="utf-8"))
+    annotations = _by_image(document)
+    for row in pyarrow.parquet.read_table(folder / INDEX).to_pylist():
+        _, colours, valid = sources.read_picture(folder / row["optical"])
+        names, heights, measured = sources.read_picture(folder / row["terrain"])
+        others, others_pixels, known = sources.read_picture(folder / row["spectral"])
+        relative, measured = (part[names.index("relative_elevation")] for part in (heights, measured))
+        known = np.logical_and.reduce(known)
+        yield TrainingImage(
+            name=row["source"],
+            group=options.group or _group_of(row["source"], options),
+            optical=colours.astype(np.uint8),
+            optical_valid=valid[0],
+            labels=label_numbers(annotations.get(row["chip"], []), valid.shape[1:]),
+            terrain=Terrain(None, relative, measured) if measured.any() else None,
+            resolution_m=row["resolution_m"] or options.resolution_m,
+            spectral=Spectral(others, others_pixels * known, known) if known.any() else None,
         )
 
 

@@ -153,12 +153,17 @@ def _ids_from(path: Path, files: Sequence[Path]) -> tuple[dict[Path, int], tuple
     missing = [file.name for file in files if file.stem not in by_stem]
     if missing:
         raise InputError(f"{path}: lists no image for {len(missing)} chips, first {missing[0]}")
-    twins = [stem for stem, count in Counter(file.stem for file in files).items() if count > 1]
-    if twins:
-        raise InputError(f"several chips are called {twins[0]}{NPZ}, so that their image ids are not known")
+    refuse_twins(files)
     absent = len(by_stem) - len(files)
     note = (f"{path}: {absent} of its {len(by_stem)} images are not among the chips",) if absent else ()
     return {file: by_stem[file.stem] for file in files}, note
+
+
+def refuse_twins(files: Sequence[Path]) -> None:
+    """Refuse chips of the same name, where a COCO file knows them by name."""
+    twins = [stem for stem, count in Counter(file.stem for file in files).items() if count > 1]
+    if twins:
+        raise InputError(f"several chips are called {twins[0]}{NPZ}; a COCO file cannot tell them apart")
 
 
 def ids_by_stem(path: Path) -> dict[str, int]:

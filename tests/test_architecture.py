@@ -65,6 +65,7 @@ ONLY_IN = {
         "rasters/first_look.py",
         "rasters/upright.py",
         "rasters/opening.py",
+        "rasters/cog.py",
         "instances/polygons.py",
         "runs/packing.py",
         "cli/doctor.py",

@@ -75,6 +75,12 @@ SecondLookOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+ProbabilityOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also write how likely a slump is at each pixel, 0 to 1, as a cloud-optimised GeoTIFF."
+    ),
+]
 TimingsOption = Annotated[
     bool,
     typer.Option("--timings", help="Say where the time of this process, not of --workers, went, by stage."),

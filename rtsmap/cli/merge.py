@@ -12,6 +12,7 @@ from rtsmap.cli.inputs import (
     MinScoreOption,
     OverlapsOption,
     OverwriteOption,
+    ProbabilityOption,
     RunArgument,
     SimplifyOption,
 )
@@ -23,6 +24,7 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="GeoPackage to write.")],
     overlaps: OverlapsOption = "best",
     overwrite: OverwriteOption = False,
+    probability: ProbabilityOption = None,
     min_score: MinScoreOption = None,
     min_area_m2: MinAreaOption = None,
     simplify_m: SimplifyOption = None,
@@ -40,10 +42,11 @@ def command(
 
     Examples:
       rtsmap merge map.rtsrun --out strict.gpkg --min-score 0.8
+      rtsmap merge map.rtsrun --out again.gpkg --probability slumps.tif
       rtsmap merge shared/run --out smooth.gpkg --simplify 8
     """
     from rtsmap.cli.console import progress_bars
-    from rtsmap.cli.reports import tell_many, tell_report
+    from rtsmap.cli.reports import PROBABILITY_OF_MANY, refuse_options, tell_many, tell_report
     from rtsmap.runs.many import merge_scenes
     from rtsmap.runs.run_folders import is_of_many
     from rtsmap.runs.spreading import merge_run
@@ -57,6 +60,7 @@ def command(
     }
     changes = {name: value for name, value in given.items() if value is not None}
     if is_of_many(run):
+        refuse_options(PROBABILITY_OF_MANY, probability=probability)
         with progress_bars() as progress:
             many = merge_scenes(
                 run, out, overlaps=overlaps, changes=changes, overwrite=overwrite, progress=progress
@@ -64,5 +68,7 @@ def command(
         tell_many(many)
         return
     with progress_bars() as progress:
-        report = merge_run(run, out, changes=changes, overwrite=overwrite, progress=progress)
+        report = merge_run(
+            run, out, changes=changes, overwrite=overwrite, probability=probability, progress=progress
+        )
     tell_report(report)

@@ -27,6 +27,7 @@ from rtsmap.cli.inputs import (
     OverlapsOption,
     OverwriteOption,
     PrecisionOption,
+    ProbabilityOption,
     ReadThreadsOption,
     SceneIdOption,
     ScenesArgument,
@@ -63,6 +64,7 @@ def command(
     discard_run: Annotated[
         bool, typer.Option("--discard-run", help="Remove that folder once the map is written.")
     ] = False,
+    probability: ProbabilityOption = None,
     overlaps: OverlapsOption = "best",
     workers: WorkersOption = None,
     scheduler: SchedulerOption = None,
@@ -106,7 +108,14 @@ def command(
       rtsmap predict chips/*.npz -o results.json --image-ids test_images.json
     """
     from rtsmap.cli.console import progress_bars
-    from rtsmap.cli.reports import executor_of, refuse_options, tell_chips, tell_many, tell_report
+    from rtsmap.cli.reports import (
+        PROBABILITY_OF_MANY,
+        executor_of,
+        refuse_options,
+        tell_chips,
+        tell_many,
+        tell_report,
+    )
     from rtsmap.rasters.bands import parse_bands
     from rtsmap.rasters.spectral import parse_band_files
     from rtsmap.runs.in_process import InProcess
@@ -137,6 +146,7 @@ def command(
             chip_px=chip_px,
             overlap_px=overlap_px,
             timings=timings,
+            probability=probability,
         )
         with progress_bars() as progress:
             found = predict_chips(
@@ -180,6 +190,7 @@ def command(
     ledger = Ledger() if timings else None
     given["timings"] = ledger
     if not is_one_file(scenes):
+        refuse_options(PROBABILITY_OF_MANY, probability=probability)
         items = read_scenes(scenes, dem)
         given |= {"out": out or Path("slumps.gpkg"), "overlaps": overlaps, "inputs": inputs}
         with progress_bars() as progress:
@@ -190,6 +201,7 @@ def command(
         return
     scene = scenes[0]
     given |= {"out": out or Path(f"{Path(scene).stem}_slumps.gpkg"), "discard_run": discard_run}
+    given["probability"] = probability
     with progress_bars() as progress:
         if executor is None:
             report = map_scene(scene, dem or None, progress=progress, **inputs, **given)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from rtsmap.timing import Ledger
 
 _LISTED = 20
+PROBABILITY_OF_MANY = (
+    "the probability is one raster a scene, which comes from its folder in the run directory: "
+    "rtsmap merge RUN/SCENE --out SCENE.gpkg --probability SCENE.tif"
+)
 
 
 def executor_of(workers: int | None, scheduler: str | None) -> Executor | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 from odc.geo.geobox import GeoBox
 from shapely.geometry.base import BaseGeometry
@@ -52,6 +53,20 @@ class Ground:
         """Whether a footprint in the grid's CRS belongs to the wanted ground."""
         shapely.prepare(self.wanted)
         return bool(shapely.intersects(self.wanted, polygon.representative_point()))
+
+    def wants(self, window: Window) -> npt.NDArray[np.bool_]:
+        """Which pixels of a window have their centre on the wanted ground (h, w)."""
+        box = shapely.box(*_bounds(window, self.geobox))
+        shapely.prepare(self.wanted)
+        if shapely.contains(self.wanted, box):
+            return np.ones(window.shape, np.bool_)
+        near = shapely.intersection(self.wanted, box)
+        shapely.prepare(near)
+        rows, cols = np.mgrid[window.row0 : window.row1, window.col0 : window.col1]
+        affine = self.geobox.affine
+        x, y = affine.a * (cols + 0.5) + affine.c, affine.e * (rows + 0.5) + affine.f
+        inside: npt.NDArray[np.bool_] = shapely.contains_xy(near, x, y)
+        return inside
 
     def divide(self, areas: Sequence[CoverageArea]) -> list[CoverageArea]:
         """The same coverage where the ground is wanted; all other is left out, with the reason."""

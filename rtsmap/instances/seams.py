@@ -39,6 +39,7 @@ __all__ = [
     "PartLinks",
     "TileMap",
     "UnionFind",
+    "distance_weights",
     "instance_key",
     "is_wanted",
     "join_parts",
@@ -294,14 +295,14 @@ def _weighted_mean(
     total = np.zeros(cell.shape, np.float32)
     weights = np.zeros(cell.shape, np.float32)
     for read, own in votes:
-        weight = _distance_weights(read, cell)
+        weight = distance_weights(read, cell)
         total += weight * _highest(own, cell)
         weights += weight
     mean: npt.NDArray[np.uint8] = np.rint(total / weights).astype(np.uint8)
     return mean
 
 
-def _distance_weights(read: Window, seen: Window) -> npt.NDArray[np.float32]:
+def distance_weights(read: Window, seen: Window) -> npt.NDArray[np.float32]:
     """Pixels to the nearest edge of the read window, rows times columns: equal where cores meet."""
     rows = np.arange(seen.row0, seen.row1, dtype=np.float32) + 0.5
     cols = np.arange(seen.col0, seen.col1, dtype=np.float32) + 0.5

@@ -37,6 +37,7 @@ from rtsmap.runs.footprints import FootprintMaker, fingerprint_text, with_ranks
 from rtsmap.runs.looking import Looked
 from rtsmap.runs.plan import Run, exclusive, open_run
 from rtsmap.runs.preparing import Prepared, prepare
+from rtsmap.runs.probability import check_probability, write_probability
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.working import SceneWork, joined, read_shard_of
 from rtsmap.timing import Ledger, measuring, stage
@@ -214,6 +215,7 @@ def predict(
     run_dir: Path | str | None = None,
     overwrite: bool = False,
     discard_run: bool = False,
+    probability: Path | str | None = None,
     progress: Progress = silent,
     timings: Ledger | None = None,
 ) -> RunReport:
@@ -223,8 +225,8 @@ def predict(
     second only what lies outside. The rule for footprints on a border is that of `rtsmap.instances.ground`.
     `band_files` are rasters of bands that the model wants and the scene lacks, by name.
     `run_dir` (default: `out` with the suffix .rtsrun) keeps finished shards: calling again with the same
-    arguments goes on where a run stopped. `discard_run` removes it after success. `timings` is told where
-    the time goes.
+    arguments goes on where a run stopped. `discard_run` removes it after success. `probability` is a raster
+    to write as well; see `rtsmap.runs.probability`. `timings` is told where the time goes.
     """
     with measuring(timings):
         return _predict(
@@ -237,6 +239,7 @@ def predict(
             run_dir=run_dir,
             overwrite=overwrite,
             discard_run=discard_run,
+            probability=probability,
             progress=progress,
         )
 
@@ -252,6 +255,7 @@ def _predict(
     run_dir: Path | str | None,
     overwrite: bool,
     discard_run: bool,
+    probability: Path | str | None,
     progress: Progress,
 ) -> RunReport:
     started = time.time()
@@ -259,6 +263,8 @@ def _predict(
     problems = Problems()
     with problems.collected():
         check_out(out, overwrite=overwrite)
+        if probability is not None:
+            check_probability(Path(probability), overwrite=overwrite)
     sandbox.start()
     with stage("loading"):
         engine = engine_of(model, options.device, options.precision, options.batch_size).loaded_once()
@@ -270,7 +276,9 @@ def _predict(
     work = scene_run.work()
     with claiming() as claims:
         work.finish(claims, progress)
-    report = make_map(scene_run, work, out, overwrite=overwrite, started=started, progress=progress)
+    report = make_map(
+        scene_run, work, out, overwrite=overwrite, probability=probability, started=started, progress=progress
+    )
     if discard_run:
         scene_run.run.discard()
         return replace(report, run_dir=None)
@@ -283,10 +291,11 @@ def make_map(
     out: Path,
     *,
     overwrite: bool = False,
+    probability: Path | str | None = None,
     started: float | None = None,
     progress: Progress = silent,
 ) -> RunReport:
-    """Write the map of a scene whose work is finished; the network is not needed.
+    """Write the map of a scene whose work is finished, and its `probability`; the network is not needed.
 
     `started` is the time of day from which the report counts seconds.
     """
@@ -306,6 +315,11 @@ def make_map(
         if prepared.ground is not None:
             footprints = [one for one in footprints if prepared.ground.holds(one.polygon)]
             coverage = prepared.ground.divide(coverage)
+        if probability is not None:
+            with stage("probability"):
+                write_probability(
+                    task, Path(probability), ground=prepared.ground, overwrite=overwrite, progress=progress
+                )
         with stage("writing map"):
             write_map(out, footprints, prepared.plan.geobox.crs, coverage, record, overwrite=overwrite)
     return RunReport(

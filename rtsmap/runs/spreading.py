@@ -16,6 +16,7 @@ from rtsmap.rasters.mosaic import DemFiles
 from rtsmap.runs.engine import Engine, engine_at_rest, engine_of, name_of
 from rtsmap.runs.executors import Executor
 from rtsmap.runs.mapping import PredictOptions, RunReport, SceneRun, check_out, make_map, open_scene
+from rtsmap.runs.probability import check_probability
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.reopening import Asked, reopen
 from rtsmap.runs.workers import Job
@@ -55,25 +56,40 @@ def merge_run(
     model: Engine | None = None,
     changes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    probability: Path | str | None = None,
     progress: Progress = silent,
 ) -> RunReport:
     """Make the map of a run whose shards are there, in seconds, with other thresholds if wanted.
+
+    `probability` is a raster to write as well; see `rtsmap.runs.probability`.
 
     Raises RunError where shards, or looks that lower thresholds ask for, were not computed.
     """
     started, out = time.time(), Path(out)
     check_out(out, overwrite=overwrite)
+    if probability is not None:
+        check_probability(Path(probability), overwrite=overwrite)
     scene_run = reopen(directory, lambda asked: model or at_rest(asked), changes)
-    return _merge(scene_run, out, overwrite=overwrite, started=started, progress=progress)
+    return _merge(
+        scene_run, out, overwrite=overwrite, probability=probability, started=started, progress=progress
+    )
 
 
 def _merge(
-    scene_run: SceneRun, out: Path, *, overwrite: bool, started: float, progress: Progress
+    scene_run: SceneRun,
+    out: Path,
+    *,
+    overwrite: bool,
+    probability: Path | str | None,
+    started: float,
+    progress: Progress,
 ) -> RunReport:
     work = scene_run.work(as_it_is=True)
     if not work.is_finished(progress):
         work.stage.receipts  # noqa: B018 - raises, saying what is missing
-    return make_map(scene_run, work, out, overwrite=overwrite, started=started, progress=progress)
+    return make_map(
+        scene_run, work, out, overwrite=overwrite, probability=probability, started=started, progress=progress
+    )
 
 
 def at_rest(asked: Asked) -> Engine:
@@ -93,6 +109,7 @@ def predict_with(
     run_dir: Path | str | None = None,
     overwrite: bool = False,
     discard_run: bool = False,
+    probability: Path | str | None = None,
     progress: Progress = silent,
     timings: Ledger | None = None,
 ) -> RunReport:
@@ -103,6 +120,8 @@ def predict_with(
     started, out, problems = time.time(), Path(out), Problems()
     with problems.collected():
         check_out(out, overwrite=overwrite)
+        if probability is not None:
+            check_probability(Path(probability), overwrite=overwrite)
     directory = (Path(run_dir) if run_dir else out.with_suffix(".rtsrun")).resolve()
     own = model if isinstance(model, Engine) else None
     with measuring(timings):
@@ -113,7 +132,9 @@ def predict_with(
             done = executor.run(Job((directory,), own), lambda _, *told: progress(*told))
         for _, problem in done.problems:
             raise RunError(problem)
-        report = _merge(scene_run, out, overwrite=overwrite, started=started, progress=progress)
+        report = _merge(
+            scene_run, out, overwrite=overwrite, probability=probability, started=started, progress=progress
+        )
     if discard_run:
         scene_run.run.discard()
         return replace(report, run_dir=None)

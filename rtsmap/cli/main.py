@@ -9,9 +9,10 @@ import errno
 import traceback
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from rtsmap import __version__
 from rtsmap.cli import (
@@ -55,7 +56,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _before_every_command(
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, metavar="", help="Show the version."
+        ),
     ] = False,
 ) -> None:
     log_to_stderr()
@@ -75,8 +79,21 @@ def raise_bug(exc: Exception) -> NoReturn:
     raise typer.Exit(BUG) from exc
 
 
+def _strip_types_of_flags(command: Callable[..., None]) -> None:
+    """Flags take no value, but some versions of typer show `<bool>` beside them."""
+    # evaluated once and kept, or typer would see annotations of its own
+    command.__annotations__ = get_type_hints(command, include_extras=True)
+    for hint in command.__annotations__.values():
+        base, *extras = get_args(hint) or (hint,)
+        if base in {bool, bool | None}:
+            for extra in extras:
+                if isinstance(extra, OptionInfo) and extra.metavar is None:
+                    extra.metavar = ""
+
+
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with errors turned into messages and exit codes."""
+    """The command, with errors turned into messages and exit codes, and flags without a type in its help."""
+    _strip_types_of_flags(command)
 
     @wraps(command)
     def call(*args: Any, **kwargs: Any) -> None:

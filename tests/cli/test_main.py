@@ -28,6 +28,13 @@ def test_help_names_every_command_and_every_command_has_examples():
         assert "Example" in CliRunner().invoke(app, ["models", name, "--help"]).stdout
 
 
+@pytest.mark.parametrize(("command", "flag"), [("predict", "--timings"), ("merge", "--second-look")])
+def test_flags_take_no_value_and_their_help_names_none(command, flag):
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [command, "--help"]).stdout
+    (line,) = [line for line in shown.splitlines() if f" {flag} " in line]
+    assert "bool" not in line.lower()
+
+
 def test_version():
     shown = CliRunner().invoke(app, ["--version"])
     assert shown.stdout.strip() == f"rtsmap {rtsmap.__version__}"

@@ -51,12 +51,16 @@ _ID_TAGS = ("IMD:IMAGE_1.CatId", "IMD:CATALOGID", "SCENE_ID", "CATALOG_ID", "CAT
 
 @dataclass(frozen=True, slots=True)
 class Acquisition:
-    """A scene's id and when it was taken (ISO 8601, UTC; None where nothing tells), each with its source."""
+    """A scene's id and when it was taken (ISO 8601, UTC; None where nothing tells), each with its source.
+
+    `other_dates` are (date, source) of what contradicts, without the date of writing.
+    """
 
     scene_id: str
     scene_id_from: str
     acquired: str | None
     acquired_from: str | None
+    other_dates: tuple[tuple[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, str | None]:
         """Plain data, as it stands in the run record."""
@@ -68,7 +72,9 @@ class Acquisition:
         named = f"scene id {self.scene_id} ({self.scene_id_from})"
         if self.acquired is None:
             return f"{named}; nothing tells when it was taken: say it with --date"
-        return f"{named}; taken {self.acquired} ({self.acquired_from})"
+        others = "".join(f", but {when} by {source}" for when, source in self.other_dates)
+        check = "; check which is right" if others else ""
+        return f"{named}; taken {self.acquired} ({self.acquired_from}){others}{check}"
 
 
 def acquisition_of(
@@ -80,13 +86,16 @@ def acquisition_of(
     """
     name = Path(str(path)).name
     dates = [] if taken is None else [(iso_date(taken), _GIVEN)]
-    dates += [*_dated_tags(tags, _DATE_TAGS), *_dated_name(path), *_dated_tags(tags, _LATE_DATE_TAGS)]
+    late = list(_dated_tags(tags, _LATE_DATE_TAGS))
+    dates += [*_dated_tags(tags, _DATE_TAGS), *_dated_name(path), *late]
     ids = [(scene_id, _GIVEN)] if scene_id else []
     ids += [(tags[key], f"tag {key}") for key in _present(tags, _ID_TAGS)]
     ids += [(match["id"], f"file name, {kind}") for kind, match in _matches(name) if match["id"]]
     ids.append((Path(name).stem, "file name"))
     acquired, acquired_from = dates[0] if dates else (None, None)
-    return Acquisition(*ids[0], acquired, acquired_from)
+    sure = dates[: len(dates) - len(late)]
+    others = tuple(found for found in sure if acquired and _differ(found[0], acquired))
+    return Acquisition(*ids[0], acquired, acquired_from, others)
 
 
 def iso_date(text: str) -> str:
@@ -99,6 +108,11 @@ def iso_date(text: str) -> str:
         raise OptionsError(
             f"date '{text}' cannot be read; wanted it as in 2020-07-05 or 2020-07-05T22:43:06Z"
         ) from None
+
+
+def _differ(one: str, other: str) -> bool:
+    """Whether two dates are more than a day apart, which local time and UTC may be."""
+    return abs((date.fromisoformat(one[:10]) - date.fromisoformat(other[:10])).days) > 1
 
 
 def strip_date(path: Path | str) -> str | None:

@@ -67,6 +67,19 @@ def test_what_is_given_comes_before_tags_before_names_before_the_header():
     assert "perhaps that of writing" in header.acquired_from
 
 
+def test_dates_that_contradict_each_other_are_told():
+    told = acquisition_of(f"{PGC}.tif", {}, taken="2020-07-05").note
+    assert (
+        "taken 2020-07-05 (given), but 2013-04-26T22:43:06Z by file name, PGC; check which is right" in told
+    )
+    tags = {"NITF_IDATIM": "20140101000000", "TIFFTAG_DATETIME": "2019:01:02 03:04:05"}
+    found = acquisition_of(f"{PGC}.tif", tags)
+    assert found.other_dates == (("2013-04-26T22:43:06Z", "file name, PGC"),)
+    # local time may be a day off
+    assert "check" not in acquisition_of(f"{PGC}.tif", {}, taken="2013-04-25").note
+    assert acquisition_of("s.tif", {"TIFFTAG_DATETIME": "2019:01:02 03:04:05"}).other_dates == ()
+
+
 @pytest.mark.parametrize("text", ["0000:00:00 00:00:00", "yesterday", "", "20209999", "1899-01-01", "12"])
 def test_tags_that_hold_no_date_are_passed_over(text):
     assert acquisition_of("s.tif", {"NITF_IDATIM": text}).acquired is None

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ DEFAULT_BUNDLE = "rts-starter"
 """The bundle that is used when none is named."""
 
 CARD, NETWORK, WEIGHTS, README = "card.toml", "model.json", "weights.safetensors", "README.md"
+_CALIBRATION = "## Calibration"
 
 _MAX_TEXT_BYTES = 1 << 20
 _UNSAFE_SUFFIXES = frozenset(
@@ -495,12 +496,13 @@ def write_calibrated(
     staging.mkdir(parents=True)
     try:
         (staging / CARD).write_text(_card_toml(changed), encoding="utf-8")
+        (staging / README).write_text(_calibrated_readme(card, changed, scores), encoding="utf-8")
         if in_place:
+            (staging / README).replace(folder / README)
             (staging / CARD).replace(folder / CARD)
         else:
-            for name in (NETWORK, WEIGHTS, README):
-                if (card.folder / name).is_file():
-                    shutil.copyfile(card.folder / name, staging / name)
+            for name in (NETWORK, WEIGHTS):
+                shutil.copyfile(card.folder / name, staging / name)
             verify(read_card(staging))
             staging.rename(folder)
     finally:
@@ -556,13 +558,30 @@ def _toml(value: Any) -> str:
     raise TypeError(f"a card holds text, numbers, lists and tables, got {value!r}")
 
 
+def _calibrated_readme(card: ModelCard, changed: ModelCard, scores: Sequence[Score]) -> str:
+    """The bundle's text for people, with a last section that says what has changed."""
+    path = card.folder / README
+    old = path.read_text(encoding="utf-8") if path.is_file() else _card_readme(card)
+    before = old.partition(_CALIBRATION)[0].rstrip()
+    return (
+        f"{before}\n\n{_CALIBRATION}\n\nFootprints count from a score of {changed.score_threshold:g} on, "
+        f"with a temperature of {changed.temperature:.4g}. The scores above were measured before that.\n\n"
+        f"{_score_lines(scores)}\n"
+    )
+
+
+def _score_lines(scores: Iterable[Score]) -> str:
+    return (
+        "\n".join(f"- {s.name}: {s.value:g} on {s.data} (`{s.command}`)" for s in scores) or "None measured."
+    )
+
+
 def _card_readme(card: ModelCard) -> str:
     bands = "\n".join(f"- {m.name}: {', '.join(m.band_names)}" for m in card.spec.modalities)
-    scores = "\n".join(f"- {s.name}: {s.value:g} on {s.data} (`{s.command}`)" for s in card.scores)
     return (
         f"# {card.name} {card.version}\n\n{card.description}\n\n"
         f"Looks at {card.spec.resolution_m:g} m per pixel, chips of {card.chip_px} px, "
         f"{card.parameters / 1e6:.1f} M parameters.\n\n{bands}\n\n"
         f"## Training data\n\n{card.training_data}\n\n## Licence\n\n{card.licence}\n\n"
-        f"## Scores\n\n{scores or 'None measured.'}\n"
+        f"## Scores\n\n{_score_lines(card.scores)}\n"
     )

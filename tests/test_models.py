@@ -232,6 +232,21 @@ def test_a_calibrated_card_is_written_in_place_or_to_a_copy(tmp_path):
     ]
 
 
+def test_people_read_of_a_calibration_what_the_card_says(tmp_path):
+    card = bundle(tmp_path / "tiny")
+    (card.folder / "README.md").write_text("# Mine\n\n## Scores\n\n- F1: 0.5\n", encoding="utf-8")
+    new = Score("precision at score 0.4", 0.8, "two maps", "rtsmap evaluate calibration")
+    copy = write_calibrated(card, tmp_path / "copy", score_threshold=0.4, temperature=0.5, scores=[new])
+    text = (copy.folder / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("# Mine\n\n## Scores\n\n- F1: 0.5\n\n## Calibration\n")
+    assert "score of 0.4 on, with a temperature of 0.5" in text
+    assert "precision at score 0.4: 0.8 on two maps" in text
+    write_calibrated(copy, copy.folder, score_threshold=0.3, temperature=1.0)
+    again = (copy.folder / "README.md").read_text(encoding="utf-8")
+    assert again.count("## Calibration") == 1
+    assert "0.4" not in again
+
+
 def test_a_card_is_not_written_where_it_would_harm(tmp_path, monkeypatch):
     card = bundle(tmp_path / "shipped" / "tiny")
     (tmp_path / "other").mkdir()

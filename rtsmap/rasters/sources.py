@@ -348,7 +348,8 @@ def _is_nameless_rgb(info: RasterInfo) -> bool:
 
 def _missing_bands_sentence(info: RasterInfo, missing: Sequence[str]) -> str:
     has = ", ".join(name or "unnamed" for name in info.band_names)
-    sentence = f"no band is named {' or '.join(missing)} (the {info.count} bands are: {has})"
+    are = f"the {info.count} bands are" if info.count > 1 else "its only band is"
+    sentence = f"no band is named {' or '.join(missing)} ({are}: {has})"
     if "palette" in info.colors:
         return f"{sentence}; expand its colour table first: gdal_translate -expand rgb IN OUT.tif"
     if info.count < 3:

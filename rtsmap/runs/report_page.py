@@ -210,7 +210,7 @@ def _histogram(
     counts, _ = np.histogram(values, edges)
     width, height = _PLOT
     most, step = max(1, int(counts.max())), width / len(counts)
-    frame = f'viewBox="-26 -14 {width + 46} {height + 34}"'
+    frame = f'viewBox="-26 -14 {width + 60} {height + 34}"'
     yield f'<figure><svg class="plot" {frame} role="img" aria-label="{title}">'
     yield f'<text class="title" x="0" y="-4">{title}</text>'
     for number, count in enumerate(counts):

@@ -39,6 +39,9 @@ IN_LONLAT = frozenset({"GeoJSON", "KML"})
 WKT_COLUMN = "WKT"
 """The outline in a CSV file, under the name that GDAL and QGIS look for."""
 
+GPKG_VERSION = {"VERSION": "1.2"}
+"""Read by every GDAL and QGIS in use; nothing of later versions is needed."""
+
 _GEOJSON_OPTIONS = {"RFC7946": "YES", "COORDINATE_PRECISION": "9"}
 
 
@@ -130,6 +133,7 @@ def _write(path: Path, driver: str, frame: geopandas.GeoDataFrame, layer: str) -
         promote_to_multi=multi,
         encoding="UTF-8",
         layer_options=_layer_options(driver),
+        dataset_options=GPKG_VERSION if driver == "GPKG" else None,
     )
 
 

@@ -23,6 +23,7 @@ from rtsmap.errors import InputError, RunError
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea
 from rtsmap.vectors.atomic import whole_file
+from rtsmap.vectors.formats import GPKG_VERSION
 from rtsmap.vectors.labels import MAP_LAYER, look_first
 from rtsmap.vectors.qgis_style import coverage_qml, footprint_qml, style_rows
 
@@ -187,8 +188,7 @@ def _write_spatial(path: Path, layer: str, frame: geopandas.GeoDataFrame, descri
         driver="GPKG",
         geometry_type="MultiPolygon",
         promote_to_multi=True,
-        # 1.2 is read by every GDAL and QGIS in use; nothing of later versions is needed.
-        dataset_options=None if path.exists() else {"VERSION": "1.2"},
+        dataset_options=None if path.exists() else GPKG_VERSION,
         layer_options={"GEOMETRY_NAME": GEOMETRY_COLUMN, "DESCRIPTION": description},
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sqlite3
 import uuid
 import warnings
 from datetime import date
@@ -198,6 +199,13 @@ def test_pdg_is_single_valid_polygons_without_missing_numbers(map_path, tmp_path
         [shapely.union_all(list(part)) for _, part in frame.groupby("id", sort=False).geometry],
         [shapely.union_all([shape]) for shape in before.geometry],
     )
+
+
+def test_pdg_is_of_a_version_that_older_programs_read(map_path, tmp_path):
+    export_profile(map_path, tmp_path / "pdg.gpkg", "pdg")
+    with sqlite3.connect(tmp_path / "pdg.gpkg") as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (10200,)
+    database.close()
 
 
 def test_pdg_coverage_is_the_outline_that_deduplication_wants(map_path, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import rtsmap
 from rtsmap.instances.evaluate import evaluate
 from rtsmap.rasters.sources import probe
+from rtsmap.runs.preview import draw_preview
 from rtsmap.simulate.scenes import write_scene
 from rtsmap.vectors.labels import read_polygons
 
@@ -28,6 +29,8 @@ def main(folder: Path, size_px: int = 384) -> None:
     truth = read_polygons(simulated.truth).to_crs(probe(simulated.scene).crs)
     (matches,) = evaluate(list(slumps.geometry), truth.geometries, list(slumps["score"]), (0.3,))
     print(f"{len(slumps)} mapped, {matches.true_positives} of {matches.n_truth} true slumps found")
+    picture = folder / "preview.png"
+    draw_preview(folder / "slumps.gpkg", simulated.scene, simulated.dem, picture, truth=simulated.truth)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from rtsmap.cli.main import app
 from rtsmap.vectors.geopackage import read_map
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -62,6 +66,69 @@ def test_chips_are_cut(folder, tmp_path, capsys):
         folder / "scene.tif", folder / "dem.tif", folder / "truth.gpkg", tmp_path / "chips"
     )
     assert "red, green, blue, shape (3, 128, 128)" in capsys.readouterr().out
+
+
+def test_work_is_shared(folder, tmp_path, capsys):
+    example("share_the_work").main(folder / "scene.tif", folder / "dem.tif", tmp_path)
+    told = capsys.readouterr().out
+    assert "1 of 1 have all their tiles" in told
+    one, many = read_map(tmp_path / "shared.gpkg"), read_map(tmp_path / "many.gpkg")
+    assert len(one) == len(many) == len(read_map(folder / "slumps.gpkg"))
+    assert (tmp_path / "probability.tif").exists()
+
+
+def test_chips_of_eight_bands_are_used(tmp_path, capsys):
+    example("chips_of_eight_bands").main(tmp_path)
+    told = capsys.readouterr().out
+    assert "1 image with" in told
+    assert json.loads((tmp_path / "results.json").read_text())[0]["image_id"] == 0
+
+
+def test_a_map_is_judged(folder, tmp_path, capsys):
+    example("judge_a_map").main(folder / "slumps.gpkg", folder / "truth.gpkg", tmp_path)
+    told = capsys.readouterr().out
+    assert "f1_30" in told
+    assert "rts-starter" in told
+    assert (tmp_path / "scores.csv").exists()
+
+
+def test_a_model_is_trained(tmp_path, capsys):
+    example("train_a_model").main(tmp_path, steps=3, size_px=160)
+    assert "mine 0.1.0: " in capsys.readouterr().out
+
+
+def documented():
+    """Rows of the table of docs/python.md: commands, dotted names, example."""
+    for line in (EXAMPLES.parent / "docs" / "python.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `"):
+            commands, functions, script = (
+                re.findall(r"`([^`]+)`", cell) for cell in line.strip("|").split("|")
+            )
+            yield commands, functions, script
+
+
+def test_every_command_has_a_typed_function_and_an_example():
+    rows = list(documented())
+    named = " ".join(command for commands, _, _ in rows for command in commands)
+    for command in app.registered_commands:
+        assert command.name in named
+    for dotted in (name for _, functions, _ in rows for name in functions):
+        module, _, name = dotted.rpartition(".")
+        if module.rpartition(".")[2][0].isupper():
+            module, _, kind = module.rpartition(".")
+            function = getattr(getattr(importlib.import_module(module), kind), name)
+        else:
+            function = getattr(importlib.import_module(module), name)
+        signature = inspect.signature(function)
+        assert signature.return_annotation is not signature.empty, dotted
+        untyped = [p.name for p in signature.parameters.values() if p.annotation is p.empty]
+        assert untyped in ([], ["self"]), dotted
+        assert inspect.getdoc(function), dotted
+    for _, functions, scripts in rows:
+        if not scripts:
+            continue
+        text = (EXAMPLES / scripts[0]).read_text(encoding="utf-8")
+        assert any(name.rpartition(".")[2] + "(" in text for name in functions), scripts
 
 
 def test_every_example_is_held_by_a_test():

@@ -29,6 +29,7 @@ def predict(
     aoi: AreaFiles | None = None,
     exclude: AreaFiles | None = None,
     band_files: BandFiles | None = None,
+    probability: Path | str | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> GeoDataFrame:
@@ -38,7 +39,8 @@ def predict(
     is the name or folder of a bundle. `aoi` and `exclude` are files of polygons in any CRS,
     `band_files` rasters of bands that the scene lacks, by name. With `out` (a
     .gpkg) the map is kept, with its coverage and record, and an interrupted call can be repeated to go on;
-    without it nothing stays on disk. `options` are those of `PredictOptions`.
+    without it nothing stays on disk but the raster `probability` (.tif), if one is named. `options` are those
+    of `PredictOptions`.
 
     Example:
         slumps = rtsmap.predict("scene.tif", dem="dem.tif", min_score=0.6)
@@ -53,6 +55,7 @@ def predict(
         aoi=aoi,
         exclude=exclude,
         band_files=band_files,
+        probability=probability,
     )
     if out is not None:
         map_to(out=out, overwrite=overwrite)

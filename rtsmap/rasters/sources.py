@@ -123,6 +123,11 @@ def probe(path: Path | str) -> RasterInfo:
     except RasterioError as exc:
         missing = not name.startswith("/vsi") and not Path(name).exists()
         reason = "there is no such file" if missing else f"GDAL cannot open it as a raster ({exc})"
+        if not missing and name.lower().endswith(".npz"):
+            reason = (
+                "has no place on Earth, as a numpy archive; chips of eight bands are for predict, tile, pack "
+                "and evaluate chips"
+            )
         raise InputError(f"{name}: {reason}") from exc
     info = probe_text(text, name)
     return replace(info, notes=(note, *info.notes))

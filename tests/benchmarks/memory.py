@@ -1,6 +1,6 @@
 """Peak memory of mapping with a thresholding detector, by size of the scene; what grows, by stage.
 
-    python -m tests.benchmarks.memory SIMULATED_FOLDER [--sizes-px 4096 10000] [--cache-mb 256]
+    python -m tests.benchmarks.memory SIMULATED_FOLDER [--sizes-px 4096 10000] [--probability]
 
 The folder is what `rtsmap simulate` wrote; its scene and elevation model are repeated up to each size, so the
 number of slumps grows with the ground. Each map is made in a process of its own, whose peak is that of the
@@ -42,7 +42,7 @@ def finder(low: int) -> Engine:
     )
 
 
-def map_once(scene: Path, dem: Path, low: int) -> None:
+def map_once(scene: Path, dem: Path, low: int, *, probability: bool) -> None:
     """Map, and print the peak after each stage."""
     start = status_mib("VmRSS")
     peaks: dict[str, float] = {}
@@ -59,6 +59,7 @@ def map_once(scene: Path, dem: Path, low: int) -> None:
             out=out,
             model=finder(low),
             options=PredictOptions(second_look=False),
+            probability=Path(folder) / "p.tif" if probability else None,
             progress=progress,
         )
         size_mb = out.stat().st_size / 1e6
@@ -79,15 +80,18 @@ def main() -> None:
     parser.add_argument("--cache-mb", type=int, default=256)
     parser.add_argument("--low", type=int, default=150, help="red from which a pixel is a slump")
     parser.add_argument("--once", action="store_true", help="map scene.tif of the folder in this process")
+    parser.add_argument("--probability", action="store_true", help="write that raster, too")
     arguments = parser.parse_args()
     if arguments.once:
-        map_once(arguments.folder / "scene.tif", arguments.folder / "dem.tif", arguments.low)
+        scene, dem = arguments.folder / "scene.tif", arguments.folder / "dem.tif"
+        map_once(scene, dem, arguments.low, probability=arguments.probability)
         return
     for size_px in arguments.sizes_px:
         with tempfile.TemporaryDirectory() as name:
             repeat_scene(arguments.folder, Path(name), size_px)
             print(f"{size_px} x {size_px} pixels ({size_px**2 / 1e9:.3f} Gpx): ", end="", flush=True)
             command = [sys.executable, "-m", "tests.benchmarks.memory", name, "--once"]
+            command += ["--probability"] if arguments.probability else []
             environment = os.environ | {"GDAL_CACHEMAX": str(arguments.cache_mb)}
             subprocess.run([*command, "--low", str(arguments.low)], check=True, env=environment)
 

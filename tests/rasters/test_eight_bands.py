@@ -6,11 +6,16 @@ import zipfile
 
 import numpy as np
 import pytest
+from affine import Affine
+from odc.geo.geobox import GeoBox
 
 from rtsmap.errors import BandError, InputError
-from rtsmap.rasters.bands import NIR
+from rtsmap.rasters.bands import NIR, OPTICAL_RGB, SPECTRAL, InputSpec
+from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.eight_bands import EIGHT_BANDS, infrared_scale, read_eight_bands
 from rtsmap.rasters.radiometry import SD_ABOVE, SD_BELOW
+from rtsmap.rasters.sources import write_geotiff
+from rtsmap.rasters.tiling import Window
 
 
 def eight(shape=(30, 40), seed=0):
@@ -139,3 +144,33 @@ def test_infrared_of_any_unit_comes_onto_the_same_scale(tmp_path):
     array[..., 6] = array[..., 6].clip(0, 2550) / 10
     assert infrared_scale([read_eight_bands(saved(tmp_path, array))]) is None
     assert infrared_scale([]) is None
+
+
+def test_a_scene_with_infrared_shows_what_a_chip_of_the_same_ground_shows(tmp_path):
+    """However the infrared comes: among the scene's bands in 16 bit, or as an 8-bit file of its own."""
+    array = eight((200, 240))
+    chip = read_eight_bands(saved(tmp_path, array))
+    scale = infrared_scale([chip])
+    wanted = scale.apply(chip.bands(["nir"])[0])[0]
+    grid = GeoBox((200, 240), Affine(4, 0, 500_000, 0, -4, 7_700_000), "EPSG:32608")
+    spec = InputSpec(4.0, (OPTICAL_RGB, SPECTRAL))
+    everything = Window(0, 0, 200, 240)
+
+    colours, nir = np.moveaxis(array[..., :3], -1, 0), array[..., 6]
+    deep = np.rint(np.concatenate([colours * 7 + 100, nir[None]])).astype(np.uint16)
+    names = ("red", "green", "blue", "nir")
+    write_geotiff(tmp_path / "deep.tif", deep, grid, band_names=names)
+    of_scene = ChipReader(tmp_path / "deep.tif", None, spec, grid).read_block(everything)["spectral"]
+    np.testing.assert_allclose(of_scene.pixels[0], wanted, atol=1.0)
+
+    plain = np.rint(colours).astype(np.uint8)
+    write_geotiff(tmp_path / "plain.tif", plain, grid, band_names=names[:3])
+    write_geotiff(tmp_path / "nir.tif", np.rint(wanted).astype(np.uint8), grid)
+    write_geotiff(tmp_path / "ndvi.tif", array[..., 3], grid)
+    write_geotiff(tmp_path / "ndwi.tif", array[..., 7], grid)
+    files = {name: tmp_path / f"{name}.tif" for name in ("nir", "ndvi", "ndwi")}
+    reader = ChipReader(tmp_path / "plain.tif", None, spec, grid, band_files=files)
+    of_files = reader.read_block(everything)["spectral"]
+    np.testing.assert_allclose(of_files.pixels[0], wanted, atol=0.51)
+    for number, name in ((1, "ndvi"), (2, "ndwi")):
+        np.testing.assert_array_equal(of_files.pixels[number], chip.bands([name])[0][0])

@@ -138,16 +138,18 @@ def _rejected_note(rejected: RejectedPlaces, images: Sequence[TrainingImage], op
 
 
 def _notes(from_where: Sequence[Path], options: PackOptions) -> tuple[str, ...]:
-    plain = ", ".join(source.name for source in from_where if source.is_file())
+    pictures = [source for source in from_where if source.is_file() or _is_without_place(source)]
+    plain = ", ".join(source.name for source in pictures)
+    unscaled = ", ".join(source.name for source in pictures if not _knows_metres(source))
     notes = []
     if plain and not (options.group or options.groups):
         notes.append(
             f"{plain}: every picture is a group of its own; give --groups where pictures overlap, "
             "or the same ground may be learnt from and held out"
         )
-    if plain and options.resolution_m is None:
+    if unscaled and options.resolution_m is None:
         notes.append(
-            f"{plain}: pictures do not say how many metres a pixel shows; give --resolution-m, "
+            f"{unscaled}: pictures do not say how many metres a pixel shows; give --resolution-m, "
             "so that train can refuse pictures of another scale"
         )
     return tuple(notes)
@@ -161,7 +163,7 @@ def read_source(
 ) -> Iterator[TrainingImage]:
     """The labelled images of a folder or of a COCO file; `tell` hears what was decided on the way."""
     if (source / INDEX).is_file():
-        if "source" in pyarrow.parquet.read_schema(source / INDEX).names:
+        if _is_without_place(source):
             return loose_images(source, options)
         return tile_images(source, options.group or _group_of(source.name, options), rejected)
     if (source / SCENE).is_file() and (source / TRUTH).is_file():
@@ -172,6 +174,20 @@ def read_source(
         f"{source}: wanted a folder of `rtsmap tile --labels` (with {INDEX}), a folder of `rtsmap simulate` "
         f"(with {SCENE} and {TRUTH}), or a COCO file (.json)"
     )
+
+
+def _is_without_place(source: Path) -> bool:
+    """True for a folder of chips that `rtsmap tile` has made of .npz chips."""
+    index = source / INDEX
+    return index.is_file() and "source" in pyarrow.parquet.read_schema(index).names
+
+
+def _knows_metres(source: Path) -> bool:
+    index = source / INDEX
+    if not index.is_file():
+        return False
+    metres = pyarrow.parquet.read_table(index, columns=["resolution_m"])["resolution_m"]
+    return bool(metres.null_count == 0)
 
 
 def _group_of(name: str, options: PackOptions) -> str:

@@ -17,6 +17,7 @@ import shapely
 from affine import Affine
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
+from pyarrow.parquet import read_schema
 from shapely.affinity import affine_transform
 
 from rtsmap.errors import InputError, OptionsError
@@ -298,6 +299,11 @@ def _grid_of(job: _Export) -> GeoBox:
 def _chips_of(folder: Path) -> Iterator[tuple[int, GeoBox]]:
     """Number and grid of each chip that `rtsmap tile` has written."""
     index = folder / CHIPS if folder.is_dir() else folder
+    if index.is_file() and index.suffix == ".parquet" and "geometry" not in read_schema(index).names:
+        raise InputError(
+            f"{index}: these chips have no place on Earth, where the map is; `rtsmap predict CHIPS.npz -o "
+            "results.json` writes results of such chips"
+        )
     chips = read_polygons(index)
     if not {"chip", "height", "width"} <= set(chips.columns):
         raise InputError(f"{index}: wanted the index {CHIPS} of a folder that `rtsmap tile` has written")

@@ -22,8 +22,11 @@ from rtsmap.runs import npz_chips
 from rtsmap.runs.chip_packs import PackOptions, pack
 from rtsmap.runs.npz_chips import npz_files, predict_chips
 from rtsmap.runs.npz_tiles import cut_chips
+from rtsmap.vectors.geopackage import write_map
+from rtsmap.vectors.profiles import ProfileOptions, export_profile
 from tests.rasters.test_eight_bands import eight
 from tests.runs.blob_scenes import blob_labels, engine, write_scene
+from tests.vectors.samples import GRID
 
 SHAPES = {"7": (40, 60), "12": (50, 30), "30": (64, 64)}
 COLOURS_AND_MORE = InputSpec(4.0, (OPTICAL_RGB, SPECTRAL, Modality("terrain", TERRAIN.bands[:1])))
@@ -153,7 +156,10 @@ def test_chips_that_were_cut_make_the_same_pack_as_the_archives(folder):
     cut_chips([folder / "chips"], out=folder / "cut", labels=folder / "coco.json", resolution_m=4.0)
     options = PackOptions(resolution_m=4.0, images=folder / "chips")
     pack([folder / "coco.json"], folder / "a.pack", options)
-    pack([folder / "cut"], folder / "b.pack", PackOptions())
+    (report,) = pack([folder / "cut"], folder / "b.pack", PackOptions())
+    assert report.groups == 3
+    assert [note for note in report.notes if "a group of its own" in note]
+    assert not [note for note in report.notes if "metres" in note]
     sides = [{i.name.partition(".")[0]: i for i in read_index(folder / f"{n}.pack")} for n in "ab"]
     assert set(sides[0]) == set(sides[1]) == set(SHAPES)
     for stem, one in sides[0].items():
@@ -176,6 +182,11 @@ def test_cut_chips_have_no_place_and_appear_whole_or_not_at_all(folder):
         assert src.read_masks(1)[0, 0] == 0
     truth = COCO(folder / "cut" / "annotations.json")
     assert truth.loadCats(truth.getCatIds())[0]["id"] == truth.loadAnns([1])[0]["category_id"]
+    write_map(folder / "m.gpkg", [], GRID.crs, [], {"plan": {}})
+    with pytest.raises(InputError, match="no place on Earth, where the map is"):
+        export_profile(
+            folder / "m.gpkg", folder / "x.json", "challenge", options=ProfileOptions(chips=folder / "cut")
+        )
     with pytest.raises(InputError, match="--overwrite"):
         cut_chips([folder / "chips"], out=folder / "cut")
     (folder / "chips" / "30.npz").write_bytes(b"no archive")

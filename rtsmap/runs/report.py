@@ -29,7 +29,7 @@ from rtsmap.rasters.tiling import Window
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.report_page import Card, Outline, Overview, Page, page_html
 from rtsmap.vectors.atomic import refuse_existing, whole_file
-from rtsmap.vectors.geopackage import MapLayers, read_layers
+from rtsmap.vectors.geopackage import MapLayers, read_layers, refuse_many
 
 OVERVIEW_PX = 1000
 CROP_PX = 256
@@ -81,6 +81,7 @@ def write_report(
     record = layers.run_record
     scene = scene or _recorded(record, "scene")
     if scene is None:
+        refuse_many(gpkg, record, "a report")
         raise InputError(f"{gpkg}: the scene is not where it was when the map was made; name it with --scene")
     dem = dem or _recorded(record, "dem")
     bands = bands or record.get("plan", {}).get("options", {}).get("bands") or None

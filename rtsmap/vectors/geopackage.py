@@ -147,6 +147,15 @@ def read_run_record(path: Path | str) -> dict[str, Any]:
         raise InputError(f"{path}: the record of its run cannot be read ({reason})") from exc
 
 
+def refuse_many(path: Path, record: Mapping[str, Any], what: str) -> None:
+    """Refuse a map of many scenes for what takes one scene."""
+    if "plan" not in record and isinstance(scenes := record.get("scenes"), list):
+        raise InputError(
+            f"{path}: is a map of {len(scenes)} scenes, and {what} is of one; the map of each lies in the "
+            "run directory: RUN/SCENE/map.gpkg"
+        )
+
+
 def read_layers(path: Path | str) -> MapLayers:
     """Read everything in a map."""
     return MapLayers(read_map(path), read_map(path, COVERAGE_LAYER), read_run_record(path))

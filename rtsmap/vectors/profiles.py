@@ -34,6 +34,7 @@ from rtsmap.vectors.geopackage import (
     REVIEW_COLUMN,
     read_map,
     read_run_record,
+    refuse_many,
 )
 from rtsmap.vectors.labels import read_polygons
 from rtsmap.vectors.stac import stac_item
@@ -288,6 +289,7 @@ def _write_challenge(job: _Export) -> tuple[str, ...]:
 
 
 def _grid_of(job: _Export) -> GeoBox:
+    refuse_many(job.gpkg, job.record, "a map as one image")
     grid = job.record.get("plan", {}).get("grid")
     if grid is None:
         raise InputError(
@@ -318,6 +320,7 @@ def _chips_of(folder: Path) -> Iterator[tuple[int, GeoBox]]:
 
 
 def _write_stac(job: _Export) -> tuple[str, ...]:
+    refuse_many(job.gpkg, job.record, "a STAC item")
     item = stac_item(job.gpkg, job.record, read_map(job.gpkg, COVERAGE_LAYER))
     item["properties"]["rtsmap:footprints"] = len(job.footprints)
     with whole_file(job.out, overwrite=job.overwrite) as temporary:

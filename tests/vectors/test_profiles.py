@@ -292,6 +292,14 @@ def test_a_map_without_slumps_is_an_empty_submission(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == []
 
 
+@pytest.mark.parametrize("profile", ["stac", "challenge"])
+def test_what_is_of_one_scene_cannot_be_of_many(tmp_path, profile):
+    record = {"scenes": [{"name": "a"}, {"name": "b"}]}
+    write_map(tmp_path / "many.gpkg", footprints(2), POLAR, coverage(), record)
+    with pytest.raises(InputError, match=r"a map of 2 scenes.*RUN/SCENE/map\.gpkg"):
+        export_profile(tmp_path / "many.gpkg", tmp_path / "x.json", profile)
+
+
 @pytest.mark.parametrize("box", [(0, 0, 7, 5), (2, 1, 3, 2), (0, 0, 1, 5), (6, 4, 7, 5), (-3, -3, 2, 9)])
 def test_run_lengths_at_the_corners_of_an_image(box):
     result = coco_result(1, shapely.box(*box), (5, 7), 0.5)

@@ -119,14 +119,15 @@ def make_footprint(
     """The footprint of a slump found on the grid `geobox`. For `rank` see `footprint_id`."""
     polygon = mask_to_polygon(instance.inside, instance.window, geobox, simplify_m, min_speck_px)
     lon, lat = centroid_lonlat(polygon, geobox.crs)
+    on_ellipsoid = _on_ellipsoid(polygon, geobox.crs)
     heights = (terrain.elevation_min_m, terrain.elevation_max_m) if terrain else None
     return Footprint(
         id=footprint_id(scene_fingerprint, geobox, instance.pixel, rank),
         polygon=polygon,
         crs=geobox.crs,
         score=instance.score,
-        area_m2=geodesic_area_m2(polygon, geobox.crs),
-        perimeter_m=geodesic_perimeter_m(polygon, geobox.crs),
+        area_m2=_area_m2(on_ellipsoid),
+        perimeter_m=_perimeter_m(on_ellipsoid),
         centroid_lon=lon,
         centroid_lat=lat,
         n_parts=instance.n_parts,
@@ -151,38 +152,39 @@ def footprint_id(scene_fingerprint: str, geobox: GeoBox, pixel: tuple[int, int],
     Two slumps of one run seldom have the same pixel; then the second one needs `rank` 1, and so on.
     """
     affine = ",".join(repr(float(v)) for v in geobox.affine[:6])
-    name = f"{scene_fingerprint}|{geobox.crs.to_wkt()}|{affine}|{pixel[0]},{pixel[1]}|{rank}"
+    name = f"{scene_fingerprint}|{_wkt(geobox.crs)}|{affine}|{pixel[0]},{pixel[1]}|{rank}"
     return str(uuid.uuid5(_ID_NAMESPACE, name))
 
 
 def geodesic_area_m2(polygon: Polygon | MultiPolygon, crs: CRS) -> float:
     """Area on the WGS84 ellipsoid, holes taken off."""
-    return sum(
-        _ring_area_m2(ring) * sign
-        for piece in shapely.get_parts(_on_ellipsoid(polygon, crs))
-        for sign, ring in [(1, piece.exterior), *((-1, hole) for hole in piece.interiors)]
-    )
+    return _area_m2(_on_ellipsoid(polygon, crs))
 
 
 def geodesic_perimeter_m(polygon: Polygon | MultiPolygon, crs: CRS) -> float:
     """Length of all rings on the WGS84 ellipsoid, those of holes included."""
-    rings = shapely.get_rings(shapely.get_parts(_on_ellipsoid(polygon, crs)))
-    return sum(_WGS84.line_length(*shapely.get_coordinates(ring).T) for ring in rings)
+    return _perimeter_m(_on_ellipsoid(polygon, crs))
 
 
 def centroid_lonlat(polygon: Polygon | MultiPolygon, crs: CRS) -> tuple[float, float]:
     """(longitude, latitude) of the centroid in degrees; it may lie outside a bent polygon."""
     centroid = polygon.centroid
-    lon, lat = _to_wgs84(crs.to_wkt()).transform(centroid.x, centroid.y)
+    lon, lat = _to_wgs84(crs).transform(centroid.x, centroid.y)
     return float(lon), float(lat)
 
 
 def terrain_window(window: Window, geobox: GeoBox) -> Window:
     """Pixels whose elevation `terrain_attributes` wants for a slump on `window`: its rim included."""
-    height_m, width_m = ground_pixel_m(geobox)
-    rows, cols = ceil(RIM_M / height_m) + 1, ceil(RIM_M / width_m) + 1
+    rows, cols = _rim_px(geobox)
     grown = Window(window.row0 - rows, window.col0 - cols, window.row1 + rows, window.col1 + cols)
     return grown.intersection(Window(0, 0, *geobox.shape))
+
+
+@lru_cache(maxsize=16)
+def _rim_px(geobox: GeoBox) -> tuple[int, int]:
+    """Rows and columns that the rim may take."""
+    height_m, width_m = ground_pixel_m(geobox)
+    return ceil(RIM_M / height_m) + 1, ceil(RIM_M / width_m) + 1
 
 
 def instance_terrain(
@@ -236,7 +238,7 @@ def terrain_attributes(
 
 def grid_north_deg(geobox: GeoBox, row: float, col: float) -> float:
     """Where the top of the grid points at a pixel, in degrees clockwise from true north."""
-    to_wgs84 = _to_wgs84(geobox.crs.to_wkt())
+    to_wgs84 = _to_wgs84(geobox.crs)
     lower = to_wgs84.transform(*(geobox.affine * (col, row + 0.5)))
     upper = to_wgs84.transform(*(geobox.affine * (col, row - 0.5)))
     return float(_WGS84.inv(*lower, *upper)[0]) % 360
@@ -268,14 +270,32 @@ def _distance_m(mask: npt.NDArray[np.bool_], pixel_size_m: Sequence[float]) -> n
 
 
 @lru_cache(maxsize=16)
-def _to_wgs84(wkt: str) -> Transformer:
-    return Transformer.from_crs(wkt, "EPSG:4326", always_xy=True)
+def _to_wgs84(crs: CRS) -> Transformer:
+    return Transformer.from_crs(_wkt(crs), "EPSG:4326", always_xy=True)
+
+
+@lru_cache(maxsize=16)
+def _wkt(crs: CRS) -> str:
+    return str(crs.to_wkt())
 
 
 def _on_ellipsoid(polygon: Polygon | MultiPolygon, crs: CRS) -> Polygon | MultiPolygon:
     dense = shapely.segmentize(polygon, EDGE_M / metres_per_unit(crs))
-    to_wgs84 = _to_wgs84(crs.to_wkt())
+    to_wgs84 = _to_wgs84(crs)
     return shapely.transform(dense, lambda xy: np.column_stack(to_wgs84.transform(*xy.T)))
+
+
+def _area_m2(degrees: Polygon | MultiPolygon) -> float:
+    return sum(
+        _ring_area_m2(ring) * sign
+        for piece in shapely.get_parts(degrees)
+        for sign, ring in [(1, piece.exterior), *((-1, hole) for hole in piece.interiors)]
+    )
+
+
+def _perimeter_m(degrees: Polygon | MultiPolygon) -> float:
+    rings = shapely.get_rings(shapely.get_parts(degrees))
+    return sum(_WGS84.line_length(*shapely.get_coordinates(ring).T) for ring in rings)
 
 
 def _ring_area_m2(ring: Any) -> float:

@@ -9,10 +9,11 @@ import numpy.typing as npt
 import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
-from rasterio import features
-from shapely.geometry import MultiPolygon, Polygon, shape
+from shapely.affinity import affine_transform
+from shapely.geometry import MultiPolygon, Polygon
 
 from rtsmap.errors import GridMismatchError
+from rtsmap.instances.rectangles import boxes_of, dissolve_boxes
 from rtsmap.rasters.tiling import Window
 
 MAX_AREA_CHANGE = 0.01
@@ -77,8 +78,8 @@ def metres_per_unit(crs: Any) -> float:
 
 def _outlines(mask: npt.NDArray[np.bool_], transform: Affine) -> list[Polygon]:
     """One polygon for each edge-connected piece, from the top left; valid because corners do not join."""
-    found = features.shapes(mask.astype(np.uint8), mask=mask, connectivity=4, transform=transform)
-    return [shapely.orient_polygons(shape(geometry)) for geometry, _ in found]
+    whole = affine_transform(dissolve_boxes(boxes_of(mask)), transform.to_shapely())
+    return list(shapely.orient_polygons(shapely.get_parts(whole)))
 
 
 def _without_specks(pieces: list[Polygon], smallest: float) -> list[Polygon]:

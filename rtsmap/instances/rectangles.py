@@ -45,6 +45,17 @@ def dissolve_boxes(boxes: Boxes) -> BaseGeometry:
     return _polygons(_rings(_outline(rows, cols), _outline(cols, rows), base), base)
 
 
+def boxes_of(mask: npt.NDArray[np.bool_]) -> Boxes:
+    """One box for each run of True pixels along a row."""
+    height, width = mask.shape
+    padded = np.zeros((height, width + 2), np.int8)
+    padded[:, 1:-1] = mask
+    edges = np.flatnonzero(np.diff(padded.ravel()))
+    row, col = np.divmod(edges, width + 2)
+    # an edge before pixel n of the row lies at n; starts and ends take turns
+    return np.stack([row[::2], col[::2], row[::2] + 1, col[1::2]], axis=1)
+
+
 def _outline(lines: Integers, spans: Integers) -> Edges:
     """Edges on the near and far line of each box that no neighbour shares.
 

@@ -8,10 +8,8 @@ where a block begins or ends: blocks agree along their borders.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import lru_cache
 from math import ceil
 
 import numpy as np
@@ -164,15 +162,16 @@ class ElevationReader:
             "relative_elevation": planes[0],
             "slope": terrain.slope_degrees(dz_dx, dz_dy),
             "shaded_relief": terrain.shaded_relief(dz_dx, dz_dy),
-            "rise_right": dz_dx.astype(np.float32),
-            "rise_up": dz_dy.astype(np.float32),
+            "rise_right": dz_dx,
+            "rise_up": dz_dy,
         }
+        if valid.all():
+            return Relief(bands, valid)
         zero = np.float32(0)
         return Relief({name: np.where(valid, band, zero) for name, band in bands.items()}, valid)
 
     def _source_window(self, window: Window, margin_px: int) -> Window:
-        hull = grids.warp_hull(self._grid, window, self._level_grid)
-        return grids.covering_window(grids.window_geobox(self._grid, hull), self._level_grid, margin_px)
+        return grids.covering_window(grids.window_geobox(self._grid, window), self._level_grid, margin_px)
 
     def _relief_in_halves(self, window: Window) -> Relief:
         if window.height >= window.width:
@@ -195,11 +194,9 @@ class ElevationReader:
         per_col, upwards = terrain.gradients(elevation, patch.valid, (1.0, 1.0))
         valid = patch.valid & np.isfinite(per_col) & np.isfinite(upwards)
         planes = np.stack([relative, per_col.astype(np.float32), -upwards.astype(np.float32)])
-        return Patch(np.where(valid, planes, np.float32(0)), valid, None, patch.geobox)
+        return replace(patch, pixels=np.where(valid, planes, np.float32(0)), valid=valid, fill=None)
 
-    def _on_the_ground(
-        self, per_col: Floats, per_row: Floats, window: Window
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def _on_the_ground(self, per_col: Floats, per_row: Floats, window: Window) -> tuple[Floats, Floats]:
         """Turn gradients in pixels of the elevation model into rise over run, right and up the run's grid.
 
         How the two grids lie to each other is computed on nodes at fixed places of the run's grid.
@@ -211,8 +208,9 @@ class ElevationReader:
         height_m, width_m = grids.ground_pixel_m(self._grid, *mesh)
         down, right = reach[..., :, 0] / height_m[..., None], reach[..., :, 1] / width_m[..., None]
 
-        def spread(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-            return np.asarray(row_weights @ values @ col_weights.T)
+        def spread(values: npt.NDArray[np.float64]) -> Floats:
+            wide = (values @ col_weights.T).astype(np.float32)
+            return np.asarray(row_weights.astype(np.float32) @ wide)
 
         dz_dx = per_row * spread(right[..., 0]) + per_col * spread(right[..., 1])
         dz_dy = -(per_row * spread(down[..., 0]) + per_col * spread(down[..., 1]))
@@ -243,37 +241,6 @@ class ElevationReader:
             return sizes[0], sizes[1]
         gsd = self._info.ground_sample_distance_m
         return gsd, gsd
-
-
-class HeightCells:
-    """Heights of any window, put together from cells of the grid that are read once and kept for a while.
-
-    Slumps lie close to one another, and each wants a little elevation: reading for each alone costs more
-    than all else that is done with it. Safe to use from several threads.
-    """
-
-    def __init__(self, read: Callable[[Window], Heights], geobox: GeoBox, kept: int = 256) -> None:
-        self._whole = Window(0, 0, *geobox.shape)
-        self._cell = lru_cache(maxsize=kept)(read)
-
-    def read(self, window: Window) -> Heights:
-        """Heights of a window of the grid."""
-        shape = window.shape
-        together = Heights(
-            np.zeros(shape, np.float32),
-            np.zeros(shape, np.bool_),
-            np.zeros(shape, np.int16),
-            np.zeros(shape, np.int16),
-        )
-        side = grids.CELL_PX
-        for row in range(window.row0 // side * side, window.row1, side):
-            for col in range(window.col0 // side * side, window.col1, side):
-                cell = Window(row, col, row + side, col + side).intersection(self._whole)
-                found, shared = self._cell(cell), cell.intersection(window)
-                to, start = shared.slices(window), shared.slices(cell)
-                for field in ("elevation", "valid", "first_day", "last_day"):
-                    getattr(together, field)[to] = getattr(found, field)[start]
-        return together
 
 
 def _terrain_level(info: sources.RasterInfo, geobox: GeoBox) -> Level:

@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 EARTH_RADIUS_M = 6_378_137.0
 
 _GEOD = Geod(ellps="WGS84")
+_WGS84 = CRS("EPSG:4326")
 _SCALE_TOLERANCE = 0.05
 _UTM_HALF_WIDTH_M = 300_000
 _WIDEST_SCENE_M = 3_000_000
@@ -218,7 +219,7 @@ def _geodesic_m(geobox: GeoBox, start: tuple[Any, Any], end: tuple[Any, Any]) ->
 
 def _lonlat(geobox: GeoBox, rows: Any, cols: Any) -> tuple[Any, Any]:
     xs, ys = _place(geobox, rows, cols)
-    return geobox.crs.transformer_to_crs(CRS("EPSG:4326"))(xs, ys)  # type: ignore[no-any-return]
+    return geobox.crs.transformer_to_crs(_WGS84)(xs, ys)  # type: ignore[no-any-return]
 
 
 def _why_not_metric(native: GeoBox) -> str | None:

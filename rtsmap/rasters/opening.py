@@ -1,13 +1,19 @@
-"""Opening rasters for reading, and reading again where that fails: disks and servers have bad moments."""
+"""Opening rasters for reading, and reading again where that fails: disks and servers have bad moments.
+
+While a run reads thousands of windows of the same files, `kept_open` has them stay open in between, so that
+GDAL need not decode a block again for the next window that shares it.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 from xml.sax.saxutils import unescape
 
@@ -25,6 +31,12 @@ _SOURCE = re.compile(r"<SourceFilename[^>]*>([^<]*)</SourceFilename>")
 LOCAL_PAUSES_S = (0.1, 0.5)
 REMOTE_PAUSES_S = (0.5, 2.0, 5.0)
 """Pauses before each further try."""
+
+CACHE_MB = "256"
+"""Memory for decoded blocks; GDAL's own limit is a share of the machine's."""
+
+# GDAL asks for it once, when it first needs to know
+os.environ.setdefault("GDAL_CACHEMAX", CACHE_MB)
 
 _HTTP = {
     "GDAL_HTTP_MAX_RETRY": "4",
@@ -50,6 +62,107 @@ def opened(dataset: str, **options: Any) -> Iterator[Any]:
         rasterio.open(dataset, **options) as src,
     ):
         yield src
+
+
+@contextmanager
+def kept_open() -> Iterator[None]:
+    """Have local files that `borrowed` opens stay open until the block ends."""
+    _KEPT.enter()
+    try:
+        yield
+    finally:
+        _KEPT.leave()
+
+
+@contextmanager
+def borrowed(dataset: str, **options: Any) -> Iterator[Any]:
+    """A dataset open for reading by one thread, maybe the one that was used before.
+
+    One whose file has changed or vanished since, or that failed, is not used again.
+    """
+    key, signature = (dataset, *sorted(options.items())), _signature(dataset) if _KEPT.is_on else None
+    if signature is None:
+        with opened(dataset, **options) as src:
+            yield src
+        return
+    src = _KEPT.take(key, signature)
+    if src is None:
+        src = rasterio.open(dataset, **options)
+    try:
+        yield src
+    except BaseException:
+        src.close()
+        raise
+    _KEPT.give(key, signature, src)
+
+
+class _Kept:
+    """Datasets that are open and in nobody's hands, while there is anybody who may want them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._idle: dict[Any, list[tuple[Any, Any]]] = {}
+
+    @property
+    def is_on(self) -> bool:
+        return self._users > 0
+
+    def enter(self) -> None:
+        with self._lock:
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            stale = [] if self._users else [src for idle in self._idle.values() for _, src in idle]
+            if stale:
+                self._idle.clear()
+        _close(stale)
+
+    def take(self, key: Any, signature: Any) -> Any | None:
+        with self._lock:
+            idle = self._idle.pop(key, [])
+            fresh = [src for told, src in idle if told == signature]
+            stale = [src for told, src in idle if told != signature]
+            if fresh[1:]:
+                self._idle[key] = [(signature, src) for src in fresh[1:]]
+        _close(stale)
+        return fresh[0] if fresh else None
+
+    def give(self, key: Any, signature: Any, src: Any) -> None:
+        with self._lock:
+            if wanted := self._users > 0:
+                self._idle.setdefault(key, []).append((signature, src))
+        if not wanted:
+            src.close()
+
+    def forget(self) -> None:
+        """After a fork: the files are the other process's."""
+        self._lock, self._idle = threading.Lock(), {}
+
+
+_KEPT = _Kept()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_KEPT.forget)
+
+
+def _close(datasets: list[Any]) -> None:
+    for src in datasets:
+        with suppress(RasterioError):
+            src.close()
+
+
+def _signature(dataset: str) -> tuple[tuple[int, int, int], ...] | None:
+    """Tells local files, those of a virtual raster too, from others of the same names; None where remote."""
+    if is_remote(dataset):
+        return None
+    names = [unescape(name) for name in _SOURCE.findall(dataset)] or [dataset]
+    try:
+        found = [Path(name).stat() for name in names]
+    except (OSError, ValueError):
+        return None
+    return tuple((status.st_mtime_ns, status.st_size, status.st_ino) for status in found)
 
 
 def patiently(read: Callable[[], Result], dataset: str, name: str) -> Result:

@@ -33,7 +33,8 @@ from rtsmap.rasters import grids
 from rtsmap.rasters.bands import check_bands
 from rtsmap.rasters.first_look import MAX_BLOCK_BYTES, block_bytes
 from rtsmap.rasters.grids import RunGrid
-from rtsmap.rasters.opening import opened, patiently
+from rtsmap.rasters.interpolation import interpolate
+from rtsmap.rasters.opening import borrowed, opened, patiently
 from rtsmap.rasters.tiling import Window
 from rtsmap.rasters.upright import is_located_by_points, is_upright, upright
 from rtsmap.timing import stage
@@ -100,12 +101,21 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Pixels (C, H, W) float32 on `geobox`; `valid` (H, W) True = data; `fill` True = undeclared fill."""
+    """Pixels (C, H, W) float32 on `window` of the grid `level`; `valid` (H, W) True = data.
+
+    `fill` True = undeclared fill.
+    """
 
     pixels: Floats
     valid: Bools
     fill: Bools | None
-    geobox: GeoBox
+    level: GeoBox
+    window: Window
+
+    @property
+    def geobox(self) -> GeoBox:
+        """The grid of these pixels."""
+        return grids.window_geobox(self.level, self.window)
 
 
 # --- what a file is ------------------------------------------------------------------------------------
@@ -443,14 +453,14 @@ def read_level(info: RasterInfo, bands: Sequence[int], level: Level, window: Win
 
     What cannot be read is tried again; in the end ReadError.
     """
-    geobox = grids.window_geobox(level_geobox(info, level), window)
+    place = level_geobox(info, level), window
     options = {} if level.overview is None else {"overview_level": level.overview}
 
     def read() -> Patch:
-        with opened(info.dataset, **options) as src:
+        with borrowed(info.dataset, **options) as src:
             if level.boxcar == 1:
-                return Patch(*_read_pixels(src, info, bands, window), geobox)
-            return Patch(*_read_boxcar(src, info, bands, window, level.boxcar), geobox)
+                return Patch(*_read_pixels(src, info, bands, window), *place)
+            return Patch(*_read_boxcar(src, info, bands, window, level.boxcar), *place)
 
     return patiently(read, info.dataset, info.path)
 
@@ -527,17 +537,17 @@ def _read_in_strips(
 ) -> Warped:
     """Read and warp some rows at a time, few enough to bound the memory."""
     source_grid = level_geobox(info, level)
-    hull = grids.warp_hull(grid, window, source_grid)
+    hull = _hull(grid, window, source_grid, resampling)
     margin_px = grids.kernel_margin_px(grid, source_grid)
     whole = grids.covering_window(grids.window_geobox(grid, hull), source_grid, margin_px)
     strips = max(1, -(-whole.height * whole.width // _WARP_PX))
     rows = max(1, -(-window.height // strips))
-    if grid.crs != source_grid.crs:
+    if grid.crs != source_grid.crs and resampling != "bilinear":
         rows = -(-rows // grids.CELL_PX) * grids.CELL_PX
     parts = []
     for row in range(window.row0, window.row1, rows):
         strip = Window(row, window.col0, min(row + rows, window.row1), window.col1)
-        hull = grids.warp_hull(grid, strip, source_grid)
+        hull = _hull(grid, strip, source_grid, resampling)
         source = grids.covering_window(grids.window_geobox(grid, hull), source_grid, margin_px)
         if source.empty:
             parts.append(_nothing(len(bands), strip.shape))
@@ -553,6 +563,11 @@ def _read_in_strips(
     )
 
 
+def _hull(grid: GeoBox, window: Window, source: GeoBox, resampling: str) -> Window:
+    """What must be read to warp a window: all cells that it touches, where that goes by cells."""
+    return window if resampling == "bilinear" else grids.warp_hull(grid, window, source)
+
+
 def _nothing(count: int, shape: tuple[int, int]) -> Warped:
     return np.zeros((count, *shape), np.float32), np.zeros(shape, np.bool_), None
 
@@ -561,14 +576,17 @@ def _nothing(count: int, shape: tuple[int, int]) -> Warped:
 def warp(patch: Patch, grid: GeoBox, window: Window, resampling: str) -> Warped:
     """Warp onto a window of a grid, by the weight of the valid part: (pixels, valid, fill's weight > 0).
 
-    Between two CRS this goes by fixed cells of the grid, and the patch must cover `grids.warp_hull`: GDAL
+    Averages between two CRS go by fixed cells of the grid, and the patch must cover `grids.warp_hull`: GDAL
     approximates the way from one CRS to the other by the extent it is given, so that pixels would depend
     on the window.
     """
+    target = grids.window_geobox(grid, window)
+    if (offset := _whole_offset(patch.geobox, target)) is not None:
+        return _copy(patch, target, offset)
+    if resampling == "bilinear":
+        return _interpolate(patch, grid, window)
     if patch.geobox.crs == grid.crs:
-        target = grids.window_geobox(grid, window)
-        offset = _whole_offset(patch.geobox, target)
-        return _warp(patch, target, resampling) if offset is None else _copy(patch, target, offset)
+        return _warp(patch, target, resampling)
     pixels, valid, _ = _nothing(len(patch.pixels), window.shape)
     fill = None if patch.fill is None else np.zeros(window.shape, np.bool_)
     margin_px = grids.kernel_margin_px(grid, patch.geobox)
@@ -588,20 +606,43 @@ def warp(patch: Patch, grid: GeoBox, window: Window, resampling: str) -> Warped:
     return pixels, valid, fill
 
 
-def _crop(patch: Patch, window: Window) -> Patch:
-    rows, cols = window.slices()
-    fill = None if patch.fill is None else patch.fill[rows, cols]
-    geobox = grids.window_geobox(patch.geobox, window)
-    return Patch(patch.pixels[:, rows, cols], patch.valid[rows, cols], fill, geobox)
+def _interpolate(patch: Patch, grid: GeoBox, window: Window) -> Warped:
+    """Bilinear: a pixel is the mean of the valid ones of the four around it, by their weight."""
+    count, place = len(patch.pixels), (patch.level, patch.window, grid, window)
+    if patch.valid.all():
+        pixels, share = interpolate(patch.pixels, *place)
+        if share.min(initial=1.0) == 1:
+            fill = None if patch.fill is None else np.zeros(window.shape, np.bool_)
+            return pixels, np.ones(window.shape, np.bool_), fill
+    found, share = interpolate(_weighed(patch), *place)
+    weight = found[count]
+    # all four: the same to the last bit as where nothing is missing in the whole patch
+    weight[weight > 1 - 1e-6] = 1
+    valid = (share > 0) & (weight >= (_LEAST_VALID_SHARE - 1e-4) * share)
+    pixels = np.where(valid, found[:count] / np.where(valid, weight, 1), np.float32(0))
+    return pixels, valid, None if patch.fill is None else found[count + 1] > 0.01 * share
 
 
-def _warp(patch: Patch, geobox: GeoBox, resampling: str) -> Warped:
+def _weighed(patch: Patch) -> Floats:
+    """Pixels with 0 where they are not data, then the weights of data, and of fill if any."""
     count = len(patch.pixels)
-    planes = np.zeros((count + 1 + (patch.fill is not None), *patch.valid.shape), np.float32)
+    planes = np.empty((count + 1 + (patch.fill is not None), *patch.valid.shape), np.float32)
     np.multiply(patch.pixels, patch.valid, out=planes[:count])
     planes[count] = patch.valid
     if patch.fill is not None:
         planes[count + 1] = patch.fill
+    return planes
+
+
+def _crop(patch: Patch, window: Window) -> Patch:
+    rows, cols = window.slices()
+    fill = None if patch.fill is None else patch.fill[rows, cols]
+    place = window.shifted(patch.window.row0, patch.window.col0)
+    return Patch(patch.pixels[:, rows, cols], patch.valid[rows, cols], fill, patch.level, place)
+
+
+def _warp(patch: Patch, geobox: GeoBox, resampling: str) -> Warped:
+    count, planes = len(patch.pixels), _weighed(patch)
     warped = np.zeros((len(planes), *geobox.shape), np.float32)
     reproject(
         planes,

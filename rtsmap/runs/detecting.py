@@ -23,6 +23,7 @@ from rtsmap.errors import EngineError, InputError, ModelError, RunError
 from rtsmap.instances.coverage import FAILED, LEFT_OUT, MAPPED, NO_DATA, NO_PIXELS, TileCoverage, core_cells
 from rtsmap.instances.detections import Detection, Detector
 from rtsmap.rasters.chips import Chip, ChipReader, Layer, cut_chip
+from rtsmap.rasters.opening import kept_open
 from rtsmap.rasters.tiling import Tile, Window
 from rtsmap.runs.ahead import ahead
 from rtsmap.runs.engine import Engine
@@ -113,6 +114,7 @@ def map_shards(
             on_shard(receipts[-1])
 
     with (
+        kept_open(),
         _threads(task.read_threads, "read") as readers,
         ThreadPoolExecutor(1, "write") as writer,
         deferred() as interrupted,

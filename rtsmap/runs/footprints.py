@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,7 +27,7 @@ from rtsmap.instances.attributes import (
 from rtsmap.instances.seams import Instance, TileMap
 from rtsmap.rasters.acquisition import Acquisition
 from rtsmap.rasters.chips import ChipReader
-from rtsmap.rasters.elevation import DAY_0, HeightCells
+from rtsmap.rasters.elevation import DAY_0, Heights
 from rtsmap.rasters.tiling import Window
 from rtsmap.timing import stage
 
@@ -40,14 +40,14 @@ _STRIP_PX = 1 << 22
 class FootprintMaker:
     """Makes footprints of slumps on `geobox`; several threads may use one.
 
-    `leading` reads the leading modality alone, `heights` may lack a DEM. `whole` are the indexes of
-    tiles without a gap in their imagery. `scene_fingerprint` identifies the scene in footprint ids,
-    `acquisition` says its name and when it was taken.
+    `leading` reads the leading modality alone, `heights` elevation, if there is any. `whole` are the
+    indexes of tiles without a gap in their imagery. `scene_fingerprint` identifies the scene in footprint
+    ids, `acquisition` says its name and when it was taken.
     """
 
     geobox: GeoBox
     leading: ChipReader
-    heights: HeightCells
+    heights: Callable[[Window], Heights]
     tiles: TileMap
     whole: frozenset[int]
     scene_fingerprint: str
@@ -100,7 +100,7 @@ class FootprintMaker:
         """Figures of the elevation, and when it was measured."""
         window = terrain_window(instance.window, self.geobox)
         try:
-            heights = self.heights.read(window)
+            heights = self.heights(window)
         except ReadError as exc:
             logger.warning("a slump at pixel %s is without terrain: %s", instance.pixel, exc)
             return None, None

@@ -24,9 +24,9 @@ from rtsmap.instances.seams import Instance, MergeOptions, TileMap, is_wanted
 from rtsmap.models import ModelCard
 from rtsmap.rasters.acquisition import iso_date
 from rtsmap.rasters.bands import check_bands
-from rtsmap.rasters.elevation import HeightCells
 from rtsmap.rasters.inspection import Problems
 from rtsmap.rasters.mosaic import DemFiles
+from rtsmap.rasters.opening import kept_open
 from rtsmap.rasters.spectral import BandFiles
 from rtsmap.rasters.tiling import TileOptions
 from rtsmap.runs.ahead import ahead
@@ -406,7 +406,7 @@ def _footprints(
     """The slumps that are large enough."""
     told = (replace(one, score=task.engine.told_score(one.score)) for one in instances)
     ranked = with_ranks(told)
-    with ThreadPoolExecutor(task.read_threads, "footprints") as pool:
+    with kept_open(), ThreadPoolExecutor(task.read_threads, "footprints") as pool:
         made = ahead(pool, maker.make, ranked, depth=4 * task.read_threads)
         return [footprint for footprint in made if _is_large_enough(footprint, maker.geobox, options)]
 
@@ -432,7 +432,7 @@ def _footprint_maker(
     return FootprintMaker(
         geobox=prepared.plan.geobox,
         leading=prepared.leading,
-        heights=HeightCells(prepared.reader.heights, prepared.plan.geobox),
+        heights=prepared.reader.heights,
         tiles=TileMap(tile for receipt in receipts for tile in receipt.seen),
         whole=frozenset(index for receipt in receipts for index in receipt.whole),
         scene_fingerprint=fingerprint_text(prepared.plan.inputs["scene"]),

@@ -10,7 +10,7 @@ from rasterio.errors import RasterioIOError
 
 from rtsmap.errors import ReadError
 from rtsmap.rasters import opening
-from rtsmap.rasters.opening import open_sources, patiently
+from rtsmap.rasters.opening import borrowed, kept_open, open_sources, patiently
 from rtsmap.rasters.sources import write_geotiff
 
 
@@ -81,3 +81,34 @@ def test_sources_within_sources_are_opened(tile):
     nested = virtual("X").replace("X", escape(virtual(tile)))
     with pytest.raises(RasterioIOError):
         open_sources(nested.replace("a &amp;amp; b", "gone"))
+
+
+def test_files_that_are_kept_open_are_those_on_disk(tile):
+    def total():
+        with borrowed(str(tile)) as src:
+            return int(src.read().sum())
+
+    geobox = GeoBox((8, 8), Affine(4, 0, 0, 0, -4, 32), "EPSG:3413")
+    with kept_open():
+        with borrowed(str(tile)) as first, borrowed(str(tile)) as other:
+            assert first is not other
+        with borrowed(str(tile)) as again:
+            assert again in (first, other)
+        assert total() == 64
+        write_geotiff(tile, np.full((1, 8, 8), 2, np.float32), geobox)
+        assert total() == 128
+        with borrowed(str(tile)) as last:
+            pass
+        with pytest.raises(RasterioIOError, match="a bad moment"), borrowed(str(tile)):
+            raise RasterioIOError("a bad moment")
+        assert last.closed
+        tile.unlink()
+        with pytest.raises(RasterioIOError):
+            total()
+    assert all(src.closed for src in (first, other, last))
+
+
+def test_nothing_stays_open_without_a_reason(tile):
+    with borrowed(str(tile)) as src:
+        assert not src.closed
+    assert src.closed

@@ -46,13 +46,18 @@ class ThresholdDetector:
 
     def _detect(self, chip: Chip) -> list[Detection]:
         values, valid = self._band(chip)
-        labels, _ = ndimage.label(valid & (values >= self.low) & (values <= self.high))
+        within = (values >= self.low) & (values <= self.high) & valid
+        if not within.any():
+            return []
+        labels, count = ndimage.label(within)
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
         found = []
         for label, box in enumerate(ndimage.find_objects(labels), start=1):
-            inside = labels[box] == label
-            detection = self._detection(chip, box, inside, float(values[box][inside].mean()))
-            if detection.sides != Side.NONE or np.count_nonzero(inside) >= self.min_px:
-                found.append(detection)
+            window = _window(chip, box)
+            sides = touched_sides(window, chip.tile)
+            if sides != Side.NONE or sizes[label] >= self.min_px:
+                inside = labels[box] == label
+                found.append(self._detection(chip, box, inside, float(values[box][inside].mean()), sides))
         return found
 
     def _band(self, chip: Chip) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
@@ -66,20 +71,29 @@ class ThresholdDetector:
         return layer.pixels[self.band], layer.valid
 
     def _detection(
-        self, chip: Chip, box: tuple[slice, slice], inside: npt.NDArray[np.bool_], mean: float
+        self,
+        chip: Chip,
+        box: tuple[slice, slice],
+        inside: npt.NDArray[np.bool_],
+        mean: float,
+        sides: Side,
     ) -> Detection:
-        read = chip.tile.read
-        rows, cols = box
-        window = Window(rows.start, cols.start, rows.stop, cols.stop).shifted(read.row0, read.col0)
         share = (mean - self.low) / (self.high - self.low)
         return Detection(
             score=0.5 + 0.5 * min(max(share, 0.0), 1.0),
-            window=window,
-            mask=np.where(inside, 255, 0).astype(np.uint8),
+            window=_window(chip, box),
+            mask=inside * np.uint8(255),
             tile=chip.tile.index,
-            sides=touched_sides(window, chip.tile),
+            sides=sides,
             modalities=tuple(name for name, layer in chip.layers.items() if _has_data(layer, box, inside)),
         )
+
+
+def _window(chip: Chip, box: tuple[slice, slice]) -> Window:
+    """A box of the chip on the grid."""
+    rows, cols = box
+    read = chip.tile.read
+    return Window(rows.start, cols.start, rows.stop, cols.stop).shifted(read.row0, read.col0)
 
 
 def _has_data(layer: Layer, box: tuple[slice, slice], inside: npt.NDArray[np.bool_]) -> bool:

@@ -537,6 +537,9 @@ def _read_in_strips(
 ) -> Warped:
     """Read and warp some rows at a time, few enough to bound the memory."""
     source_grid = level_geobox(info, level)
+    if (same := _window_of_same_pixels(source_grid, grid, window)) is not None:
+        patch = read_level(info, bands, level, same)
+        return patch.pixels, patch.valid, patch.fill
     hull = _hull(grid, window, source_grid, resampling)
     margin_px = grids.kernel_margin_px(grid, source_grid)
     whole = grids.covering_window(grids.window_geobox(grid, hull), source_grid, margin_px)
@@ -561,6 +564,17 @@ def _read_in_strips(
         np.concatenate([valid for _, valid, _ in parts]),
         np.concatenate(fills),
     )
+
+
+def _window_of_same_pixels(source: GeoBox, grid: GeoBox, window: Window) -> Window | None:
+    """Where the pixels of the source are those of the window: the pixels under it; else None."""
+    if window.height * window.width > _WARP_PX:
+        return None
+    offset = _whole_offset(source, grids.window_geobox(grid, window))
+    if offset is None:
+        return None
+    there = Window(offset[0], offset[1], offset[0] + window.height, offset[1] + window.width)
+    return there if Window(0, 0, *source.shape).contains(there) else None
 
 
 def _hull(grid: GeoBox, window: Window, source: GeoBox, resampling: str) -> Window:
@@ -710,7 +724,7 @@ def _read_pixels(
     if data.dtype.kind == "f":
         valid &= np.isfinite(data).all(axis=0)
     fill = None
-    if info.fill_is_zero and info.nodata != 0 and len(bands) >= 3:
+    if info.fill_is_zero and info.nodata != 0 and len(bands) >= 3 and not data.all():
         zeros = valid & ~data.any(axis=0)
         if zeros.any():
             fill = zeros

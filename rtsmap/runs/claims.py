@@ -78,9 +78,11 @@ class Claims:
     def _remove(self, path: Path) -> None:
         with self._lock:
             self._held.discard(path)
+            others = any(held.parent == path.parent for held in self._held)
         path.unlink(missing_ok=True)
-        with suppress(OSError):
-            path.parent.rmdir()
+        if not others:
+            with suppress(OSError):
+                path.parent.rmdir()
 
     def _create(self, path: Path) -> bool:
         text = json.dumps(_me())

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from functools import partial, reduce
 from itertools import chain
 
+import numpy as np
+import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
 from rtsmap.errors import EngineError, InputError, ModelError, RunError
@@ -196,7 +198,7 @@ def _read_shard(task: Task, shard: ShardPlan) -> _Block:
         if isinstance(chip, str):
             block.results.append(TileResult(tile.index, TileCoverage(FAILED, chip)))
             continue
-        shares = {name: float(layer.valid.mean()) for name, layer in chip.layers.items()}
+        shares = {name: _share(layer.valid) for name, layer in chip.layers.items()}
         cells = core_cells(chip.layers[leading].valid, tile, COVERAGE_STRIDE_PX)
         if shares[leading] == 0 or shares[leading] < task.min_valid_share:
             reason = (
@@ -209,6 +211,10 @@ def _read_shard(task: Task, shard: ShardPlan) -> _Block:
             block.pending[tile.index] = TileResult(tile.index, coverage, shares)
             block.chips.append(chip)
     return block
+
+
+def _share(valid: npt.NDArray[np.bool_]) -> float:
+    return np.count_nonzero(valid) / valid.size
 
 
 def _read_chips(reader: ChipReader, tiles: Sequence[Tile], grid: GeoBox) -> Iterator[tuple[Tile, Chip | str]]:

@@ -4,7 +4,9 @@
 
 The folder is what `rtsmap simulate` wrote; its scene and elevation model are repeated up to each size, so the
 number of slumps grows with the ground. Each map is made in a process of its own, whose peak is that of the
-kernel (VmHWM).
+kernel (VmHWM); that of it and its children together is sampled (resident pages, shared ones counted once a
+process). The slope is that of these sums between the smallest and the largest scene. `--looks` maps with
+second looks.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +45,26 @@ def finder(low: int) -> Engine:
     )
 
 
-def map_once(scene: Path, dem: Path, low: int, *, probability: bool) -> None:
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process and all that it started."""
+    total = 0.0
+    with suppress(OSError, StopIteration, ValueError):
+        total = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            total += sum(resident_mib(int(child)) for child in children.read_text().split())
+    return total
+
+
+def peak_mib(process: subprocess.Popen[bytes]) -> float:
+    """The greatest sum of resident memory until a process has ended."""
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, resident_mib(process.pid))
+        time.sleep(0.05)
+    return peak
+
+
+def map_once(scene: Path, dem: Path, low: int, *, looks: bool, probability: bool) -> None:
     """Map, and print the peak after each stage."""
     start = status_mib("VmRSS")
     peaks: dict[str, float] = {}
@@ -58,7 +80,7 @@ def map_once(scene: Path, dem: Path, low: int, *, probability: bool) -> None:
             dem,
             out=out,
             model=finder(low),
-            options=PredictOptions(second_look=False),
+            options=PredictOptions(second_look=looks),
             probability=Path(folder) / "p.tif" if probability else None,
             progress=progress,
         )
@@ -79,13 +101,15 @@ def main() -> None:
     parser.add_argument("--sizes-px", type=int, nargs="+", default=[4096, 10_000])
     parser.add_argument("--cache-mb", type=int, default=256)
     parser.add_argument("--low", type=int, default=150, help="red from which a pixel is a slump")
+    parser.add_argument("--looks", action="store_true", help="with second looks")
     parser.add_argument("--once", action="store_true", help="map scene.tif of the folder in this process")
     parser.add_argument("--probability", action="store_true", help="write that raster, too")
     arguments = parser.parse_args()
     if arguments.once:
         scene, dem = arguments.folder / "scene.tif", arguments.folder / "dem.tif"
-        map_once(scene, dem, arguments.low, probability=arguments.probability)
+        map_once(scene, dem, arguments.low, looks=arguments.looks, probability=arguments.probability)
         return
+    peaks: dict[int, float] = {}
     for size_px in arguments.sizes_px:
         with tempfile.TemporaryDirectory() as name:
             repeat_scene(arguments.folder, Path(name), size_px)
@@ -93,7 +117,16 @@ def main() -> None:
             command = [sys.executable, "-m", "tests.benchmarks.memory", name, "--once"]
             command += ["--probability"] if arguments.probability else []
             environment = os.environ | {"GDAL_CACHEMAX": str(arguments.cache_mb)}
-            subprocess.run([*command, "--low", str(arguments.low)], check=True, env=environment)
+            command += ["--low", str(arguments.low), *(["--looks"] if arguments.looks else [])]
+            process = subprocess.Popen(command, env=environment)
+            peaks[size_px] = peak_mib(process)
+            if process.returncode:
+                raise SystemExit(process.returncode)
+            print(f"    peak of all processes together: {peaks[size_px]:.0f} MiB", flush=True)
+    smallest, largest = min(peaks), max(peaks)
+    if smallest < largest:
+        slope = (peaks[largest] - peaks[smallest]) / ((largest**2 - smallest**2) / 1e9)
+        print(f"slope: {slope:.0f} MiB per Gpx")
 
 
 if __name__ == "__main__":

@@ -12,16 +12,17 @@ import importlib
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.machinery import ModuleSpec
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor
 
 from rtsmap.errors import EngineError
+from rtsmap.nets.vision import torchvision
 
 EXTENSION = "mmcv._ext"
 
@@ -133,6 +134,32 @@ def install_ops() -> bool:
     return isinstance(sys.modules[EXTENSION], StandIn)
 
 
+class Later(types.ModuleType):
+    """A module in the place of one that is imported when something of it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextmanager
+def _without_pictures_and_tracks() -> Iterator[None]:
+    """Spare seconds of imports: pyplot comes when it is asked for, and scikit-learn is hidden meanwhile.
+
+    The latter serves to follow things through videos and is missed without complaint.
+    """
+    instead: dict[str, Any] = {"matplotlib.pyplot": Later("matplotlib.pyplot"), "sklearn": None}
+    instead = {name: module for name, module in instead.items() if name not in sys.modules}
+    sys.modules.update(instead)
+    try:
+        yield
+    finally:
+        for name, module in instead.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+
 @cache
 def load_mmdet() -> None:
     """Import mmdet's models with working operators; raises EngineError when a package is missing."""
@@ -142,7 +169,8 @@ def load_mmdet() -> None:
             warnings.simplefilter("ignore")
             importlib.import_module("mmcv")
             install_ops()
-            importlib.import_module("mmdet.models")
+            with _without_pictures_and_tracks():
+                importlib.import_module("mmdet.models")
     except ImportError as exc:
         raise EngineError(
             f"mmdet cannot be imported ({exc}); wanted onedl-mmdetection, onedl-mmengine and onedl-mmcv: "

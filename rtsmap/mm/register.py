@@ -15,7 +15,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,6 +25,7 @@ from rtsmap.mm.views import VIEWS, View, ViewedFeatures, can_turn, viewed
 from rtsmap.nets.fusion import FUSIONS, Inputs, fusion_options
 from rtsmap.nets.mvit import GUIDES, STEMS, MViT
 from rtsmap.nets.roi_align import RoIAlign
+from rtsmap.nets.vision import torchvision
 from rtsmap.rasters.bands import GRADIENT_BANDS, InputSpec
 
 DEFAULT_FUSION = "residual_cross_attention"

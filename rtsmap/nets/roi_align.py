@@ -11,8 +11,9 @@ import warnings
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
+
+from rtsmap.nets.vision import torchvision
 
 with warnings.catch_warnings():
     # torch announces once that sparse CSR is in beta; only matrix products are used of it.

@@ -131,3 +131,18 @@ def test_mmdet_imports_without_a_warning():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == done.stderr == ""
+
+
+def test_torchs_compiler_and_scikit_learn_are_there_for_those_who_ask():
+    program = """
+import sys
+from rtsmap.mm.ops import load_mmdet
+load_mmdet()
+assert not {"torch._dynamo", "sklearn", "matplotlib.pyplot"} & set(sys.modules)
+import sklearn.gaussian_process, torch, torch._dynamo.utils, torchvision
+assert torch._dynamo.utils.is_compile_supported("cpu") in (True, False)
+torch.use_deterministic_algorithms(True)
+rois = torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), [torch.tensor([[0.0, 0, 4, 4]])], 2)
+assert rois.shape == (1, 1, 2, 2)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -66,7 +66,10 @@ ChipOption = Annotated[int | None, typer.Option(help="Side of a chip, instead of
 OverlapOption = Annotated[int | None, typer.Option(help="Overlap of chips, instead of the model's.")]
 OriginOption = Annotated[int, typer.Option(min=0, help="Where the first full chip begins.")]
 ShardTilesOption = Annotated[int, typer.Option(min=1, help="A shard is this many tiles high and wide.")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Chips that the network sees at once.")]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Chips that the network sees at once; default: as many as the device holds."),
+]
 MinValidOption = Annotated[
     float, typer.Option(min=0, max=1, help="Skip tiles with data in less than this share of pixels.")
 ]
@@ -74,7 +77,21 @@ SecondLookOption = Annotated[
     bool, typer.Option(help="Look at each slump again, on a chip centred on it, which decides.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        help="auto, fp32, bf16 or fp16. On a CPU auto is fp32; bf16 is for processors that compute in it "
+        "(AMX, AVX512-BF16), and many times slower on others."
+    ),
+]
+CompileOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Have torch compile the network first, which takes minutes: for runs of hours. On a CPU it "
+        "needs a C++ compiler.",
+    ),
+]
 ProbabilityOption = Annotated[
     Path | None,
     typer.Option(

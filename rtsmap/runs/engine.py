@@ -53,9 +53,13 @@ def engine_of(
     model: Engine | ModelCard | str | Path | None,
     device: str = "auto",
     precision: str = "auto",
-    batch_size: int = 8,
+    batch_size: int | None = None,
+    compiled: bool = False,  # noqa: FBT001, FBT002 - stands in a row of four others
 ) -> Engine:
-    """The engine of a model bundle: shipped (by name), elsewhere (by path), or the default one."""
+    """The engine of a model bundle: shipped (by name), elsewhere (by path), or the default one.
+
+    For `batch_size` and `compiled` see `rtsmap.mm.detector.MmDetector`.
+    """
     if isinstance(model, Engine):
         return model
     card = model if isinstance(model, ModelCard) else load_bundle(model)
@@ -68,8 +72,13 @@ def engine_of(
         spec=card.spec,
         chip_px=card.chip_px,
         overlap_px=card.overlap_px,
-        identity={**card.identity, "device": where.partition(":")[0], "precision": exactly},
-        load=partial(load_detector, card, where, exactly, batch_size),
+        identity={
+            **card.identity,
+            "device": where.partition(":")[0],
+            "precision": exactly,
+            **({"compiled": True} if compiled else {}),
+        },
+        load=partial(load_detector, card, where, exactly, batch_size, compiled=compiled),
         min_score=card.score_threshold,
         mask_threshold=card.mask_threshold,
         temperature=card.temperature,
@@ -101,7 +110,7 @@ def engine_at_rest(model: str | Path | None, identity: Mapping[str, Any]) -> Eng
     `identity` is that of the run, whose device and precision are taken over.
     """
     card = load_bundle(model)
-    seen_on = {key: identity.get(key) for key in ("device", "precision")}
+    seen_on = {key: identity[key] for key in ("device", "precision", "compiled") if key in identity}
     return Engine(
         spec=card.spec,
         chip_px=card.chip_px,

@@ -68,7 +68,7 @@ def plan_scenes(
     options = options or PredictOptions()
     sandbox.start()
     with stage("loading"):
-        engine = engine_of(model, options.device, options.precision, options.batch_size)
+        engine = engine_of(model, options.device, options.precision, options.batch_size, options.compiled)
     directory.mkdir(parents=True, exist_ok=True)
 
     @stage("planning")

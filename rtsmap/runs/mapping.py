@@ -53,9 +53,10 @@ class PredictOptions:
     `chip_px`, `overlap_px`, `origin_px` and `shard_tiles` lay out the tiles. Tiles with data in less than
     `min_valid_share` of their pixels are not mapped. `read_threads` (default: half the cores, 2 to 8) read
     ahead of the network. `device` is auto, cpu, cuda or cuda:N; `precision`
-    auto, fp32, bf16 or fp16. `bands` gives numbers of the scene's bands by name, from 1, where the file does
-    not tell: {"red": 5, "green": 3, "blue": 2}. `date` (ISO 8601) and `scene_id` say when the scene was taken
-    and what it is called, before what its tags and its name tell.
+    auto, fp32, bf16 or fp16. Without `batch_size` the network finds its own; `compiled` has torch compile it
+    first, which takes minutes (`rtsmap.mm.detector.MmDetector`). `bands` gives numbers of the scene's bands
+    by name, from 1, where the file does not tell: {"red": 5, "green": 3, "blue": 2}. `date` (ISO 8601) and
+    `scene_id` say when the scene was taken and what it is called, before what its tags and its name tell.
 
     With `second_look`, slumps that tiles found are seen again on chips centred on them, which decide score
     and outline (`rtsmap.instances.looks`); without, the joined parts of tiles are the map.
@@ -69,7 +70,7 @@ class PredictOptions:
     overlap_px: int | None = None
     origin_px: int = 0
     shard_tiles: int = 4
-    batch_size: int = 8
+    batch_size: int | None = None
     min_valid_share: float = 0.01
     second_look: bool = True
     min_score: float | None = None
@@ -78,6 +79,7 @@ class PredictOptions:
     min_speck_px: int = 4
     device: str = "auto"
     precision: str = "auto"
+    compiled: bool = False
     read_threads: int | None = None
     bands: Mapping[str, int] | None = None
     date: str | None = None
@@ -267,7 +269,9 @@ def _predict(
             check_probability(Path(probability), overwrite=overwrite)
     sandbox.start()
     with stage("loading"):
-        engine = engine_of(model, options.device, options.precision, options.batch_size).loaded_once()
+        engine = engine_of(
+            model, options.device, options.precision, options.batch_size, options.compiled
+        ).loaded_once()
     directory = Path(run_dir) if run_dir else out.with_suffix(".rtsrun")
     with stage("planning"):
         scene_run = open_scene(

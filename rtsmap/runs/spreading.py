@@ -42,7 +42,7 @@ def plan_run(
     options = options or PredictOptions()
     sandbox.start()
     with stage("loading"):
-        engine = engine_of(model, options.device, options.precision, options.batch_size)
+        engine = engine_of(model, options.device, options.precision, options.batch_size, options.compiled)
     with stage("planning"):
         return open_scene(
             scene, dem, engine, options, directory, inputs=inputs, model=name_of(model), problems=problems

@@ -202,13 +202,14 @@ class Worker:
         self._finished.add(directory)
 
     def _engine(self, asked: Asked) -> Engine:
-        key = repr((self._job.model, asked.model, asked.options.precision, asked.options.batch_size))
+        options = asked.options
+        key = repr((self._job.model, asked.model, options.precision, options.batch_size, options.compiled))
         if key not in self._engines:
             # one network at a time: the next model's scenes come after those of this one
             self._engines.clear()
-            device = device_of_slot(asked.options.device, self._slot)
+            device = device_of_slot(options.device, self._slot)
             model = self._job.model or asked.model
-            engine = engine_of(model, device, asked.options.precision, asked.options.batch_size)
+            engine = engine_of(model, device, options.precision, options.batch_size, options.compiled)
             self._engines[key] = engine.loaded_once()
         return self._engines[key]
 

@@ -1,13 +1,14 @@
 """One stand-in detector, one scene, one tiling: rtsmap beside SAHI, mmdet's merge and torchgeo's reading.
 
-    python -m tests.benchmarks.beside_others SIMULATED_FOLDER [--size-px 4096] [--rounds 3]
+    python -m tests.benchmarks.beside_others SIMULATED_FOLDER [--size-px 4096] [--torchgeo PYTHON]
 
 The folder is what `rtsmap simulate` wrote; its scene is repeated up to the size. Each way goes from the scene
 on disk to a GeoPackage, in a process of its own, in turns: seconds and CPU seconds after a first go at a
 small scene, which imports all that is needed, and peak memory (of the kernel, imports included). The stand-in
 takes for a slump what is bright, so nearly all of the time is that of reading, joining and writing. mmdet
-merges boxes alone: its merge keeps a mask of the whole scene for each object. torchgeo only reads: it has
-neither seams nor polygons; without the package its row is left out.
+merges boxes alone: its merge keeps a mask of the whole scene for each object. SAHI's merge is its default
+one. torchgeo only reads: it has neither seams nor polygons; `--torchgeo` is the interpreter of an environment
+that has it (and what this module imports), without which its row is left out.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def bright_parts(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, float, tuple[
     labels, _ = ndimage.label(red >= LOW)
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         inside = labels[box] == label
-        if inside.sum() >= LEAST_PX:
+        if np.count_nonzero(inside) >= LEAST_PX:
             yield labels == label, 0.5 + 0.5 * float(red[box][inside].mean() - LOW) / (255 - LOW), box
 
 
@@ -208,12 +209,14 @@ def main() -> None:
     parser.add_argument("--size-px", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit-s", type=float, default=1200)
+    parser.add_argument("--torchgeo", help="the interpreter of an environment with torchgeo")
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         measure(arguments.one, arguments.folder)
         return
-    ways = [way for way in WAYS if "torchgeo" not in way or importlib.util.find_spec("torchgeo")]
+    with_torchgeo = arguments.torchgeo or (importlib.util.find_spec("torchgeo") and sys.executable)
+    ways = [way for way in WAYS if "torchgeo" not in way or with_torchgeo]
     rows: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as folder:
         size = (arguments.size_px, arguments.size_px)
@@ -221,12 +224,13 @@ def main() -> None:
         repeat_raster(arguments.folder / "scene.tif", Path(folder) / "small.tif", (400, 400))
         for _ in range(arguments.rounds):
             for way in ways:
-                rows[way] += _child(way, scene, arguments.limit_s)
+                python = with_torchgeo if "torchgeo" in way else sys.executable
+                rows[way] += _child(way, scene, arguments.limit_s, str(python))
     _print_table(rows, arguments.size_px**2 / 1e6, arguments.limit_s)
 
 
-def _child(way: str, scene: Path, limit_s: float) -> list[dict[str, float]]:
-    command = [sys.executable, "-m", "tests.benchmarks.beside_others", str(scene), "--one", way]
+def _child(way: str, scene: Path, limit_s: float, python: str) -> list[dict[str, float]]:
+    command = [python, "-m", "tests.benchmarks.beside_others", str(scene), "--one", way]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from odc.geo.geobox import GeoBox
 
 from rtsmap.errors import EngineError, GridMismatchError, OptionsError
 from rtsmap.instances.detections import Side
+from rtsmap.mm import detector as detector_module
 from rtsmap.mm.checkpoints import save_weights
 from rtsmap.mm.detector import MmDetector, load_detector, place_mask, resolve_device, stack
 from rtsmap.mm.ops import load_mmdet
@@ -255,3 +257,47 @@ def test_devices_and_precisions_that_do_not_exist_are_refused():
         MmDetector(Answers(ONE), device="cpu", precision="fp16")
     with pytest.raises(OptionsError, match="batch_size"):
         MmDetector(Answers(ONE), device="cpu", batch_size=0)
+
+
+def test_without_a_batch_size_one_is_found_and_the_search_is_no_shortage(monkeypatch):
+    monkeypatch.setattr(detector_module, "_ON_CPU", 8)
+    network = Answers(ONE, memory=2, error=torch.OutOfMemoryError("CUDA out of memory"))
+    detector = MmDetector(network, device="cpu")
+    detector.detect([chip(i) for i in range(9)])
+    assert (detector.batch_size, detector.halvings) == (2, 0)
+    network.memory = 1
+    detector.detect([chip(i) for i in range(2)])
+    assert (detector.batch_size, detector.halvings) == (1, 1)
+
+
+def test_features_in_bf16_are_those_in_fp32_but_for_rounding(caplog):
+    network, chips = generous(), [chip(i) for i in range(2)]
+    inputs = stack(chips, SPEC, "cpu")
+    maps = {}
+    for precision in ("fp32", "bf16"):
+        detector = MmDetector(network, device="cpu", precision=precision)
+        with torch.inference_mode(), detector._autocast():
+            maps[precision] = [level.float() for level in network.pyramid(inputs)]
+    for exact, rounded in zip(maps["fp32"], maps["bf16"], strict=True):
+        assert 0 < (exact - rounded).norm() < 0.05 * exact.norm()
+    warned = any("does not compute in bf16" in record.message for record in caplog.records)
+    assert warned != detector_module._computes_in_bf16()
+
+
+def test_a_compiled_network_finds_the_same(monkeypatch):
+    chips = [chip(i) for i in range(3)]
+    wanted = MmDetector(generous(), device="cpu").detect(chips)
+    # all of torch's compiler but the one that takes minutes
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    found = MmDetector(generous(), device="cpu", compiled=True).detect(chips)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert_same(mine, theirs)
+
+
+def test_what_cannot_be_compiled_is_said_at_once(monkeypatch):
+    def refuse(_module):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    with pytest.raises(EngineError, match="no C\\+\\+ compiler; leave out --compile"):
+        MmDetector(generous(), device="cpu", compiled=True)

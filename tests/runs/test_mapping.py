@@ -215,7 +215,7 @@ def test_another_scene_or_option_in_the_run_directory_is_refused_by_name(tmp_pat
     other = write_scene(tmp_path / "other.tif", blob_labels((150, 210), 4, 25))
     with pytest.raises(PlanMismatchError, match=r"inputs\.scene\.sha256_of_samples"):
         predict(other.path, out=tmp_path / "m.gpkg", model=engine(), overwrite=True)
-    with pytest.raises(PlanMismatchError, match=r"options\.batch_size was 8, now 2"):
+    with pytest.raises(PlanMismatchError, match=r"options\.batch_size was absent, now 2"):
         predict(
             scene.path,
             out=tmp_path / "m.gpkg",

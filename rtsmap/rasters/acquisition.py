@@ -1,8 +1,8 @@
 """When a scene was taken and what it is called, from its tags and its file name. Nothing is guessed silently.
 
 Each finding says where it comes from. What the user says comes first, then tags that vendors write for this
-purpose, then names of files as Maxar (DigitalGlobe), the Polar Geospatial Center (PGC), Planet and ESA give
-them, then the date in a TIFF's header, which some programs set to the time of writing.
+purpose, then names of files as Maxar (DigitalGlobe), the Polar Geospatial Center (PGC), Planet, ESA, the USGS
+and Earth Engine give them, then the date in a TIFF's header, which some programs set to the time of writing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rtsmap.errors import OptionsError
 
 _MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
 _CATALOG_ID = "[0-9A-F]{16}"
+_LANDSAT = r"L[A-Z]\d\d"
 _GIVEN = "given"
 
 _NAMES: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -33,6 +34,12 @@ _NAMES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     ("Maxar open data", re.compile(r"^(?P<id>10[0-9A-F]{14})-(?:visual|pan|ms|pan_analytic)", re.IGNORECASE)),
     ("Sentinel-2", re.compile(r"^(?P<id>S2[A-D]_MSIL\w{2}_(?P<time>\d{8}T\d{6})_\w+)")),
+    (
+        "Sentinel-2 of Earth Engine",
+        re.compile(r"^(?P<id>(?:S2_)?(?P<time>\d{8}T\d{6})_\d{8}T\d{6}_T\d\d[A-Z]{3})", re.IGNORECASE),
+    ),
+    ("Landsat", re.compile(rf"^(?P<id>{_LANDSAT}_L\w{{3}}_\d{{6}}_(?P<time>\d{{8}})_\d{{8}}_\d\d_\w\w)")),
+    ("Landsat of Earth Engine", re.compile(rf"^(?P<id>(?:L\d_)?{_LANDSAT}_\d{{6}}_(?P<time>\d{{8}}))")),
     ("PlanetScope", re.compile(r"^(?P<id>(?P<time>\d{8}_\d{6})(?:_\d\d)?_[0-9a-f]{4})_", re.IGNORECASE)),
 )
 _DATE_TAGS = (

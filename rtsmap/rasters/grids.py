@@ -230,6 +230,11 @@ def _why_not_metric(native: GeoBox) -> str | None:
         return f"is in units of {unit_m:.4f} m"
     height_m, width_m = ground_pixel_m(native)
     resolution = native.resolution
+    if not (height_m and width_m):
+        raise InputError(
+            f"the raster's pixels of {resolution.x:g} x {resolution.y:g} units have no extent on the ground; "
+            "its georeferencing is damaged, give it the right one (gdal_edit.py -a_ullr)"
+        )
     scales = (abs(resolution.y) / height_m, abs(resolution.x) / width_m)
     if all(abs(scale - 1) <= _SCALE_TOLERANCE for scale in scales):
         return None

@@ -229,10 +229,12 @@ def _usable_polygons(
     flat = shapely.force_2d(geometries)
     invalid = ~missing & ~shapely.is_valid(flat)
     shapes = make_polygons_valid(flat)
+    hopeless = shapely.is_missing(shapes)
     usable = ~missing & is_polygonal(shapes) & ~shapely.is_empty(shapes)
     notes = [
         (int(missing.sum()), "without geometry left out"),
-        (int((~missing & ~usable).sum()), "not polygons and left out"),
+        (int((~missing & hopeless).sum()), "with impossible coordinates left out"),
+        (int((~missing & ~hopeless & ~usable).sum()), "not polygons and left out"),
         (int((invalid & usable).sum()), "invalid and repaired"),
         (int((with_z & usable).sum()), "with Z, which was dropped"),
     ]

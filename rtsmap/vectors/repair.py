@@ -23,11 +23,12 @@ def is_polygonal(shapes: Shapes) -> npt.NDArray[np.bool_]:
 def make_polygons_valid(shapes: Shapes) -> Shapes:
     """Valid shapes; of collections their polygons; multipolygons of one part as that polygon.
 
-    Shapes without any area are returned as they are.
+    Shapes without any area are returned as they are; None for those whose coordinates are no numbers, or too
+    large to compute with.
     """
     shapes = shapes.copy()
     invalid = ~shapely.is_missing(shapes) & ~shapely.is_valid(shapes)
-    shapes[invalid] = shapely.make_valid(shapes[invalid])
+    shapes[invalid] = [_made_valid(shape) for shape in shapes[invalid]]
     kind = shapely.get_type_id(shapes)
     collections = kind == shapely.GeometryType.GEOMETRYCOLLECTION
     shapes[collections] = [_polygons_of(shape) for shape in shapes[collections]]
@@ -36,6 +37,13 @@ def make_polygons_valid(shapes: Shapes) -> Shapes:
     )
     shapes[single] = shapely.get_geometry(shapes[single], 0)
     return shapes
+
+
+def _made_valid(shape: BaseGeometry) -> BaseGeometry | None:
+    try:
+        return shapely.make_valid(shape)
+    except shapely.errors.GEOSException:
+        return None
 
 
 def _polygons_of(collection: BaseGeometry) -> BaseGeometry:

@@ -139,3 +139,8 @@ def test_cells_cover_a_window_once_and_do_not_depend_on_it(height, width, corner
 def test_shrink_ratio_is_that_of_the_shorter_side():
     native = GeoBox((400, 400), Affine(1.0, 0, 0, 0, -2.0, 0), "EPSG:32608")
     assert grids.shrink_ratio(geobox((10, 10), 8.0), native) == pytest.approx(4.0)
+
+
+def test_pixels_without_extent_are_refused():
+    with pytest.raises(InputError, match="have no extent on the ground"):
+        grids.run_grid(GeoBox((10, 10), Affine(1e-30, 0, 500_000, 0, -1e-30, 7_000_000), "EPSG:32608"), 4.0)

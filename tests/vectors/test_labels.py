@@ -355,3 +355,15 @@ def test_names_that_would_be_taken_for_others_are_refused_and_nothing_is_written
     (tmp_path / name).write_text("{}")
     with pytest.raises(InputError, match="rename it"):
         read_polygons(tmp_path / name)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_polygons_with_impossible_coordinates_are_left_out(tmp_path, odd):
+    path = tmp_path / "odd.fgb"
+    with np.errstate(all="ignore"):
+        good, bow = blob(1), shapely.Polygon([(0, 0), (odd, 9), (9, 0), (-odd, 9)])
+        frame = geopandas.GeoDataFrame(geometry=[good, bow], crs=POLAR.proj)
+        pyogrio.write_dataframe(frame, path, layer_options={"SPATIAL_INDEX": "NO"})
+        read = read_polygons(path)
+    assert_same_geometries(read.geometries, [good])
+    assert any("1 of 2 features with impossible coordinates left out" in note for note in read.notes)

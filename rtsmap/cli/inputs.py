@@ -11,7 +11,7 @@ ScenesArgument = Annotated[
     list[str],
     typer.Argument(
         help="Optical scenes with red, green, blue: files, folders, 'quoted*.tif' patterns, or a table "
-        "(CSV, GeoParquet, STAC items) with columns scene, dem, date, id."
+        "(CSV, GeoParquet, STAC items) with columns scene, dem, date, id, bands."
     ),
 ]
 OverlapsOption = Annotated[

@@ -122,11 +122,13 @@ def _check_elevation(
                     sources.probe(name)
         elif looked.safe and grid is not None:
             model = open_elevation(dem, grid)
-            if not may_miss and not any(meets(grid, tile.geobox) for tile in model.tiles):
-                raise GridMismatchError(
-                    f"{model.info.path}: the elevation model does not overlap the scene; give one that does, "
-                    "or none to map by imagery alone"
-                )
+            if not any(meets(grid, tile.geobox) for tile in model.tiles):
+                sentence = f"{model.info.path}: the elevation model does not overlap the scene"
+                if not may_miss:
+                    raise GridMismatchError(
+                        f"{sentence}; give one that does, or none to map by imagery alone"
+                    )
+                return (*looked.notes, f"{sentence}, which is mapped by imagery alone")
         return looked.notes
     return ()
 

@@ -104,7 +104,9 @@ class FootprintMaker:
         except ReadError as exc:
             logger.warning("a slump at pixel %s is without terrain: %s", instance.pixel, exc)
             return None, None
-        terrain = instance_terrain(instance, self.geobox, window, heights.elevation, heights.valid)
+        terrain = None
+        if heights.valid.any():
+            terrain = instance_terrain(instance, self.geobox, window, heights.elevation, heights.valid)
         here = instance.window.slices(window)
         return terrain, dem_date(heights.first_day[here], heights.last_day[here], instance.inside)
 

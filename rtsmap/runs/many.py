@@ -19,6 +19,7 @@ from typing import Any
 from rtsmap import __version__, sandbox
 from rtsmap.errors import ModelError, OptionsError, RtsmapError, RunError
 from rtsmap.instances.overlaps import RULES
+from rtsmap.rasters.bands import parse_bands
 from rtsmap.runs.ahead import ahead
 from rtsmap.runs.engine import Engine, engine_of, name_of
 from rtsmap.runs.executors import Executor
@@ -76,13 +77,15 @@ def plan_scenes(
         own = replace(options, date=item.date or options.date, scene_id=item.scene_id or options.scene_id)
         entry = SceneEntry(item.name, item.scene, own.scene_id or item.name, own.date, None)
         try:
+            if item.bands:
+                own = replace(own, bands=parse_bands(item.bands))
             opened = open_scene(
                 item.scene,
                 list(item.dem) or None,
                 engine,
                 own,
                 directory / item.name,
-                inputs=inputs,
+                inputs={**(inputs or {}), "dem_may_miss": item.dem_may_miss},
                 model=name_of(model),
             )
         except ModelError:

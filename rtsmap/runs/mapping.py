@@ -194,12 +194,14 @@ def open_scene(
 ) -> SceneRun:
     """Plan a run over a scene into a directory, or open the one that is there.
 
-    `inputs` may hold `aoi`, `exclude` and `band_files`. `model` is the name or folder that gave the engine;
-    it is kept for workers that come later. What is wrong with the inputs is raised as one error, with known
-    `problems`.
+    `inputs` may hold `aoi`, `exclude`, `band_files` and `dem_may_miss` (the DEM is that of many scenes).
+    `model` is the name or folder that gave the engine; it is kept for workers that come later. What is wrong
+    with the inputs is raised as one error, with known `problems`.
     """
     prepared = _prepare(scene, dem, engine, options, {**(inputs or {}), "problems": problems})
-    asked = {"options": asdict(options), "model": model}
+    asked: dict[str, Any] = {"options": asdict(options), "model": model}
+    if inputs and inputs.get("dem_may_miss"):
+        asked["dem_may_miss"] = True
     plan = replace(prepared.plan, asked=asked)
     return SceneRun(open_run(directory, plan), replace(prepared, plan=plan), engine, options)
 
@@ -311,25 +313,27 @@ def make_map(
         work.sweep()
         found = joined(task, receipts, merge, progress) if looked is None else iter(looked.instances)
         wanted = (one for one in found if is_wanted(one, merge) and scene_run.is_near(one))
-        footprints = _footprints(task, _footprint_maker(prepared, receipts, options), wanted, options)
         record = _record(prepared, options, merge, receipts)
         record |= {"temperature": scene_run.engine.temperature, "second_looks": _about_looks(looked)}
         with stage("coverage"):
             coverage = _coverage(task)
-        if prepared.ground is not None:
-            footprints = [one for one in footprints if prepared.ground.holds(one.polygon)]
-            coverage = prepared.ground.divide(coverage)
+        footprints = _footprints(task, _footprint_maker(prepared, receipts, options), wanted, options)
+        if (ground := prepared.ground) is not None:
+            footprints = (one for one in footprints if ground.holds(one.polygon))
+            coverage = ground.divide(coverage)
         if probability is not None:
             with stage("probability"):
                 write_probability(
                     task, Path(probability), ground=prepared.ground, overwrite=overwrite, progress=progress
                 )
         with stage("writing map"):
-            write_map(out, footprints, prepared.plan.geobox.crs, coverage, record, overwrite=overwrite)
+            count = write_map(
+                out, footprints, prepared.plan.geobox.crs, coverage, record, overwrite=overwrite
+            )
     return RunReport(
         out=out,
         run_dir=run.directory,
-        footprints=len(footprints),
+        footprints=count,
         tiles=sum(len(shard.tiles) for shard in task.shards),
         no_data=sum(receipt.no_data for receipt in receipts),
         failed=tuple((tile.index, reason) for receipt in receipts for tile, reason in receipt.failed),
@@ -406,13 +410,13 @@ def _merge_options(engine: Engine, options: PredictOptions, pixel_m: float) -> M
 
 def _footprints(
     task: Task, maker: FootprintMaker, instances: Iterator[Instance], options: PredictOptions
-) -> list[Footprint]:
-    """The slumps that are large enough."""
+) -> Iterator[Footprint]:
+    """The slumps that are large enough, made as they are asked for."""
     told = (replace(one, score=task.engine.told_score(one.score)) for one in instances)
     ranked = with_ranks(told)
     with kept_open(), ThreadPoolExecutor(task.read_threads, "footprints") as pool:
         made = ahead(pool, maker.make, ranked, depth=4 * task.read_threads)
-        return [footprint for footprint in made if _is_large_enough(footprint, maker.geobox, options)]
+        yield from (one for one in made if _is_large_enough(one, maker.geobox, options))
 
 
 def _is_large_enough(footprint: Footprint, geobox: GeoBox, options: PredictOptions) -> bool:

@@ -62,16 +62,26 @@ def prepare(
     band_files: BandFiles | None = None,
     taken: str | None = None,
     scene_id: str | None = None,
+    dem_may_miss: bool = False,
     problems: Problems | None = None,
 ) -> Prepared:
     """Plan a run over a scene; pixels are read for samples only: of fingerprints, and of radiometry.
 
     `bands` gives numbers of the scene's bands by name; `band_files` are rasters of further bands, `aoi` and
-    `exclude` files of polygons; `taken` and `scene_id` are for scenes that do not tell, or tell wrongly. All
-    that is wrong with the inputs is raised as one InputError, with `problems` that are known already.
+    `exclude` files of polygons; `taken` and `scene_id` are for scenes that do not tell, or tell wrongly.
+    `dem_may_miss`: the DEM is that of many scenes, and need not reach this one. All that is wrong with the
+    inputs is raised as one InputError, with `problems` that are known already.
     """
     problems = problems or Problems()
-    doubts = check_inputs(scene, dem, engine.spec, bands, problems=problems, band_files=band_files)
+    doubts = check_inputs(
+        scene,
+        dem,
+        engine.spec,
+        bands,
+        problems=problems,
+        dem_may_miss=dem_may_miss,
+        band_files=band_files,
+    )
     for name in (*area_files(aoi), *area_files(exclude)):
         with problems.collected():
             read_polygons(name)

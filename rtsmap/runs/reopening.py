@@ -46,7 +46,7 @@ def read_asked(directory: Path, changes: Mapping[str, Any] | None = None) -> Ask
         return Asked(
             scene=data["paths"]["scene"],
             dem=data["paths"]["dem"],
-            inputs=_given(data["paths"]),
+            inputs=_given(data["paths"]) | _allowed(data["asked"]),
             model=data["asked"]["model"],
             options=PredictOptions.of(**given),
             plan=_plan(data),
@@ -67,6 +67,10 @@ def _given(paths: Mapping[str, Any]) -> dict[str, Any]:
     areas = {name: files for name, files in paths.items() if name in AREAS}
     bands = {name[len(_BAND) :]: file for name, file in paths.items() if name.startswith(_BAND)}
     return {**areas, "band_files": bands} if bands else areas
+
+
+def _allowed(asked: Mapping[str, Any]) -> dict[str, Any]:
+    return {"dem_may_miss": True} if asked.get("dem_may_miss") is True else {}
 
 
 def _plan(data: Mapping[str, Any]) -> Plan:

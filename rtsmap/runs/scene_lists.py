@@ -29,19 +29,26 @@ _SCENE = ("scene", "path", "file", "image", "href")
 _DEM = ("dem", "elevation")
 _DATE = ("date", "acquired", "datetime")
 _ID = ("id", "scene_id", "name")
+_BANDS = ("bands",)
 _FEW_TILES = 16
 _MARGIN_DEG = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class SceneItem:
-    """One scene to map: `name` is that of its folder, unlike all others; None is what nobody said."""
+    """One scene to map: `name` is that of its folder, unlike all others; None is what nobody said.
+
+    `bands` are numbers of its bands as users write them, red=3,green=2,blue=1. `dem_may_miss`: its DEM files
+    are those of all scenes, and need not reach this one.
+    """
 
     name: str
     scene: str
     dem: tuple[str, ...] = ()
     date: str | None = None
     scene_id: str | None = None
+    bands: str | None = None
+    dem_may_miss: bool = False
 
 
 def is_one_file(given: Sequence[Path | str]) -> bool:
@@ -55,7 +62,7 @@ def read_scenes(given: Sequence[Path | str], dem: Sequence[str] | None = None) -
     """Scenes that are named by rasters, folders, patterns, or tables; a table may bring DEMs of its own.
 
     A table is CSV, (Geo)Parquet or a STAC item collection with a column or asset `scene`, and if wanted
-    `dem`, `date` and `id`. Paths in it are relative to it. Raises InputError for what names nothing.
+    `dem`, `date`, `id` and `bands`. Paths in it are relative to it. Raises InputError for what names nothing.
     """
     items = [item for one in given for item in _items(str(one))]
     if not items:
@@ -76,9 +83,11 @@ def with_dems(items: Sequence[SceneItem], dem: Sequence[str]) -> list[SceneItem]
         return list(items)
     files = find_files(list(dem))
     if len(files) <= _FEW_TILES:
-        return [item if item.dem else replace(item, dem=tuple(files)) for item in items]
-    tree = shapely.STRtree([_place(name) for name in files])
-    return [item if item.dem else replace(item, dem=_near(item, tree, files)) for item in items]
+        near = {item: tuple(files) for item in items}
+    else:
+        tree = shapely.STRtree([_place(name) for name in files])
+        near = {item: _near(item, tree, files) for item in items}
+    return [item if item.dem else replace(item, dem=near[item], dem_may_miss=True) for item in items]
 
 
 def _near(item: SceneItem, tree: shapely.STRtree, files: Sequence[str]) -> tuple[str, ...]:
@@ -143,6 +152,7 @@ def _items_of_table(path: Path) -> Iterator[SceneItem]:
             dem=tuple(_beside(path, part.strip()) for part in own_dem.split(";") if part.strip()),
             date=None if when is None else iso_date(when.replace(" ", "T")),
             scene_id=wanted_id,
+            bands=_first(row, _BANDS),
         )
 
 
@@ -174,6 +184,7 @@ def _row_of_item(feature: Mapping[str, Any]) -> dict[str, Any]:
         "dem": dem or properties.get("dem"),
         "date": properties.get("datetime") or properties.get("start_datetime") or properties.get("date"),
         "id": feature.get("id") or properties.get("id"),
+        "bands": properties.get("bands"),
     }
 
 

@@ -38,7 +38,7 @@ class Stage:
         self._rejected: dict[int, tuple[int, int]] = {}
         self._look_around(as_it_is=as_it_is)
         self.reused = len(self._receipts)
-        if self.reused:
+        if self.reused and not as_it_is:
             logger.info(
                 "%d of %d shards are finished and not computed again", self.reused, len(self.task.shards)
             )

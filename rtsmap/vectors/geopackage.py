@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ COVERAGE_LAYER = "coverage"
 RECORD_TABLE = "run_record"
 STYLE_TABLE = "layer_styles"
 GEOMETRY_COLUMN = "geom"
+PORTION = 20_000
+"""Footprints that are in memory at once, and written together."""
 
 FOOTPRINT_COLUMNS: Mapping[str, str] = {
     "id": "object",
@@ -79,48 +82,79 @@ class MapLayers:
 
 def write_map(
     path: Path | str,
-    footprints: Sequence[Footprint],
+    footprints: Iterable[Footprint],
     crs: CRS,
     coverage: Sequence[CoverageArea],
     run_record: Mapping[str, Any],
     *,
     overwrite: bool = False,
-) -> None:
-    """Write a map; whole or not at all, and the same content in the same order for the same input.
+) -> int:
+    """Write a map, whole or not at all; gives how many footprints it holds.
 
-    `run_record` must be what JSON can hold; paths and numpy numbers are turned into it. Raises
-    InputError when `path` exists and `overwrite` is false, or cannot be written.
+    Footprints are written as they come, in portions of `PORTION` that are sorted from the top left, so that
+    no more are in memory. `run_record` must be what JSON can hold; paths and numpy numbers are turned into
+    it. Raises InputError when `path` exists and `overwrite` is false, or cannot be written.
     """
-    ordered = sorted(footprints, key=_from_top_left)
     coverage_frame = _frame(
         [area.polygon for area in coverage],
         {name: [getattr(area, name) for area in coverage] for name in COVERAGE_COLUMNS},
         COVERAGE_COLUMNS,
         crs,
     )
-    write_layers(
-        path, MapLayers(to_geodataframe(ordered, crs), coverage_frame, run_record), overwrite=overwrite
-    )
+    frames = (to_geodataframe(portion, crs) for portion in _portions(iter(footprints)))
+    return _write_all(path, frames, coverage_frame, run_record, overwrite=overwrite)
 
 
 def write_layers(path: Path | str, layers: MapLayers, *, overwrite: bool = False) -> None:
     """Write the layers of a map as they are; see `write_map`."""
-    path = Path(path)
+    _write_all(path, [layers.footprints], layers.coverage, layers.run_record, overwrite=overwrite)
+
+
+def _portions(footprints: Iterator[Footprint]) -> Iterator[list[Footprint]]:
+    """At least one portion, so that an empty map has its layer."""
+    portion = list(islice(footprints, PORTION))
+    while True:
+        yield sorted(portion, key=_from_top_left)
+        if not (portion := list(islice(footprints, PORTION))):
+            return
+
+
+def _write_all(
+    path: Path | str,
+    footprints: Iterable[geopandas.GeoDataFrame],
+    coverage: geopandas.GeoDataFrame,
+    run_record: Mapping[str, Any],
+    *,
+    overwrite: bool,
+) -> int:
+    """Write footprints frame by frame, then all else; gives how many there were."""
+    path, count = Path(path), 0
     if path.suffix.lower() != ".gpkg":
         raise InputError(
             f"{path}: a map is a GeoPackage; name it with .gpkg and use export for other formats"
         )
     with whole_file(path, overwrite=overwrite) as temporary:
-        try:
-            _write_spatial(temporary, FOOTPRINT_LAYER, layers.footprints, "Thaw slumps found by rtsmap")
-            _write_spatial(temporary, COVERAGE_LAYER, layers.coverage, "What was mapped, and what was not")
-            _write_table(temporary, RECORD_TABLE, _record_rows(layers.run_record), "How this map was made")
+        # what frames raise while they are made is none of writing's
+        for frame in footprints:
+            with _told_of(path):
+                _write_spatial(temporary, FOOTPRINT_LAYER, frame, "Thaw slumps found by rtsmap")
+            count += len(frame)
+        with _told_of(path):
+            _write_spatial(temporary, COVERAGE_LAYER, coverage, "What was mapped, and what was not")
+            _write_table(temporary, RECORD_TABLE, _record_rows(run_record), "How this map was made")
             styles = {FOOTPRINT_LAYER: footprint_qml(), COVERAGE_LAYER: coverage_qml()}
             rows = style_rows(styles, GEOMETRY_COLUMN)
             _write_table(temporary, STYLE_TABLE, rows, "Styles of QGIS", FID="id")
-        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError) as exc:
-            raise InputError(f"{path}: cannot be written: {exc}") from exc
-        _check_written(temporary, layers)
+        _check_written(temporary, count, len(coverage), len(run_record))
+    return count
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError) as exc:
+        raise InputError(f"{path}: cannot be written: {exc}") from exc
 
 
 def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDataFrame:
@@ -190,6 +224,9 @@ def _from_top_left(footprint: Footprint) -> tuple[float, float, str]:
 
 
 def _write_spatial(path: Path, layer: str, frame: geopandas.GeoDataFrame, description: str) -> None:
+    if path.exists() and layer in pyogrio.list_layers(path)[:, 0]:
+        pyogrio.write_dataframe(frame, path, layer=layer, append=True, promote_to_multi=True)
+        return
     pyogrio.write_dataframe(
         frame,
         path,
@@ -265,7 +302,7 @@ def _read(path: Path, layer: str) -> Any:
         raise InputError(f"{path}: layer '{layer}' cannot be read; the file is damaged: {exc}") from exc
 
 
-def _check_written(path: Path, layers: MapLayers) -> None:
+def _check_written(path: Path, footprints: int, areas: int, entries: int) -> None:
     """Read the file back before anybody relies on it."""
     with closing(sqlite3.connect(path)) as database:
         (verdict,) = database.execute("PRAGMA quick_check").fetchone()
@@ -273,10 +310,6 @@ def _check_written(path: Path, layers: MapLayers) -> None:
             table: database.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0]  # noqa: S608
             for table in (FOOTPRINT_LAYER, COVERAGE_LAYER, RECORD_TABLE)
         }
-    wanted = {
-        FOOTPRINT_LAYER: len(layers.footprints),
-        COVERAGE_LAYER: len(layers.coverage),
-        RECORD_TABLE: len(layers.run_record),
-    }
+    wanted = {FOOTPRINT_LAYER: footprints, COVERAGE_LAYER: areas, RECORD_TABLE: entries}
     if verdict != "ok" or found != wanted:
         raise RunError(f"{path.name} was not written as asked: {verdict}, rows {found}, wanted {wanted}")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import rasterio
 from typer.testing import CliRunner
 
 from rtsmap.cli.main import app
-from rtsmap.errors import InputError, OptionsError
+from rtsmap.errors import InputError, OptionsError, RunError
 from rtsmap.rasters.sources import write_geotiff
 from rtsmap.runs import many, mapping, spreading, workers
 from rtsmap.runs.in_process import InProcess
@@ -218,6 +220,45 @@ def test_each_scene_gets_the_dem_tiles_near_it(tmp_path, ground):
         write_geotiff(tmp_path / f"far{i}.tif", np.zeros((10, 10), np.float32), far, nodata=-9999.0)
     items = read_scenes([folder], [str(tmp_path / "*.tif")])
     assert [item.dem for item in items] == [(str(near),), (str(near),)]
+
+
+def test_a_dem_for_all_need_not_reach_every_scene(tmp_path, ground):
+    _, folder = ground
+    west = write_dem(tmp_path / "west_dem.tif", grid((120, 70)))
+    write_part(folder / "far.tif", ground[0], 150, 100)
+    items = read_scenes([folder], [str(west)])
+    out = tmp_path / "m.gpkg"
+    report = predict_scenes(Processes(1), items, out=out, model=engine(), options=OPTIONS)
+    assert not report.problems
+    seen_with = {name: set(read_map(scene.out)["modalities"]) for name, scene in report.scenes}
+    assert seen_with["far"] == {"optical"}
+    assert "optical,terrain" in seen_with["west"]
+    notes = {name: " ".join(scene.notes) for name, scene in report.scenes}
+    assert "mapped by imagery alone" in notes["far"]
+    assert "mapped by imagery alone" not in notes["west"]
+    own = [replace(item, dem=(str(west),), dem_may_miss=False) for item in items if item.name == "far"]
+    with pytest.raises(RunError, match="does not overlap the scene"):
+        predict_scenes(InProcess(), own, out=tmp_path / "n.gpkg", model=engine(), options=OPTIONS)
+
+
+def test_tables_tell_each_scene_its_bands(tmp_path, ground):
+    _, folder = ground
+    for name, order in (("west", (0, 1, 2)), ("east", (2, 1, 0))):
+        with rasterio.open(folder / f"{name}.tif") as source:
+            pixels = source.read()
+        box = grid((120, 150), 4.0, LEFT + (0 if name == "west" else 400), TOP)
+        write_geotiff(folder / f"{name}.tif", pixels[list(order)], box, band_names=("a", "b", "c"))
+    (tmp_path / "scenes.csv").write_text(
+        'scene,bands\nscenes/west.tif,"red=1,green=2,blue=3"\nscenes/east.tif,"red=3,green=2,blue=1"\n'
+        'scenes/east.tif;x,"red=here"\n'
+    )
+    given = {"model": engine(), "options": OPTIONS}
+    items = read_scenes([tmp_path / "scenes.csv"])
+    report = predict_scenes(InProcess(), items, out=tmp_path / "m.gpkg", overlaps="keep", **given)
+    ((_, problem),) = report.problems
+    assert "cannot read 'red=here'" in problem
+    assert {name for name, _ in report.scenes} == {"west", "east"}
+    assert all(scene.footprints for _, scene in report.scenes)
 
 
 def test_the_command_maps_a_folder_and_names_what_failed(tmp_path, ground, monkeypatch):

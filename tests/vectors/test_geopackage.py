@@ -94,6 +94,17 @@ def test_content_and_order_do_not_depend_on_the_order_given(tmp_path_factory, se
     assert sorted(a["id"]) == sorted(f.id for f in made)
 
 
+def test_more_footprints_than_memory_should_hold_are_written_in_portions(tmp_path, monkeypatch):
+    made = [footprint(pixel_blob(s, 400 * (s % 3), 300 * (s % 2)), number=s) for s in range(7)]
+    write_map(tmp_path / "whole.gpkg", made, POLAR, coverage(), RECORD)
+    monkeypatch.setattr(geopackage, "PORTION", 3)
+    assert write_map(tmp_path / "map.gpkg", iter(made), POLAR, coverage(), RECORD) == 7
+    found, whole = (read_map(tmp_path / f"{name}.gpkg").set_index("id") for name in ("map", "whole"))
+    pd.testing.assert_frame_equal(pd.DataFrame(found.loc[whole.index]), pd.DataFrame(whole))
+    in_portions = [sorted(made[i : i + 3], key=geopackage._from_top_left) for i in (0, 3, 6)]
+    assert found.index.tolist() == [one.id for portion in in_portions for one in portion]
+
+
 def test_coverage_and_record_are_read_as_they_were_written(map_path):
     areas, read = coverage(), read_map(map_path, COVERAGE_LAYER)
     assert_same_geometries(read.geometry, [area.polygon for area in areas])

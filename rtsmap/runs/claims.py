@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,9 @@ LEASE_S = 120.0
 """A claim that its holder has not renewed for so long is over."""
 
 _RENEW_S = 20.0
+_CLOCK_S = 30.0
+_FOLDERS_KEPT = 10_000
+_LEADS: dict[Path, tuple[float, float]] = {}
 
 
 @contextmanager
@@ -144,13 +148,23 @@ def _is_over(path: Path) -> bool:
 
 
 def _now(folder: Path) -> float:
-    """The time by the clock that stamps files in this folder, which may be another machine's."""
-    probe = folder / f".now-{uuid.uuid4().hex}"
-    probe.touch()
-    try:
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
+    """The time by the clock that stamps files in this folder, which may be another machine's.
+
+    Its lead over the clock here is asked for once in `_CLOCK_S` seconds.
+    """
+    asked, lead = _LEADS.get(folder, (0.0, 0.0))
+    if not asked or not 0 <= time.time() - asked < _CLOCK_S:
+        probe = folder / f".now-{uuid.uuid4().hex}"
+        probe.touch()
+        try:
+            asked = time.time()
+            lead = probe.stat().st_mtime - asked
+        finally:
+            probe.unlink(missing_ok=True)
+        if len(_LEADS) > _FOLDERS_KEPT:
+            _LEADS.clear()
+        _LEADS[folder] = asked, lead
+    return time.time() + lead
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,15 +30,21 @@ class Stage:
     """What of a task's shards is done, and how the rest gets done.
 
     Shards with failed tiles, and damaged ones, count as missing when the stage is opened, so that they are
-    tried again, unless `as_it_is`; what fails from then on stays failed.
+    tried again, unless `as_it_is`; what fails from then on stays failed. What other workers finish
+    meanwhile is known by name, and read when its receipt is asked for.
     """
 
     def __init__(self, task: Task, *, as_it_is: bool = False) -> None:
         self.task = task
         self.computed = 0
+        self._missing = {shard.index: shard for shard in task.shards}
+        self._unread: dict[int, ShardPlan] = {}
         self._receipts: dict[int, Receipt] = {}
         self._rejected: dict[int, tuple[int, int]] = {}
-        self._look_around(as_it_is=as_it_is)
+        self._by_name = {task.run.shard_path(shard.index).name: shard for shard in task.shards}
+        self._place = 0
+        self._look_around()
+        self._read(as_it_is=as_it_is)
         self.reused = len(self._receipts)
         if self.reused and not as_it_is:
             logger.info(
@@ -46,22 +54,38 @@ class Stage:
     @property
     def missing(self) -> tuple[ShardPlan, ...]:
         """Shards that nobody has finished, as far as is known."""
-        return tuple(shard for shard in self.task.shards if shard.index not in self._receipts)
+        return tuple(self._missing.values())
+
+    @property
+    def is_complete(self) -> bool:
+        """True when no shard is missing, as far as is known."""
+        return not self._missing
 
     @property
     def done(self) -> int:
         """How many shards are finished."""
-        return len(self._receipts)
+        return len(self.task.shards) - len(self._missing)
 
     @property
     def receipts(self) -> list[Receipt]:
         """Of all shards, in order. Raises RunError while some are missing."""
-        if missing := self.missing:
+        if not self.settle():
             raise RunError(
-                f"{self.task.run.directory}: {len(missing)} of {len(self.task.shards)} shards are not "
+                f"{self.task.run.directory}: {len(self._missing)} of {len(self.task.shards)} shards are not "
                 "computed yet; `rtsmap work` on the run's folder computes them"
             )
         return [self._receipts[shard.index] for shard in self.task.shards]
+
+    @property
+    def is_faultless(self) -> bool:
+        """True when all shards are there, were read, and have no failed tile."""
+        is_read = len(self._receipts) == len(self.task.shards)
+        return is_read and not any(receipt.failed for receipt in self._receipts.values())
+
+    def settle(self) -> bool:
+        """Read what others have finished; what is damaged is missing again. True when nothing is missing."""
+        self._read(as_it_is=True)
+        return self.is_complete
 
     def advance(
         self,
@@ -75,9 +99,11 @@ class Stage:
 
         At most `limit`, and only those of `share`.
         """
-        wanted = [shard for shard in self.missing if share is None or share(shard)]
+        wanted = [shard for shard in self._missing.values() if share is None or share(shard)]
 
         def finished(receipt: Receipt) -> None:
+            self._missing.pop(receipt.shard, None)
+            self._unread.pop(receipt.shard, None)
             self._receipts[receipt.shard] = receipt
             claims.release(self.task.run.directory, _name(receipt.shard))
             self.computed += 1
@@ -94,7 +120,7 @@ class Stage:
                 self.task.run.directory,
             )
             raise
-        self._look_around(as_it_is=True)
+        self._look_around()
         return self.computed - before
 
     def finish(self, claims: Claims, progress: Progress, name: str) -> None:
@@ -106,46 +132,63 @@ class Stage:
 
         tell()
         pause = _WAIT_S[0]
-        while self.missing:
+        while not self.is_complete:
             if self.advance(claims, tell):
                 pause = _WAIT_S[0]
-            elif self.missing:
+            elif not self.is_complete:
                 time.sleep(pause)
                 pause = min(2 * pause, _WAIT_S[1])
             tell()
 
     def _free(self, wanted: list[ShardPlan], claims: Claims, limit: int | None) -> Iterator[ShardPlan]:
-        taken, there = 0, _names_in(self.task.run.directory)
-        for shard in wanted:
-            if limit is not None and taken >= limit:
-                return
-            is_there = self.task.run.shard_path(shard.index).name in there
-            if (is_there and self._has_arrived(shard)) or not claims.take(
-                self.task.run.directory, _name(shard.index)
-            ):
+        """Shards claimed one by one: those after the last, and elsewhere where others are at work."""
+        taken, run = 0, self.task.run
+        place = bisect_left([shard.index for shard in wanted], self._place)
+        while wanted and (limit is None or taken < limit):
+            shard = wanted.pop(place % len(wanted))
+            place %= len(wanted) + 1
+            if not claims.take(run.directory, _name(shard.index)):
+                # whoever holds this one will take those after it
+                place = random.randrange(max(1, len(wanted)))
                 continue
             # it may have been finished between the look and the claim
             if self._has_arrived(shard):
-                claims.release(self.task.run.directory, _name(shard.index))
+                claims.release(run.directory, _name(shard.index))
+                self._note_arrival(shard)
                 continue
             taken += 1
+            self._place = shard.index + 1
             yield shard
 
-    def _look_around(self, *, as_it_is: bool) -> None:
-        """Take in what has appeared; one listing instead of a question for each shard."""
-        there = _names_in(self.task.run.directory)
-        for shard in self.missing:
-            if self.task.run.shard_path(shard.index).name in there:
-                self._look_for(shard, as_it_is=as_it_is)
+    def _look_around(self) -> None:
+        """Note what has appeared: one listing instead of a question for each shard."""
+        for name in _names_in(self.task.run.directory):
+            shard = self._by_name.get(name)
+            if shard is not None and shard.index in self._missing and self._has_arrived(shard):
+                self._note_arrival(shard)
+
+    def _note_arrival(self, shard: ShardPlan) -> None:
+        self._missing.pop(shard.index, None)
+        self._unread[shard.index] = shard
 
     def _has_arrived(self, shard: ShardPlan) -> bool:
         signature = _signature(self.task.run, shard)
         return signature is not None and signature != self._rejected.get(shard.index)
 
-    def _look_for(self, shard: ShardPlan, *, as_it_is: bool) -> None:
-        """Take in the receipt of a shard that is on disk."""
-        if not self._has_arrived(shard):
-            return
+    def _read(self, *, as_it_is: bool) -> None:
+        """Take in the receipts of shards that are on disk; those that will not do are missing again."""
+        rejected = []
+        for index in sorted(self._unread):
+            shard = self._unread.pop(index)
+            if (receipt := self._look_into(shard, as_it_is=as_it_is)) is None:
+                rejected.append(shard)
+            else:
+                self._receipts[index] = receipt
+        if rejected:
+            together = {**self._missing, **{shard.index: shard for shard in rejected}}
+            self._missing = dict(sorted(together.items()))
+
+    def _look_into(self, shard: ShardPlan, *, as_it_is: bool) -> Receipt | None:
         run, signature = self.task.run, _signature(self.task.run, shard)
         try:
             receipt = receipt_of(read_shard(run.shard_path(shard.index), shard, run.plan.fingerprint), shard)
@@ -153,13 +196,13 @@ class Stage:
             logger.warning("%s; it is computed again", exc)
         else:
             if as_it_is or not receipt.failed:
-                self._receipts[shard.index] = receipt
-                return
+                return receipt
             logger.info(
                 "shard %d has %d failed tiles; they are tried again", shard.index, len(receipt.failed)
             )
         if signature is not None:
             self._rejected[shard.index] = signature
+        return None
 
 
 def complete(task: Task, progress: Progress, name: str = "mapping") -> tuple[list[Receipt], int]:

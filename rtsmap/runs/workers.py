@@ -140,7 +140,7 @@ class Worker:
         open_stages = [work.stage for directory in job.directories if (work := self._open.get(directory))]
         return Done(
             computed=computed,
-            missing=sum(len(stage.missing) for stage in open_stages),
+            missing=sum(len(stage.task.shards) - stage.done for stage in open_stages),
             unfinished=self._unfinished(job),
             problems=tuple(self._problems.items()),
             told=tuple(self._standing(directory) for directory in job.directories if directory in self._open),
@@ -185,18 +185,18 @@ class Worker:
             return 0
 
     def _work(self, directory: Path) -> SceneWork | None:
-        if directory in self._open:
-            return self._open[directory]
         if _is_done(directory, dict(self._job.changes)):
+            self._open.pop(directory, None)
             self._finished.add(directory)
             return None
+        if directory in self._open:
+            return self._open[directory]
         scene_run = reopen(directory, self._engine, dict(self._job.changes))
         self._open[directory] = scene_run.work()
         return self._open[directory]
 
     def _close(self, directory: Path, work: SceneWork) -> None:
-        failed = sum(len(receipt.failed) for receipt in work.tiles.receipts)
-        if not failed:
+        if work.tiles.is_faultless:
             _mark_done(directory, dict(self._job.changes))
         del self._open[directory]
         self._finished.add(directory)

@@ -86,10 +86,11 @@ class SceneWork:
 
     def is_finished(self, progress: Progress = silent) -> bool:
         """True when nothing is left for the network; goes on to the next stage where one is complete."""
-        while not self._stage.missing:
+        while self._stage.is_complete:
             if not self._second_look or self.looked is not None:
                 return True
-            self._next_stage(progress)
+            if self._stage.settle():
+                self._next_stage(progress)
         return False
 
     def advance(

@@ -182,6 +182,7 @@ def main() -> int:
     )
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="begin with this one, up to --count")
     parser.add_argument("--keep", type=Path, default=Path("mutants"))
     parser.add_argument("--limit-s", type=float, default=30)
     options = parser.parse_args()
@@ -192,7 +193,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, closing(Worker(120)) as worker:
         originals = Originals(Path(folder), worker)
         worker.limit_s = options.limit_s
-        for number in range(options.count):
+        for number in range(options.first, options.count):
             dice = random.Random(f"{options.seed} {number}")
             place = Path(folder) / "mutant"
             place.mkdir()
@@ -215,7 +216,7 @@ def main() -> int:
     print(
         json.dumps(
             {
-                "mutants": options.count,
+                "mutants": options.count - options.first,
                 "outcomes": dict(Counter(outcome for (_, outcome), n in tally.items() for _ in range(n))),
                 "bad": len(bad),
                 "children": starts,

@@ -159,7 +159,7 @@ def _import() -> None:
 # --- scaling ---------------------------------------------------------------------------------------------
 
 
-def scaling(scenes: int, turns: int, *, bound: bool) -> None:
+def scaling(scenes: int, side_px: int, turns: int, *, bound: bool) -> None:
     """Time bare networks and workers in turns."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -167,7 +167,7 @@ def scaling(scenes: int, turns: int, *, bound: bool) -> None:
         options = PredictOptions(second_look=False, read_threads=1, device="cpu", precision="fp32")
         inputs = []
         for number in range(scenes):
-            made = write_scene(folder / f"s{number}.tif", blob_labels((640, 640), number, 40))
+            made = write_scene(folder / f"s{number}.tif", blob_labels((side_px, side_px), number, 40))
             inputs.append((made.path, write_dem(folder / f"d{number}.tif", made.geobox)))
         chips = 0
         told: dict[str, list[float]] = {}
@@ -272,13 +272,14 @@ def main() -> None:
     tiles.add_argument("--workers", type=int, default=8)
     speed = ways.add_parser("scaling")
     speed.add_argument("--scenes", type=int, default=8)
+    speed.add_argument("--side-px", type=int, default=832, help="of a scene; 832 are one shard of 16 tiles")
     speed.add_argument("--turns", type=int, default=3)
     speed.add_argument("--unbound", action="store_true")
     options = parser.parse_args()
     if options.way == "overhead":
         overhead(options.tiles, options.workers)
     else:
-        scaling(options.scenes, options.turns, bound=not options.unbound)
+        scaling(options.scenes, options.side_px, options.turns, bound=not options.unbound)
 
 
 if __name__ == "__main__":

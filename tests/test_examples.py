@@ -7,14 +7,17 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rtsmap.cli.main import app
 from rtsmap.vectors.geopackage import read_map
+from tests.runs.blob_scenes import blob_labels, engine, write_scene
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 HELD_ELSEWHERE = {
@@ -129,6 +132,93 @@ def test_every_command_has_a_typed_function_and_an_example():
             continue
         text = (EXAMPLES / scripts[0]).read_text(encoding="utf-8")
         assert any(name.rpartition(".")[2] + "(" in text for name in functions), scripts
+
+
+RTSMAP = """#!{python}
+import sys
+from rtsmap.runs import many, mapping, spreading, workers
+from tests.runs.blob_scenes import engine
+for module in (many, mapping, spreading, workers):
+    module.engine_of = lambda *_: engine()
+spreading.engine_at_rest = lambda *_: engine()
+from rtsmap.cli.main import run
+run()
+"""
+SBATCH = """#!/bin/bash
+# runs at once what SLURM would run some time, with the variables that it gives
+array=
+while [[ $1 == --* ]]; do
+    case $1 in
+        --array=1-*) array=${1#--array=1-} ;;
+        --parsable | --dependency=afterany:[0-9]*) ;;
+        *) echo "sbatch: what is $1?" >&2; exit 1 ;;
+    esac
+    shift
+done
+for ((i = 1; i <= ${array:-1}; i++)); do
+    [[ -z $array ]] || export SLURM_ARRAY_TASK_ID=$i SLURM_ARRAY_TASK_COUNT=$array
+    bash "$@" >&2 || exit 1
+done
+echo "4711;cluster"
+"""
+
+
+def program(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="SLURM has bash")
+def test_a_slurm_array_maps_scenes(tmp_path):
+    """With SLURM's commands played by a script, and the network by a threshold."""
+    root, folder = EXAMPLES.parent, tmp_path / "two scenes"
+    folder.mkdir()
+    for number in range(2):
+        write_scene(folder / f"s{number}.tif", blob_labels((150, 150), number, 12))
+    (tmp_path / "bin").mkdir()
+    program(tmp_path / "bin" / "rtsmap", RTSMAP.format(python=sys.executable))
+    program(tmp_path / "bin" / "sbatch", SBATCH)
+    variables = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(root)}
+    out = tmp_path / "map.gpkg"
+    command = ["bash", EXAMPLES / "slurm" / "submit.sh", folder, "", tmp_path / "run", out, "2"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert set(read_map(out)["scene_id"]) == {"s0", "s1"}
+    assert done.stderr.count("0 shards computed") == 1, "the last job finds nothing left"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="SLURM has bash")
+def test_scripts_for_slurm_are_bash_and_ask_for_what_sbatch_knows():
+    scripts = sorted((EXAMPLES / "slurm").glob("*.sh"))
+    assert [script.stem for script in scripts] == ["finish", "submit", "work"]
+    for script in scripts:
+        subprocess.run(["bash", "-n", script], check=True)
+        lines = script.read_text(encoding="utf-8").splitlines()
+        asked = {line.split()[1].partition("=")[0] for line in lines if line.startswith("#SBATCH")}
+        known = {"--job-name", "--cpus-per-task", "--mem", "--gres", "--time", "--requeue", "--signal"}
+        assert asked <= known
+
+
+def test_scenes_are_mapped_with_dask_jobqueue(tmp_path, monkeypatch, capsys):
+    """With a cluster of this machine in the place of SLURM's."""
+    distributed = pytest.importorskip("distributed")
+    asked = {}
+
+    class Cluster(distributed.LocalCluster):
+        def __init__(self, **given):
+            asked.update(given)
+            super().__init__(n_workers=1, threads_per_worker=given["cores"], dashboard_address=":0")
+
+        def adapt(self, *, minimum_jobs, maximum_jobs):
+            assert 1 <= minimum_jobs <= maximum_jobs
+
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", SimpleNamespace(SLURMCluster=Cluster))
+    scene = write_scene(tmp_path / "scene.tif", blob_labels((150, 150), 1, 12))
+    out = tmp_path / "map.gpkg"
+    example("map_on_slurm").main([str(scene.path)], out, jobs=2, model=engine())
+    assert f"slumps from 1 scenes: {out}" in capsys.readouterr().out
+    assert len(read_map(out)) > 0
+    assert asked["processes"] == 1
 
 
 def test_every_example_is_held_by_a_test():

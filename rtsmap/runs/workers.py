@@ -20,7 +20,7 @@ from rtsmap.errors import ModelError, OptionsError, RtsmapError
 from rtsmap.runs.claims import Claims, claiming
 from rtsmap.runs.engine import Engine, device_of_slot, engine_of
 from rtsmap.runs.plan import ShardPlan
-from rtsmap.runs.reopening import Asked, reopen
+from rtsmap.runs.reopening import Asked, read_asked, reopen
 from rtsmap.runs.working import SceneWork, State
 from rtsmap.vectors.atomic import whole_file
 
@@ -41,7 +41,10 @@ def tell_nobody(_directory: Path, _stage: str, _done: int, _total: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The `index`-th of `count` equal shares of a scene's tiles, counted from 1."""
+    """The `index`-th of `count` equal shares of the scenes' tiles, counted from 1.
+
+    Of each further scene the shares begin one shard later, so that scenes of one shard are shared, too.
+    """
 
     index: int
     count: int
@@ -60,9 +63,13 @@ class Share:
             raise OptionsError(f"share '{text}': wanted two numbers such as 2/4, for the second of four")
         return cls(int(index), int(count))
 
-    def holds(self, shard: ShardPlan) -> bool:
-        """True for shards of this share."""
-        return shard.index % self.count == self.index - 1
+    def holds(self, shard: ShardPlan, scene: int = 0) -> bool:
+        """True for shards of this share; `scene` is the place of theirs among all, from 0."""
+        return (shard.index + scene) % self.count == self.index - 1
+
+    def holds_any(self, shards: int, scene: int = 0) -> bool:
+        """True when a scene of so many shards has one of this share."""
+        return (self.index - 1 - scene) % self.count < shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +121,7 @@ class Worker:
         self._job = job
         self._slot = slot
         self._engines = {} if engines is None else engines
+        self._places = {directory: place for place, directory in enumerate(sorted(job.directories))}
         self._open: dict[Path, SceneWork] = {}
         self._problems: dict[Path, str] = {}
         self._finished: set[Path] = set()
@@ -154,6 +162,9 @@ class Worker:
         self, directory: Path, share: Share | None, limit: int | None, claims: Claims, tell: Tell
     ) -> int:
         """Compute what is free in a scene; gives how many shards."""
+        scene = self._places.get(directory, 0)
+        if share and directory not in self._open and not share.holds_any(_count_shards(directory), scene):
+            return 0
         if (work := self._work(directory)) is None:
             return 0
         before, state = work.computed, State.WORKED
@@ -162,7 +173,7 @@ class Worker:
                 claims,
                 partial(tell, directory),
                 limit=None if limit is None else limit - (work.computed - before),
-                share=share.holds if share else None,
+                share=partial(share.holds, scene=scene) if share else None,
             )
         if state is State.FINISHED:
             self._close(directory, work)
@@ -212,6 +223,10 @@ class Worker:
             engine = engine_of(model, device, options.precision, options.batch_size, options.compiled)
             self._engines[key] = engine.loaded_once()
         return self._engines[key]
+
+
+def _count_shards(directory: Path) -> int:
+    return read_asked(directory).plan.count_shards()
 
 
 def rotated(directories: Sequence[Path], slot: int, slots: int) -> tuple[Path, ...]:

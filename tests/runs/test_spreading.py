@@ -245,5 +245,12 @@ def test_shares_are_a_partition():
     from tests.runs.test_plan import some_plan
 
     shards = some_plan((300, 300), 1).shards()
-    for shard in shards:
-        assert sum(Share(i, 7).holds(shard) for i in range(1, 8)) == 1
+    shares = [Share(i, 7) for i in range(1, 8)]
+    for scene in range(9):
+        for shard in shards:
+            assert sum(share.holds(shard, scene) for share in shares) == 1
+        for count in range(1, 10):
+            for share in shares:
+                assert share.holds_any(count, scene) == any(share.holds(s, scene) for s in shards[:count])
+    # scenes of one shard each are shared evenly
+    assert [sum(share.holds(shards[0], scene) for scene in range(14)) for share in shares] == [2] * 7

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import rasterio
 from rasterio.enums import Interleaving
-from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from rtsmap.rasters.opening import innermost, is_remote, opened
+from rtsmap.rasters.opening import GDAL_ERRORS, innermost, is_remote, opened
 
 MAX_BLOCK_BYTES = 256 << 20
 """A block that decodes to more is refused: one damaged number in a header asks for all memory."""
@@ -48,7 +47,7 @@ def look(path: str) -> dict[str, Any]:
         return {**found, "problems": [problem]}
     warnings.simplefilter("ignore")
     # one that does not open is refused with a sentence where it is used
-    with suppress(RasterioError), rasterio.Env(GDAL_CACHEMAX=64), opened(path) as src:
+    with suppress(*GDAL_ERRORS), rasterio.Env(GDAL_CACHEMAX=64), opened(path) as src:
         if src.count and src.width and src.height:
             found["problems"] = list(_structural_problems(src, path))
             if not found["problems"]:
@@ -60,7 +59,7 @@ def open_each(paths: list[str]) -> None:
     """Open and close rasters."""
     for path in paths:
         # one that does not open is refused with a sentence where it is used
-        with suppress(RasterioError):
+        with suppress(*GDAL_ERRORS):
             rasterio.open(path).close()
 
 
@@ -91,7 +90,7 @@ def _source_problems(name: str) -> Iterator[str]:
     try:
         with rasterio.open(name) as source:
             yield from _huge_blocks(source, f"blocks of {name}")
-    except RasterioError as exc:
+    except GDAL_ERRORS as exc:
         yield f"its source {name} cannot be opened ({exc})"
 
 
@@ -148,7 +147,7 @@ def _sample(src: Any, side: int) -> dict[str, Any]:
             break
         try:
             pixels = src.read(bands, window=window, masked=True)
-        except RasterioError as exc:
+        except GDAL_ERRORS as exc:
             unread.append(f"rows {window.row_off}.., columns {window.col_off}..: {innermost(exc)}")
             continue
         sampled += 1

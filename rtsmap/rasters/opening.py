@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from xml.sax.saxutils import unescape
 
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
 from rtsmap.errors import ReadError
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _SOURCE = re.compile(r"<SourceFilename[^>]*>([^<]*)</SourceFilename>")
+
+GDAL_ERRORS = (RasterioError, CPLE_BaseError)
+"""What reading with rasterio may raise; of damaged headers GDAL's own errors come through as they are."""
 
 LOCAL_PAUSES_S = (0.1, 0.5)
 REMOTE_PAUSES_S = (0.5, 2.0, 5.0)
@@ -177,13 +181,13 @@ def patiently(read: Callable[[], Result], dataset: str, name: str) -> Result:
     for pause_s in REMOTE_PAUSES_S if is_remote(dataset) else LOCAL_PAUSES_S:
         try:
             return once()
-        except (RasterioError, OSError) as exc:  # noqa: PERF203 - once a try
+        except (*GDAL_ERRORS, OSError) as exc:  # noqa: PERF203 - once a try
             logger.info("%s: cannot be read (%s); trying again in %.1f s", name, innermost(exc), pause_s)
             time.sleep(pause_s)
             again = True
     try:
         return once()
-    except (RasterioError, OSError) as exc:
+    except (*GDAL_ERRORS, OSError) as exc:
         raise ReadError(f"{name}: {innermost(exc)}") from exc
 
 

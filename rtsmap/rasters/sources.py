@@ -23,7 +23,7 @@ import rasterio
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.warp import reproject
 from rasterio.windows import Window as RasterioWindow
 from scipy.ndimage import binary_dilation
@@ -34,7 +34,7 @@ from rtsmap.rasters.bands import check_bands
 from rtsmap.rasters.first_look import MAX_BLOCK_BYTES, block_bytes
 from rtsmap.rasters.grids import RunGrid
 from rtsmap.rasters.interpolation import interpolate
-from rtsmap.rasters.opening import borrowed, opened, patiently
+from rtsmap.rasters.opening import GDAL_ERRORS, borrowed, opened, patiently
 from rtsmap.rasters.tiling import Window
 from rtsmap.rasters.upright import is_located_by_points, is_upright, upright
 from rtsmap.timing import stage
@@ -130,7 +130,7 @@ def probe(path: Path | str) -> RasterInfo:
             if is_upright(src):
                 return _describe(src, name, name)
             text, note = upright(src, name)
-    except RasterioError as exc:
+    except GDAL_ERRORS as exc:
         missing = not name.startswith("/vsi") and not Path(name).exists()
         reason = "there is no such file" if missing else f"GDAL cannot open it as a raster ({exc})"
         if not missing and name.lower().endswith(".npz"):
@@ -477,7 +477,7 @@ def read_picture(path: Path | str) -> tuple[tuple[str, ...], Floats, Bools]:
             names = tuple(name or "" for name in src.descriptions)
             pixels = src.read().astype(np.float32)
             valid = (src.read_masks() > 0) & np.isfinite(pixels)
-    except RasterioError as exc:
+    except GDAL_ERRORS as exc:
         raise InputError(f"{path}: cannot be read as a raster ({exc})") from exc
     return names, np.where(valid, pixels, np.float32(0)), valid
 

@@ -233,8 +233,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("cases", nargs="*", choices=[*CASES, []], default=list(CASES))
-    cases = parser.parse_args().cases
+    parser.add_argument("cases", nargs="*", help="of: " + ", ".join(CASES))
+    cases = parser.parse_args().cases or list(CASES)
     right = True
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from rasterio._err import CPLE_AppDefinedError
 from rasterio.errors import RasterioIOError
 
-from rtsmap.errors import ReadError
-from rtsmap.rasters import opening
+from rtsmap.errors import InputError, ReadError
+from rtsmap.rasters import opening, sources
 from rtsmap.rasters.opening import borrowed, kept_open, open_sources, patiently
 from rtsmap.rasters.sources import write_geotiff
 
@@ -112,3 +113,14 @@ def test_nothing_stays_open_without_a_reason(tile):
     with borrowed(str(tile)) as src:
         assert not src.closed
     assert src.closed
+
+
+def test_an_error_of_gdal_itself_is_a_sentence(tile, monkeypatch):
+    """Seen with headers whose tags had been damaged."""
+
+    def damaged(*_):
+        raise CPLE_AppDefinedError(3, 1, "TIFFFetchNormalTag: custom tag 65535 is not read from file")
+
+    monkeypatch.setattr(sources, "_describe", damaged)
+    with pytest.raises(InputError, match=r"GDAL cannot open it as a raster .*custom tag 65535"):
+        sources.probe(tile)

@@ -30,7 +30,7 @@ from rtsmap.runs.scene_lists import SceneItem
 from rtsmap.runs.spreading import Model, merge_run
 from rtsmap.runs.workers import Job
 from rtsmap.timing import Ledger, measuring, stage
-from rtsmap.vectors.atomic import whole_file
+from rtsmap.vectors.atomic import parts_of, remove_parts, whole_file
 from rtsmap.vectors.united import SceneMap, unite_maps
 
 MAP = "map.gpkg"
@@ -170,6 +170,7 @@ def merge_scenes(
     check_rule(overlaps)
     entries = read_entries(directory)
     _refuse_undated(entries, overlaps)
+    remove_parts([*parts_of(out), *parts_of(directory / SCENES)], started)
     bad = {entry.name: entry.problem for entry in entries if entry.problem} | dict(problems or {})
     reports: list[tuple[SceneEntry, RunReport]] = []
     wanted = [entry for entry in entries if entry.name not in bad]

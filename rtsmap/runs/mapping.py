@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +41,7 @@ from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.working import SceneWork, joined, read_shard_of
 from rtsmap.timing import Ledger, measuring, stage
 from rtsmap.vectors.areas import AreaFiles
-from rtsmap.vectors.atomic import refuse_existing, refuse_odd_name
+from rtsmap.vectors.atomic import parts_of, refuse_existing, refuse_odd_name, remove_parts
 from rtsmap.vectors.geopackage import write_map
 
 
@@ -474,8 +473,5 @@ def _record(
 
 def _sweep(run: Run, out: Path, before: float) -> None:
     """Remove what killed runs left half-written; what is younger than this run may be somebody's work."""
-    left_overs = [*run.directory.rglob(".shard-*.part"), *out.parent.glob(f".{out.name[:40]}.*.part")]
     sweep(run.directory)
-    for folder in left_overs:
-        if folder.stat().st_mtime < before:
-            shutil.rmtree(folder, ignore_errors=True)
+    remove_parts([*run.directory.rglob(".*.part"), *parts_of(out)], before)

@@ -6,7 +6,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from rtsmap.errors import InputError, RunError
@@ -51,6 +52,19 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             ) from exc
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """Hidden folders in which processes write `path`, or wrote it when they were killed."""
+    return list(path.parent.glob(f".{escape(path.name[:40])}.*.part"))
+
+
+def remove_parts(folders: Iterable[Path], before: float) -> None:
+    """Remove such folders that nobody has touched since a time of day; younger ones may be somebody's work."""
+    for folder in folders:
+        with suppress(FileNotFoundError):
+            if folder.stat().st_mtime < before:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def refuse_odd_name(path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from rtsmap.errors import InputError
-from rtsmap.vectors.atomic import whole_file
+from rtsmap.vectors.atomic import parts_of, remove_parts, whole_file
 
 
 def names(folder):
@@ -117,3 +120,13 @@ def test_what_is_moved_has_the_rights_of_an_ordinary_file(tmp_path):
     with whole_file(tmp_path / "ours.gpkg") as temporary:
         temporary.write_bytes(b"")
     assert (tmp_path / "ours.gpkg").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_parts_of_killed_processes_are_removed_and_younger_ones_stay(tmp_path):
+    out = tmp_path / "a [1].gpkg"
+    old, young = (Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=tmp_path)) for _ in "ab")
+    (tmp_path / ".a 1.gpkg.x.part").mkdir()
+    os.utime(old, (1e9, 1e9))
+    assert sorted(parts_of(out)) == sorted([old, young])
+    remove_parts([*parts_of(out), tmp_path / "gone"], 1.1e9)
+    assert parts_of(out) == [young]

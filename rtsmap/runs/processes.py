@@ -2,12 +2,14 @@
 
 Processes are spawned, not forked, for a GPU or a thread pool does not survive a fork. Each goes through the
 scenes like a worker on any other machine. One that dies is started again, a few times; what it held is free.
+After Ctrl-C each finishes the shard in hand; the second Ctrl-C ends them at once.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -44,6 +46,9 @@ class Processes:
             while busy := [member for member in crew if member.done is None]:
                 for member in _heard_from(busy):
                     member.listen(tell)
+        except KeyboardInterrupt:
+            _let_finish(crew)
+            raise
         finally:
             for member in crew:
                 member.stop()
@@ -80,6 +85,20 @@ class _Member:
             self.done = content
         else:
             raise content
+
+    def finish_shard(self) -> None:
+        """Ask the process to end once the shard in hand is on disk."""
+        if self.done is None and self._process.pid is not None and os.name != "nt":
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGINT)
+
+    def see_off(self) -> None:
+        """Wait until the process has ended; what it has to tell is heard, lest it waits for a listener."""
+        with suppress(EOFError, OSError):
+            while self.done is None:
+                kind, _ = self._connection.recv()
+                if kind != "told":
+                    return
 
     def stop(self) -> None:
         """End the process if it still runs; what it has in hand is lost, what is on disk stays."""
@@ -119,6 +138,9 @@ def _serve(job: Job, slot: int, connection: Connection) -> None:
         connection.send(("told", (directory, stage, done, total)))
 
     answer: tuple[str, Any]
+    if hasattr(os, "setpgrp"):
+        # Ctrl-C in the terminal is for the parent, which passes it on once
+        os.setpgrp()
     try:
         answer = ("done", Worker(job, slot).do(job, tell))
     except KeyboardInterrupt:
@@ -129,6 +151,14 @@ def _serve(job: Job, slot: int, connection: Connection) -> None:
         answer = ("failed", RuntimeError(f"worker {slot + 1}: {type(exc).__name__}: {exc}"))
     with suppress(OSError):
         connection.send(answer)
+
+
+def _let_finish(crew: list[_Member]) -> None:
+    logger.warning("Ctrl-C: each worker finishes the shard in hand; once more stops at once")
+    for member in crew:
+        member.finish_shard()
+    for member in crew:
+        member.see_off()
 
 
 def _heard_from(members: list[_Member]) -> list[_Member]:

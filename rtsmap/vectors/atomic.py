@@ -60,7 +60,7 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def remove_parts(folders: Iterable[Path], before: float) -> None:
-    """Remove such folders that nobody has touched since a time of day; younger ones may be somebody's work."""
+    """Remove those that nobody has touched since a time of day; younger ones may be somebody's work."""
     for folder in folders:
         with suppress(FileNotFoundError):
             if folder.stat().st_mtime < before:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -43,6 +45,7 @@ class NotedDetector:
 
     notes: Path
     together: int = 1
+    pause_s: float = 0.02
 
     def detect(self, chips: Sequence[Chip]) -> list[list[Detection]]:
         own = self.notes / str(os.getpid())
@@ -50,7 +53,7 @@ class NotedDetector:
         deadline = time.time() + 120
         while len(self.seen()) < self.together and time.time() < deadline:
             time.sleep(0.02)
-        time.sleep(0.02)
+        time.sleep(self.pause_s)
         with own.open("a") as stream:
             stream.write("".join(f"{chip.tile.index}\n" for chip in chips))
         return ThresholdDetector(low=160, high=255).detect(chips)
@@ -133,6 +136,40 @@ def test_by_two_processes_of_which_one_is_killed(tmp_path, inputs, both):
     killer.join()
     assert (tmp_path / "killed").exists()
     assert len(both.seen()) >= 2
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from rtsmap.runs.processes import Processes
+from tests.runs.test_spreading import NotedDetector, OPTIONS, engine, predict_with
+scene, dem, out, notes = map(Path, sys.argv[1:])
+model = engine(detector=NotedDetector(notes, together=2, pause_s=1.0))
+if __name__ == "__main__":
+    predict_with(Processes(2), scene, dem, out=out, model=model, options=OPTIONS)
+"""
+
+
+def test_after_ctrl_c_each_of_two_processes_finishes_its_shard(tmp_path, inputs, noted):
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    out = tmp_path / "m.gpkg"
+    arguments = [sys.executable, tmp_path / "interrupted.py", inputs.scene, inputs.dem, out, noted.notes]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen(
+        arguments, env=variables, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while child.poll() is None and sum(map(len, noted.seen().values())) < 2:
+        time.sleep(0.02)
+    os.killpg(child.pid, signal.SIGINT)
+    _, told = child.communicate(timeout=120)
+    assert child.returncode != 0
+    assert "KeyboardInterrupt" in told
+    tiles = [tile for own in noted.seen().values() for tile in own]
+    shards = list(out.with_suffix(".rtsrun").glob("shard-*.arrow"))
+    # what was begun is on disk, and nobody holds anything
+    assert 2 <= len(shards) == len(tiles) < 36
+    assert not list(out.with_suffix(".rtsrun").rglob("claims"))
+    assert mapped(InProcess(), inputs, out, noted) == inputs.wanted
 
 
 def kill_the_first(detector: NotedDetector) -> None:

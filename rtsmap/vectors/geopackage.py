@@ -166,6 +166,8 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
     if missing or not isinstance(frame, geopandas.GeoDataFrame) or frame.crs is None:
         what = f"no column '{missing[0]}'" if missing else "no geometry with a CRS"
         raise InputError(f"{path}: layer '{layer}' has {what}, so this is not a whole map of rtsmap")
+    if nowhere := int(frame.geometry.isna().sum()):
+        raise InputError(f"{path}: layer '{layer}' has {nowhere} rows without geometry; the file is damaged")
     return frame
 
 

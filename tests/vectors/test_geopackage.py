@@ -247,6 +247,16 @@ def test_a_file_that_lacks_rows_is_not_put_in_place(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("layer", [FOOTPRINT_LAYER, COVERAGE_LAYER])
+def test_a_map_that_has_lost_a_geometry_is_refused(map_path, layer):
+    with closing(sqlite3.connect(map_path)) as database, database:
+        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            database.execute(f'DROP TRIGGER "{name}"')
+        database.execute(f"UPDATE {layer} SET geom = NULL WHERE fid = 1")  # noqa: S608
+    with pytest.raises(InputError, match="1 rows without geometry; the file is damaged"):
+        read_map(map_path, layer)
+
+
 def test_names_that_are_no_map_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"name it with \.gpkg"):
         write_map(tmp_path / "map.shp", [], POLAR, [], {})

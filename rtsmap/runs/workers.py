@@ -91,7 +91,7 @@ class Job:
     @property
     def key(self) -> str:
         """Jobs of the same key can use the same loaded network."""
-        return repr((self.model, self.changes, self.token))
+        return self.token or repr((self.model, self.changes))
 
 
 @dataclass(frozen=True, slots=True)

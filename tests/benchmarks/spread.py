@@ -45,6 +45,7 @@ from tests.runs.blob_scenes import blob_labels, engine, write_dem, write_scene
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
+@dataclass(frozen=True, slots=True)
 class NoNetwork:
     """Sees nothing, at once."""
 

@@ -63,11 +63,20 @@ def run_grid(native: GeoBox, resolution_m: float) -> RunGrid:
 
 
 def ground_pixel_m(geobox: GeoBox, rows: Any = None, cols: Any = None) -> tuple[Any, Any]:
-    """Geodesic (height, width) in metres of the pixels centred at `rows`, `cols` (default: the centre)."""
+    """Geodesic (height, width) in metres of the pixels centred at `rows`, `cols` (default: the centre).
+
+    Raises InputError when the pixel at the centre has no extent.
+    """
     row = geobox.shape[0] / 2 if rows is None else np.asarray(rows, float)
     col = geobox.shape[1] / 2 if cols is None else np.asarray(cols, float)
     height = _geodesic_m(geobox, (row - 0.5, col), (row + 0.5, col))
     width = _geodesic_m(geobox, (row, col - 0.5), (row, col + 0.5))
+    if rows is None and not (height and width):
+        size = geobox.resolution
+        raise InputError(
+            f"the raster's pixels of {size.x:g} x {size.y:g} units have no extent on the ground; its "
+            "georeferencing is damaged, give it the right one (gdal_edit.py -a_ullr)"
+        )
     return height, width
 
 
@@ -230,11 +239,6 @@ def _why_not_metric(native: GeoBox) -> str | None:
         return f"is in units of {unit_m:.4f} m"
     height_m, width_m = ground_pixel_m(native)
     resolution = native.resolution
-    if not (height_m and width_m):
-        raise InputError(
-            f"the raster's pixels of {resolution.x:g} x {resolution.y:g} units have no extent on the ground; "
-            "its georeferencing is damaged, give it the right one (gdal_edit.py -a_ullr)"
-        )
     scales = (abs(resolution.y) / height_m, abs(resolution.x) / width_m)
     if all(abs(scale - 1) <= _SCALE_TOLERANCE for scale in scales):
         return None

@@ -125,6 +125,8 @@ def judged_map(
 
     blocks = {group_of(part): part for part in _cut_into_blocks(ground, block_km * 1e3)}
     predicted = make_polygons_valid(found.geometry.to_numpy())
+    if lost := int(shapely.is_missing(predicted).sum()):
+        raise InputError(f"{map_path}: {lost} footprints have impossible coordinates; the file is damaged")
     return JudgedMap(list(predicted), list(found["score"]), truth, blocks, group_of), notes
 
 

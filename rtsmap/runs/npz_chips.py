@@ -76,7 +76,7 @@ def predict_chips(
     without: Collection[str] = (),
     device: str = "auto",
     precision: str = "auto",
-    batch_size: int = 8,
+    batch_size: int | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> NpzReport:

@@ -5,7 +5,9 @@ Nothing heavy is imported here or at the top of a command's module, so that `--h
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import traceback
 from collections.abc import Callable
 from functools import wraps
@@ -135,4 +137,6 @@ app.add_typer(review.app_with(guarded), name="review")
 
 def run() -> None:
     """Entry point of the `rtsmap` script."""
+    # without it the interpreter takes torch apart object by object at its end, for more than a second
+    atexit.register(gc.freeze)
     app()

@@ -99,8 +99,14 @@ class Claims:
             except FileNotFoundError:
                 # somebody let the last claim go and removed the folder in this moment
                 continue
-            with os.fdopen(descriptor, "w") as stream:
-                stream.write(text)
+            try:
+                with os.fdopen(descriptor, "w") as stream:
+                    stream.write(text)
+            except OSError as exc:
+                # an empty claim would keep others from the shard until its lease ends
+                path.unlink(missing_ok=True)
+                exc.filename = str(path)
+                raise
             return True
         return False
 

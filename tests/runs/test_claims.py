@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -99,4 +100,27 @@ def test_a_broken_claim_is_somebodys_until_its_lease_is_over(tmp_path, text):
     with claiming() as claims:
         assert not claims.take(tmp_path, "a")
         os.utime(tmp_path / CLAIMS / "a", (0, 0))
+        assert claims.take(tmp_path, "a")
+
+
+def test_a_disk_that_is_full_leaves_no_empty_claim_and_is_named(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, descriptor, _mode):
+            os.close(descriptor)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def write(self, _text):
+            pass
+
+    with claiming() as claims:
+        with monkeypatch.context() as patched:
+            patched.setattr(claims_module.os, "fdopen", Full)
+            with pytest.raises(OSError, match="No space left") as caught:
+                claims.take(tmp_path, "a")
+        assert caught.value.filename == str(tmp_path / CLAIMS / "a")
         assert claims.take(tmp_path, "a")

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 LOOKS = "looks"
 """Stages within this one are counted apart, as done again."""
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 _STACKS = threading.local()
 _measuring: list[Ledger] = []
@@ -90,7 +92,7 @@ def stage(name: str) -> Iterator[None]:
         yield
         return
     stack: list[_Open] = _STACKS.__dict__.setdefault("open", [])
-    name += " again" if any(outer.name == LOOKS for outer in stack) else ""
+    name += " again" if _in_looks() else ""
     here = _Open(name)
     stack.append(here)
     wall, cpu = time.perf_counter(), time.thread_time()
@@ -104,6 +106,27 @@ def stage(name: str) -> Iterator[None]:
             stack[-1].inner_cpu_s += cpu
         for ledger in tuple(_measuring):
             ledger.add(name, wall - here.inner_wall_s, cpu - here.inner_cpu_s)
+
+
+def carried(job: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The job, for other threads: what they do counts as done again where this thread is in `LOOKS`."""
+    if not _in_looks():
+        return job
+
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        before = _STACKS.__dict__.get("again", False)
+        _STACKS.again = True
+        try:
+            return job(*args, **kwargs)
+        finally:
+            _STACKS.again = before
+
+    return run
+
+
+def _in_looks() -> bool:
+    kept = _STACKS.__dict__
+    return kept.get("again", False) or any(outer.name == LOOKS for outer in kept.get("open", ()))
 
 
 def in_stage(name: str, items: Iterable[Item]) -> Iterator[Item]:

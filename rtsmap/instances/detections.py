@@ -53,7 +53,11 @@ class Detection:
 
 
 class Detector(Protocol):
-    """Anything that finds slumps on chips. It may keep a device, but no state between calls."""
+    """Anything that finds slumps on chips. It may keep a device, but no state between calls.
+
+    One that has an attribute `calls_at_once` is called from so many threads at the same time; one that has a
+    method `give_up` is told by it that nobody waits for these calls any more.
+    """
 
     def detect(self, chips: Sequence[Chip]) -> list[list[Detection]]:
         """One list of detections for each chip, in the same order."""

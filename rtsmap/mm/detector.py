@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rtsmap import timing
 from rtsmap.errors import EngineError, GridMismatchError, OptionsError
 from rtsmap.instances.detections import Detection, crop_mask, touched_sides
 from rtsmap.mm.batches import normalise
@@ -33,7 +39,8 @@ MASK_FLOOR = 64
 MASK_THRESHOLD = 128
 
 MOST_AT_ONCE = 64
-_ON_CPU = 8
+_ON_CPU = 4
+_MOST_LANES = 16
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +48,12 @@ logger = logging.getLogger(__name__)
 class MmDetector:
     """Finds slumps on chips of any size; chips of one shape share batches of at most `batch_size`.
 
+    On a CPU as many batches as torch has threads are worked on at once, each by one core (`lanes`): torch
+    leaves cores waiting when it shares out a single batch, and answers do not depend on how many there are.
+    Calls may overlap, which keeps all cores at work where one ends (`calls_at_once`).
+
     A batch that does not fit into the device's memory is halved until it does; `halvings` counts how
-    often and `batch_size` stays at what fitted. None finds one by itself: 8 on a CPU, which more do not make
+    often and `batch_size` stays at what fitted. None finds one by itself: 4 on a CPU, which more do not make
     faster; on CUDA it begins with `MOST_AT_ONCE`, and halvings until the first batch fits are the search and
     do not count. Masks are resampled within their own boxes, on threads, while the device works on the next
     batch. `precision` is fp32, bf16, fp16, or auto: bf16 or fp16 on CUDA, fp32 elsewhere. `compiled` has
@@ -60,17 +71,32 @@ class MmDetector:
         precision: str = "auto",
         batch_size: int | None = None,
         threads: int = 2,
+        lanes: int | None = None,
         compiled: bool = False,
     ) -> None:
-        if (batch_size is not None and batch_size < 1) or threads < 1:
-            raise OptionsError(f"batch_size and threads must be positive, got {batch_size} and {threads}")
+        if min(threads, *(1 if given is None else given for given in (batch_size, lanes))) < 1:
+            raise OptionsError(
+                f"batch_size, threads and lanes must be positive, got {batch_size}, {threads} and {lanes}"
+            )
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
         self.network = network.to(self.device).eval()
         self._searching = batch_size is None
         self.batch_size = batch_size or (MOST_AT_ONCE if self.device.startswith("cuda") else _ON_CPU)
         self.threads = threads
+        self._torch_threads = torch.get_num_threads() if self.device == "cpu" else 1
+        self.lanes = min(self._torch_threads, _MOST_LANES) if lanes is None else lanes
         self.halvings = 0
+        self.calls_at_once = 1 if self.lanes == 1 else 2
+        self._calls = 0
+        self._todos: WeakSet[_Todo] = WeakSet()
+        self._lock = Lock()
+        self._threads_of_a_lane = max(1, self._torch_threads // self.lanes)
+        self._pool = (
+            ThreadPoolExecutor(self.lanes, "network", torch.set_num_threads, (self._threads_of_a_lane,))
+            if self.lanes > 1
+            else None
+        )
         if self.device == "cpu" and self.precision == "bf16" and not _computes_in_bf16():
             logger.warning("this processor does not compute in bf16: it takes many times longer than fp32")
         if compiled:
@@ -83,19 +109,57 @@ class MmDetector:
 
     def detect(self, chips: Sequence[Chip]) -> list[list[Detection]]:
         """One list of detections for each chip, best score first."""
+        todo = _Todo(same_shape(chips))
+        self._todos.add(todo)
         pasted: dict[int, Future[list[Detection]]] = {}
-        with ThreadPoolExecutor(self.threads, "masks") as pool:
-            for batch in same_shape(chips):
-                start = 0
-                while start < len(batch):
-                    part = batch[start : start + self.batch_size]
-                    found = self._try([chips[i] for i in part])
-                    if found is None:
-                        continue
-                    for i, one in zip(part, found, strict=True):
-                        pasted[i] = pool.submit(paste, one, chips[i])
-                    start += len(part)
+        with ThreadPoolExecutor(self.threads, "masks") as masks:
+            work = partial(self._work, chips, todo, pasted, masks)
+            if self._pool is None or not chips:
+                work()
+            else:
+                with todo.dropped_on_error(), self._cores_shared_out():
+                    ended = wait([self._pool.submit(work) for _ in range(self.lanes)]).done
+                for lane in ended:
+                    lane.result()
+            if todo.is_given_up:
+                raise KeyboardInterrupt
             return [pasted[i].result() for i in range(len(chips))]
+
+    def give_up(self) -> None:
+        """Let calls that other threads are in end with KeyboardInterrupt, once batches in hand are done."""
+        for todo in tuple(self._todos):
+            todo.give_up()
+
+    @contextmanager
+    def _cores_shared_out(self) -> Iterator[None]:
+        """Torch's threads are those of a lane, until the last of the calls that overlap has ended."""
+        with self._lock:
+            self._calls += 1
+            torch.set_num_threads(self._threads_of_a_lane)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if self._calls == 0:
+                    torch.set_num_threads(self._torch_threads)
+
+    def _work(
+        self,
+        chips: Sequence[Chip],
+        todo: _Todo,
+        pasted: dict[int, Future[list[Detection]]],
+        masks: ThreadPoolExecutor,
+    ) -> None:
+        """Take batches until none is left."""
+        with timing.stage("inference"), todo.dropped_on_error():
+            while part := todo.take(self.batch_size):
+                found = self._try([chips[i] for i in part])
+                if found is None:
+                    todo.give_back(part)
+                    continue
+                for i, one in zip(part, found, strict=True):
+                    pasted[i] = masks.submit(paste, one, chips[i])
 
     def _try(self, chips: Sequence[Chip]) -> list[Found] | None:
         """Run the network; None when memory did not suffice and the batch size was halved."""
@@ -111,8 +175,11 @@ class MmDetector:
                     f"{self.device}; use smaller chips or another device"
                 ) from exc
         # outside the except block, whose traceback would keep the tensors alive
-        self.halvings += not self._searching
-        self.batch_size = len(chips) // 2
+        with self._lock:
+            half = len(chips) // 2
+            if half < self.batch_size:
+                self.halvings += not self._searching
+                self.batch_size = half
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
         return None
@@ -146,6 +213,46 @@ class MmDetector:
     def _autocast(self) -> AbstractContextManager[object]:
         dtype = PRECISIONS[self.precision]
         return torch.autocast(torch.device(self.device).type, dtype) if dtype else nullcontext()
+
+
+class _Todo:
+    """Groups of chips, of which lanes take batches; a group is cut into batches of about the same size."""
+
+    def __init__(self, groups: Sequence[list[int]]) -> None:
+        self._groups = deque(groups)
+        self._lock = Lock()
+        self.is_given_up = False
+
+    def take(self, most: int) -> list[int]:
+        """The next batch of at most `most`; empty when nothing is left."""
+        with self._lock:
+            if not self._groups:
+                return []
+            group = self._groups.popleft()
+            size = math.ceil(len(group) / math.ceil(len(group) / most))
+            if group[size:]:
+                self._groups.appendleft(group[size:])
+            return group[:size]
+
+    def give_back(self, batch: list[int]) -> None:
+        """Take a batch back, for a smaller one."""
+        with self._lock:
+            self._groups.appendleft(batch)
+
+    def give_up(self) -> None:
+        """Leave nothing to do."""
+        with self._lock:
+            self.is_given_up |= bool(self._groups)
+            self._groups.clear()
+
+    @contextmanager
+    def dropped_on_error(self) -> Iterator[None]:
+        """Leave nothing to do for other lanes when one fails."""
+        try:
+            yield
+        except BaseException:
+            self.give_up()
+            raise
 
 
 def load_detector(

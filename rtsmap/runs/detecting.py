@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from itertools import chain
+from itertools import chain, takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from rtsmap.runs.engine import Engine
 from rtsmap.runs.interrupts import deferred
 from rtsmap.runs.plan import Run, ShardPlan
 from rtsmap.runs.shards import Shard, TileResult, write_shard
-from rtsmap.timing import stage
+from rtsmap.timing import carried, in_stage, stage
 
 logger = logging.getLogger(__name__)
 
@@ -121,22 +121,26 @@ def map_shards(
         ThreadPoolExecutor(1, "write") as writer,
         deferred() as interrupted,
     ):
-        blocks = ahead(readers, partial(_read_shard, task), chain([first], todo), depth=task.read_threads + 1)
+        read, detect, write = carried(_read_shard), carried(_detect), carried(_write)
+        blocks = ahead(readers, partial(read, task), chain([first], todo), depth=task.read_threads + 1)
         with stage("loading"):
             detector = task.engine.load()
+        calls_at_once = int(getattr(detector, "calls_at_once", 1))
         written: deque[Future[Receipt]] = deque()
-        lost = 0
-        for block in blocks:
-            asked = len(block.chips)
-            worked = _detect_counting(detector, block)
-            lost = 0 if worked else lost + asked
-            if lost >= GIVE_UP_AFTER_TILES:
-                raise EngineError(_giving_up(block, lost))
-            written.append(writer.submit(_write, task.run, block))
-            while len(written) > _WRITES_BEHIND:
-                finish(written.popleft())
-            if interrupted():
-                break
+        lost, halvings = 0, _halvings(detector)
+        with _threads(calls_at_once, "detect") as callers, _given_up_on_interrupt(detector):
+            # after Ctrl-C what is in hand is finished, and nothing more begun
+            begun = takewhile(lambda _: not interrupted(), blocks)
+            detected = ahead(callers, partial(detect, detector), begun, depth=calls_at_once)
+            for block, asked, answered in in_stage("waiting", detected):
+                lost = 0 if answered else lost + asked
+                if lost >= GIVE_UP_AFTER_TILES:
+                    raise EngineError(_giving_up(block, lost))
+                block.halvings, halvings = _halvings(detector) - halvings, _halvings(detector)
+                _tell_of_halvings(block)
+                written.append(writer.submit(write, task.run, block))
+                while len(written) > _WRITES_BEHIND:
+                    finish(written.popleft())
         while written:
             finish(written.popleft())
         if interrupted():
@@ -144,14 +148,20 @@ def map_shards(
     return receipts
 
 
-def _detect_counting(detector: Detector, block: _Block) -> bool:
-    """`_detect`, with a note of how often batches had to be halved."""
-    before = _halvings(detector)
-    worked = _detect(detector, block)
-    block.halvings = _halvings(detector) - before
+@contextmanager
+def _given_up_on_interrupt(detector: Detector) -> Iterator[None]:
+    """Tell a detector that can be told that nobody waits for its answers any more."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (give_up := getattr(detector, "give_up", None)) is not None:
+            give_up()
+        raise
+
+
+def _tell_of_halvings(block: _Block) -> None:
     if block.halvings:
         logger.warning("memory was short in shard %d: batches are smaller from here on", block.shard.index)
-    return worked
 
 
 def _halvings(detector: Detector) -> int:
@@ -256,10 +266,10 @@ def _read_alone(reader: ChipReader, tile: Tile, grid: GeoBox) -> Chip | str:
 # Detecting
 
 
-def _detect(detector: Detector, block: _Block) -> bool:
+def _detect(detector: Detector, block: _Block) -> tuple[_Block, int, int]:
     """Show the detector the block's chips all at once: it makes its own batches, the same in every run.
 
-    True when it answered for any of them.
+    Gives the block, how many chips were shown, and for how many the detector answered.
     """
     asked = len(block.chips)
     if block.chips and (reason := _try(detector, block, block.chips)) is not None:
@@ -267,7 +277,7 @@ def _detect(detector: Detector, block: _Block) -> bool:
         for chip in block.chips:
             _detect_alone(detector, block, chip)
     block.chips.clear()
-    return asked > sum(result.coverage.reason.startswith(DETECTING) for result in block.results)
+    return block, asked, asked - sum(r.coverage.reason.startswith(DETECTING) for r in block.results)
 
 
 def _giving_up(block: _Block, lost: int) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -175,12 +176,77 @@ def assert_same(mine, theirs, tolerance=1):
 )
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(error):
     network = Answers(ONE, memory=2, error=error)
-    detector = MmDetector(network, device="cpu", batch_size=8)
-    found = detector.detect([chip(i) for i in range(9)])
-    assert [d[0].tile for d in found] == list(range(9))
-    assert network.batches == [8, 4, 2, 2, 2, 2, 1]
+    detector = MmDetector(network, device="cpu", batch_size=8, lanes=1)
+    found = detector.detect([chip(i) for i in range(16)])
+    assert [d[0].tile for d in found] == list(range(16))
+    assert network.batches == [8, 4, *[2] * 8]
     assert detector.halvings == 2
     assert detector.batch_size == 2
+
+
+def test_lanes_that_run_out_of_memory_together_halve_once_and_lose_nothing():
+    network = Answers(ONE, memory=2, error=torch.OutOfMemoryError("CUDA out of memory"))
+    detector = MmDetector(network, device="cpu", batch_size=4, lanes=3)
+    found = detector.detect([chip(i) for i in range(24)])
+    assert [d[0].tile for d in found] == list(range(24))
+    assert (detector.halvings, detector.batch_size) == (1, 2)
+    assert set(network.batches) <= {1, 2, 4}
+
+
+def test_any_number_of_lanes_gives_the_same_answer_to_the_last_bit():
+    network = generous()
+    chips = [chip(i, shape) for i, shape in enumerate([(64, 64), (40, 70)] * 6)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # with more, a single lane shares out each operation
+    try:
+        one, three = (MmDetector(network, device="cpu", batch_size=2, lanes=n).detect(chips) for n in (1, 3))
+    finally:
+        torch.set_num_threads(before)
+    assert all(one)
+    for mine, theirs in zip(one, three, strict=True):
+        assert_same(mine, theirs, tolerance=0)
+
+
+def test_batches_of_a_shape_are_of_about_the_same_size_so_that_lanes_end_together():
+    network = Answers(ONE)
+    MmDetector(network, device="cpu", batch_size=4, lanes=1).detect([chip(i) for i in range(9)])
+    assert network.batches == [3, 3, 3]
+
+
+def test_calls_may_overlap_and_answer_as_one_after_the_other():
+    detector = MmDetector(generous(), device="cpu", batch_size=2, lanes=3)
+    asked = [[chip(i, shape) for i in range(4)] for shape in ((64, 64), (40, 70), (33, 35))]
+    with ThreadPoolExecutor(len(asked)) as callers:
+        together = list(callers.map(detector.detect, asked))
+    for chips, found in zip(asked, together, strict=True):
+        for mine, theirs in zip(found, detector.detect(chips), strict=True):
+            assert_same(mine, theirs, tolerance=0)
+
+
+def test_a_call_that_nobody_waits_for_ends_after_the_batch_in_hand():
+    network = Answers(ONE)
+    detector = MmDetector(network, device="cpu", batch_size=1, lanes=2)
+    answers = network.detect
+
+    def slow(inputs):
+        detector.give_up()
+        return answers(inputs)
+
+    network.detect = slow
+    with pytest.raises(KeyboardInterrupt):
+        detector.detect([chip(i) for i in range(50)])
+    assert len(network.batches) <= 2
+    network.detect = answers
+    assert len(detector.detect([chip()])) == 1
+
+
+def test_when_one_lane_fails_the_others_stop_and_torch_has_its_threads_again():
+    network = Answers(ONE, memory=0, error=RuntimeError("shapes disagree"))
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="shapes disagree"):
+        MmDetector(network, device="cpu", batch_size=1, lanes=2).detect([chip(i) for i in range(50)])
+    assert len(network.batches) <= 2
+    assert torch.get_num_threads() == before
 
 
 def test_a_chip_that_never_fits_is_named():
@@ -255,8 +321,9 @@ def test_devices_and_precisions_that_do_not_exist_are_refused():
         MmDetector(Answers(ONE), device="cpu", precision="fp8")
     with pytest.raises(OptionsError, match="fp16 on a CUDA device"):
         MmDetector(Answers(ONE), device="cpu", precision="fp16")
-    with pytest.raises(OptionsError, match="batch_size"):
-        MmDetector(Answers(ONE), device="cpu", batch_size=0)
+    for wrong in ({"batch_size": 0}, {"threads": 0}, {"lanes": 0}):
+        with pytest.raises(OptionsError, match="must be positive"):
+            MmDetector(Answers(ONE), device="cpu", **wrong)
 
 
 def test_without_a_batch_size_one_is_found_and_the_search_is_no_shortage(monkeypatch):

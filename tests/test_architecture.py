@@ -16,6 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "errors": set(),
     "timing": set(),
+    "garbage": set(),
     "sandbox": {"errors"},
     "rasters": {"errors", "sandbox", "timing"},
     "models": {"errors", "rasters"},
@@ -23,12 +24,13 @@ MAY_IMPORT = {
     "vectors": {"errors", "sandbox", "rasters", "instances"},
     "simulate": {"errors", "rasters", "instances", "vectors"},
     "nets": {"errors"},
-    "mm": {"errors", "rasters", "instances", "models", "nets"},
-    "runs": {"errors", "sandbox", "timing", "rasters", "instances", "vectors", "models"},
+    "mm": {"errors", "timing", "rasters", "instances", "models", "nets"},
+    "runs": {"errors", "sandbox", "timing", "garbage", "rasters", "instances", "vectors", "models"},
     "cli": {
         "errors",
         "sandbox",
         "timing",
+        "garbage",
         "rasters",
         "instances",
         "vectors",

@@ -5,9 +5,7 @@ Nothing heavy is imported here or at the top of a command's module, so that `--h
 
 from __future__ import annotations
 
-import atexit
 import errno
-import gc
 import traceback
 from collections.abc import Callable
 from functools import wraps
@@ -39,6 +37,7 @@ from rtsmap.cli import (
 from rtsmap.cli.console import log_to_stderr, tell_error
 from rtsmap.cli.exits import BUG, FAILED, INTERRUPTED
 from rtsmap.errors import RtsmapError
+from rtsmap.garbage import collect_seldom
 
 app = typer.Typer(
     name="rtsmap",
@@ -137,6 +136,5 @@ app.add_typer(review.app_with(guarded), name="review")
 
 def run() -> None:
     """Entry point of the `rtsmap` script."""
-    # without it the interpreter takes torch apart object by object at its end, for more than a second
-    atexit.register(gc.freeze)
+    collect_seldom()
     app()

@@ -143,13 +143,30 @@ class Later(types.ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-@contextmanager
-def _without_pictures_and_tracks() -> Iterator[None]:
-    """Spare seconds of imports: pyplot comes when it is asked for, and scikit-learn is hidden meanwhile.
+def _sharded() -> types.ModuleType:
+    """In the place of mmengine's wrapper of torch's sharded training, which rtsmap does without."""
+    stand_in = types.ModuleType("mmengine.model.wrappers.fully_sharded_distributed")
+    stand_in.MMFullyShardedDataParallel = type("MMFullyShardedDataParallel", (), {})  # type: ignore[attr-defined]
+    return stand_in
 
-    The latter serves to follow things through videos and is missed without complaint.
+
+def _strategies() -> types.ModuleType:
+    """In the place of mmengine's strategies, of which its flexible runner wants one by name."""
+    stand_in = types.ModuleType("mmengine._strategy")
+    stand_in.BaseStrategy = type("BaseStrategy", (), {})  # type: ignore[attr-defined]
+    return stand_in
+
+
+@contextmanager
+def _without_what_others_need() -> Iterator[None]:
+    """Spare seconds of imports in every process of a run.
+
+    Pyplot comes when it is asked for. Scikit-learn, which serves to follow things through videos, is hidden
+    meanwhile and missed without complaint; so is what shards a training over many machines.
     """
-    instead: dict[str, Any] = {"matplotlib.pyplot": Later("matplotlib.pyplot"), "sklearn": None}
+    stand_ins = (Later("matplotlib.pyplot"), _sharded(), _strategies())
+    instead: dict[str, Any] = {module.__name__: module for module in stand_ins}
+    instead |= {"sklearn": None, "torch.distributed.optim": None}
     instead = {name: module for name, module in instead.items() if name not in sys.modules}
     sys.modules.update(instead)
     try:
@@ -167,9 +184,9 @@ def load_mmdet() -> None:
         with warnings.catch_warnings():
             # mmcv warns about its own moved modules, mmengine about torch's deprecations.
             warnings.simplefilter("ignore")
-            importlib.import_module("mmcv")
-            install_ops()
-            with _without_pictures_and_tracks():
+            with _without_what_others_need():
+                importlib.import_module("mmcv")
+                install_ops()
                 importlib.import_module("mmdet.models")
     except ImportError as exc:
         raise EngineError(

@@ -83,6 +83,7 @@ class ElevationReader:
         self._level = _terrain_level(self._info, geobox)
         self._level_grid = sources.level_geobox(self._info, self._level)
         self._pixel_m = self._ground_pixel_m()
+        self._margin_px = grids.kernel_margin_px(geobox, self._level_grid)
         self._found: set[str] = set()
 
     @property
@@ -110,7 +111,7 @@ class ElevationReader:
 
     def elevation(self, window: Window) -> tuple[Floats, Bools]:
         """Elevation in metres on the run's grid: (elevation (H, W), valid (H, W))."""
-        source = self._source_window(window, grids.kernel_margin_px(self._grid, self._level_grid))
+        source = self._source_window(window, self._margin_px)
         if source.empty:
             return np.zeros(window.shape, np.float32), np.zeros(window.shape, np.bool_)
         pixels, valid, _ = sources.warp(self._read(source), self._grid, window, "bilinear")

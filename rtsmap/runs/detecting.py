@@ -20,6 +20,7 @@ from itertools import chain, takewhile
 import numpy as np
 import numpy.typing as npt
 from odc.geo.geobox import GeoBox
+from threadpoolctl import threadpool_limits
 
 from rtsmap.errors import EngineError, InputError, ModelError, RunError
 from rtsmap.instances.coverage import FAILED, LEFT_OUT, MAPPED, NO_DATA, NO_PIXELS, TileCoverage, core_cells
@@ -117,6 +118,8 @@ def map_shards(
 
     with (
         kept_open(),
+        # threads of BLAS look for work for a while after each product, on cores that others need
+        threadpool_limits(1, "blas"),
         _threads(task.read_threads, "read") as readers,
         ThreadPoolExecutor(1, "write") as writer,
         deferred() as interrupted,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rtsmap.errors import OptionsError, RtsmapError, RunError
+from rtsmap.garbage import collect_seldom
 from rtsmap.runs.workers import Done, Job, Tell, Worker, rotated
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ def _serve(job: Job, slot: int, connection: Connection) -> None:
     def tell(directory: Path, stage: str, done: int, total: int) -> None:
         connection.send(("told", (directory, stage, done, total)))
 
+    collect_seldom()
     answer: tuple[str, Any]
     if hasattr(os, "setpgrp"):
         # Ctrl-C in the terminal is for the parent, which passes it on once

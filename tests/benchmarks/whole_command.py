@@ -4,8 +4,9 @@
 
 The folder is what `rtsmap simulate` wrote; its scene and elevation model are repeated up to the size. One
 run keeps all chips that the network was shown, batch by batch, those of second looks as well. Then, in turns
-and each in a process of its own: `rtsmap predict --timings` from files to GeoPackage, and the network alone
-on these chips, held in memory. Second looks count as network on both sides, or are left out of both.
+and each in a process of its own: `rtsmap predict --timings` from files to GeoPackage; the detector alone on
+these chips, held in memory, with its lanes, one batch to a core; and the bare network, which torch runs on
+batches of 8 as it likes. Second looks count as network on all sides, or are left out of all.
 
 Times of the network alone leave out imports and the reading of weights; those of the command have them in.
 CPU outside of the network is what the command used beyond that run; by stage it is that of the threads that
@@ -32,9 +33,12 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import torch
 from odc.geo.geobox import GeoBox
+from threadpoolctl import threadpool_limits
 
 from rtsmap.instances.detections import Detection, Detector
+from rtsmap.mm.detector import stack
 from rtsmap.rasters.chips import Chip, Layer
 from rtsmap.rasters.tiling import Tile, Window
 from rtsmap.runs.engine import engine_of
@@ -42,6 +46,7 @@ from rtsmap.runs.mapping import PredictOptions, predict
 from tests.benchmarks.large_scenes import repeat_scene
 
 _ROW = re.compile(r"^(\S.*?)\s+([\d.]+)\s+([\d.]+)%\s+([\d.]+)\s+(\d+)$")
+_BATCH = 8
 _NETWORK = ("inference", "inference again", "network", "network again", "waiting", "waiting again")
 
 
@@ -77,15 +82,27 @@ def _keeper(load: partial[Detector], folder: Path) -> Keeper:
 
 
 def network_alone(folder: Path) -> dict[str, float]:
-    """The network on all kept chips, as they came."""
+    """The detector on all kept chips, as they came."""
     calls = [_chips(path) for path in sorted(folder.glob("*.npz"))]
     detector = engine_of(None).load()
     detector.detect(calls[0][:1])
     wall, cpu = time.perf_counter(), time.process_time()
-    with ThreadPoolExecutor(getattr(detector, "calls_at_once", 1)) as callers:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(getattr(detector, "calls_at_once", 1)) as callers:
         list(callers.map(detector.detect, calls))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {"s": wall, "cpu": cpu, "chips": sum(map(len, calls))}
+
+
+def bare_network(folder: Path) -> dict[str, float]:
+    """Nothing but torch: the network on all kept chips in batches, without masks brought to the grid."""
+    chips = [chip for path in sorted(folder.glob("*.npz")) for chip in _chips(path)]
+    network = engine_of(None).load().network
+    wall, cpu = time.perf_counter(), time.process_time()
+    with torch.inference_mode():
+        for start in range(0, len(chips), _BATCH):
+            network.detect(stack(chips[start : start + _BATCH], network.spec, "cpu"))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {"s": wall, "cpu": cpu, "chips": len(chips)}
 
 
 def _chips(path: Path) -> list[Chip]:
@@ -138,6 +155,14 @@ def _children_cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
+_ONLY = {"detector": network_alone, "bare network": bare_network}
+
+
+def _in_a_process(name: str, kept: Path) -> dict[str, float]:
+    command = [sys.executable, "-m", "tests.benchmarks.whole_command", str(kept), "--only", name]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def main() -> None:
     """Keep chips, take turns, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -145,10 +170,10 @@ def main() -> None:
     parser.add_argument("--size-px", type=int, default=4096)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--no-second-look", action="store_true")
-    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=_ONLY, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.alone:
-        print(json.dumps(network_alone(arguments.folder)))
+    if arguments.only:
+        print(json.dumps(_ONLY[arguments.only](arguments.folder)))
         return
     looks = not arguments.no_second_look
     with tempfile.TemporaryDirectory() as name:
@@ -161,23 +186,22 @@ def main() -> None:
 
 def compare(scene: Path, dem: Path, kept: Path, turns: int, *, looks: bool) -> None:
     """Take turns and print each, then medians."""
-    alone_of = [sys.executable, "-m", "tests.benchmarks.whole_command", str(kept), "--alone"]
-    ratios, outside, by_stage = [], [], []
+    ratios: dict[str, list[float]] = {name: [] for name in _ONLY}
+    outside, by_stage = [], []
     for turn in range(turns):
         whole, stages = whole_command(scene, dem, looks=looks)
-        alone = json.loads(subprocess.run(alone_of, check=True, capture_output=True, text=True).stdout)
-        ratios.append(whole["s"] / alone["s"])
-        outside.append(whole["cpu"] - alone["cpu"])
+        told = [f"command {whole['s']:.1f} s ({whole['cpu']:.1f} s of CPU)"]
+        for name in _ONLY:
+            only = _in_a_process(name, kept)
+            ratios[name].append(whole["s"] / only["s"])
+            told.append(f"{name} {only['s']:.1f} s ({only['cpu']:.1f}), ratio {ratios[name][-1]:.3f}")
+            if name == "detector":
+                outside.append(whole["cpu"] - only["cpu"])
         by_stage.append(stages)
-        print(
-            f"turn {turn + 1}: command {whole['s']:.1f} s ({whole['cpu']:.1f} s of CPU), network alone on "
-            f"{alone['chips']} chips {alone['s']:.1f} s ({alone['cpu']:.1f}), ratio {ratios[-1]:.3f}",
-            flush=True,
-        )
-    print(
-        f"second looks {'counted as network' if looks else 'left out'}; ratio {median(ratios):.3f} (median)"
-    )
-    print(f"CPU outside of the network: {median(outside):.1f} s (median); in named stages:")
+        print(f"turn {turn + 1}, {only['chips']} chips: {'; '.join(told)}", flush=True)
+    medians = ", ".join(f"to {name} alone {median(found):.3f}" for name, found in ratios.items())
+    print(f"second looks {'counted as network' if looks else 'left out'}; ratio (median) {medians}")
+    print(f"CPU beyond that of the detector: {median(outside):.1f} s (median); in named stages:")
     for stage in sorted(by_stage[0], key=lambda name: -by_stage[0][name]):
         if stage not in _NETWORK:
             print(f"  {stage:<22}{median(stages.get(stage, 0.0) for stages in by_stage):8.2f} s")

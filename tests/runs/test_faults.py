@@ -116,10 +116,15 @@ def test_a_vanished_input_stops_the_run_and_put_back_it_goes_on(tmp_path, scene,
     assert content(tmp_path / "m.gpkg") == wanted
 
 
+def interrupt():
+    """Ctrl-C, to the thread that Python handles it in; another would not wake it from waiting."""
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
 def test_ctrl_c_finishes_the_shard_in_hand(tmp_path, scene, dem, wanted, caplog):
     before = signal.getsignal(signal.SIGINT)
-    detector = Eventful(lambda: os.kill(os.getpid(), signal.SIGINT), at=3)
+    detector = Eventful(interrupt, at=3)
     with pytest.raises(KeyboardInterrupt):
         predict(scene.path, dem, out=tmp_path / "m.gpkg", model=engine(detector=detector), options=OPTIONS)
     assert signal.getsignal(signal.SIGINT) is before
@@ -137,10 +142,10 @@ def test_ctrl_c_finishes_the_shard_in_hand(tmp_path, scene, dem, wanted, caplog)
 @pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
 def test_ctrl_c_twice_stops_at_once(tmp_path, scene):
     def twice():
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
         while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
             time.sleep(0.01)  # signals that come together are one
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
 
     detector = Eventful(twice, at=3)
     with pytest.raises(KeyboardInterrupt):

@@ -204,7 +204,8 @@ class MmDetector:
         try:
             detector = self.network.detector
             detector.backbone = torch.compile(detector.backbone)
-            with torch.inference_mode(), self._autocast():
+            # what is compiled for other threads than those of a lane is compiled again
+            with self._cores_shared_out(), torch.inference_mode(), self._autocast():
                 self.network.pyramid(inputs)
         except Exception as exc:
             reason = str(exc).strip().splitlines()[0][:300] if str(exc).strip() else type(exc).__name__

@@ -17,6 +17,7 @@ from rtsmap.rasters.elevation import ElevationReader, Heights
 from rtsmap.rasters.mosaic import DemFiles, ElevationModel
 from rtsmap.rasters.opening import is_remote
 from rtsmap.rasters.radiometry import Radiometry, lattice, measure
+from rtsmap.rasters.relief_cells import ReliefCells
 from rtsmap.rasters.sources import RasterInfo
 from rtsmap.rasters.spectral import BandFiles, check_band_files, check_values, derive, scene_bands
 from rtsmap.rasters.tiling import Tile, Window
@@ -77,6 +78,7 @@ class ChipReader:
     name where the file itself does not tell, `band_files` rasters of bands that the scene lacks; NDVI and
     NDWI are derived where red, green and near infrared are there. Imagery that is not 8 bit is brought
     onto the 8-bit scale by `radiometry`, which is measured from a sample of the scene where it is not given.
+    With `kept_cells` terrain is computed in cells, of which so many are kept for windows to come.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class ChipReader:
         *,
         radiometry: Radiometry | None = None,
         band_files: BandFiles | None = None,
+        kept_cells: int = 0,
     ) -> None:
         self._spec = spec
         self._grid = geobox
@@ -101,6 +104,11 @@ class ChipReader:
         self._level = sources.level_for(self._scene, geobox)
         self._resampling = sources.natural_resampling(self._scene, geobox)
         self._elevation = None if dem is None else ElevationReader(dem, geobox)
+        self._cells = (
+            ReliefCells(self._elevation.relief, tuple(geobox.shape), kept_cells)
+            if self._elevation and kept_cells
+            else None
+        )
         self._files = {name: sources.probe(file) for name, file in files.items()}
         for name, info in self._files.items():
             self._check_file(name, info)
@@ -216,7 +224,7 @@ class ChipReader:
         if self._elevation is None:
             nothing = np.zeros(window.shape, np.float32), np.zeros(window.shape, np.bool_)
             return dict.fromkeys(TERRAIN_BANDS, nothing)
-        relief = self._elevation.relief(window)
+        relief = (self._cells or self._elevation).relief(window)
         return {name: (band, relief.valid) for name, band in relief.bands.items()}
 
 

@@ -15,6 +15,7 @@ from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.inspection import Problems, check_inputs
 from rtsmap.rasters.mosaic import DemFiles, open_elevation
+from rtsmap.rasters.relief_cells import KEPT_CELLS
 from rtsmap.rasters.sources import fingerprint, probe, read_tags, run_grid
 from rtsmap.rasters.spectral import BandFiles
 from rtsmap.rasters.survey import survey
@@ -89,7 +90,9 @@ def prepare(
     info = probe(scene)
     grid = run_grid(info, engine.spec.resolution_m)
     elevation = None if dem is None else open_elevation(dem, grid.geobox)
-    reader = ChipReader(scene, elevation, engine.spec, grid.geobox, bands, band_files=band_files)
+    reader = ChipReader(
+        scene, elevation, engine.spec, grid.geobox, bands, band_files=band_files, kept_cells=KEPT_CELLS
+    )
     files = {name: area_files(named) for name, named in {"aoi": aoi, "exclude": exclude}.items() if named}
     given = {name: read_area(named, grid.geobox) for name, named in files.items()}
     seen = {"bands": reader.bands, "radiometry": reader.radiometry and reader.radiometry.to_dict()}

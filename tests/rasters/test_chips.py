@@ -14,7 +14,7 @@ from pyproj import Geod, Transformer
 
 from rtsmap.errors import BandError, GridMismatchError
 from rtsmap.rasters import elevation as elevation_module
-from rtsmap.rasters import grids, sources, terrain
+from rtsmap.rasters import grids, relief_cells, sources, terrain
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, Band, InputSpec, Modality
 from rtsmap.rasters.chips import ChipReader, cut_chip
 from rtsmap.rasters.elevation import ElevationReader
@@ -227,6 +227,22 @@ def test_any_block_equals_the_whole(inputs, dem, data, monkeypatch):
     for name, layer in part.items():
         np.testing.assert_array_equal(layer.valid, whole[name].valid[down, across])
         np.testing.assert_allclose(layer.pixels, whole[name].pixels[:, down, across], atol=1e-4)
+
+
+@pytest.mark.parametrize("dem", range(4))
+def test_with_cells_blocks_agree_to_the_last_bit_and_with_the_whole(inputs, dem, monkeypatch):
+    monkeypatch.setattr(relief_cells, "CELL_PX", 64)
+    folder, grid = inputs
+    dem_path = folder / f"dem{dem}.tif"
+    whole = _whole(ChipReader(folder / "scene.tif", dem_path, SPEC, grid), dem, grid)
+    many, few = (ChipReader(folder / "scene.tif", dem_path, SPEC, grid, kept_cells=n) for n in (64, 1))
+    for tile in plan_tiles(grid.shape, TileOptions(120, 40)):
+        kept, anew = (reader.read_block(tile.read)["terrain"] for reader in (many, few))
+        np.testing.assert_array_equal(kept.pixels, anew.pixels)
+        np.testing.assert_array_equal(kept.valid, anew.valid)
+        rows, cols = tile.read.slices()
+        np.testing.assert_array_equal(kept.valid, whole["terrain"].valid[rows, cols])
+        np.testing.assert_allclose(kept.pixels, whole["terrain"].pixels[:, rows, cols], atol=1e-4)
 
 
 _WHOLES = {}

@@ -20,8 +20,8 @@ from rtsmap.rasters.elevation import Floats, Relief
 from rtsmap.rasters.tiling import Window
 
 CELL_PX = 512
-KEPT_CELLS = 64
-"""218 MB: all of a scene of 4,096 x 4,096 px, or three rows of cells of one that is 10,000 px wide."""
+KEPT_CELLS = 32
+"""109 MB: four rows of cells where a scene is 4,096 px wide, so that neighbouring blocks share them."""
 
 
 class ReliefCells:
@@ -83,6 +83,7 @@ class ReliefCells:
                     self._cells.pop(cell, None)
                 kept.set_exception(exc)
                 raise
-            bands = {name: whole.bands[name] for name in TERRAIN_BANDS}
+            # copied, for a band may be part of an array with others, which are not to stay
+            bands = {name: whole.bands[name].copy() for name in TERRAIN_BANDS}
             kept.set_result(Relief(bands, whole.valid))
         return kept.result()

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 LIMIT_S = 30.0
@@ -25,7 +26,8 @@ LIMIT_S = 30.0
 MEMORY_BYTES = 2 << 30
 
 _PROGRAM = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from rtsmap import sandbox; sandbox.serve()"
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+    "from rtsmap import sandbox; sandbox.serve(sys.argv[2:])"
 )
 
 
@@ -33,10 +35,10 @@ class CrashedError(Exception):
     """The function never came back; the message says what became of the child."""
 
 
-def start() -> None:
-    """Start the child without waiting for it: its imports run beside those of the caller."""
+def start(*modules: str) -> None:
+    """Start the child without waiting for it: it imports these modules while the caller imports its own."""
     with _lock:
-        _running()
+        _running(modules)
 
 
 def call(function: str, *arguments: Any, limit_s: float = LIMIT_S) -> Any:
@@ -59,10 +61,11 @@ def call(function: str, *arguments: Any, limit_s: float = LIMIT_S) -> Any:
 class _Child:
     """The process, and a thread that takes its answers off the pipe (Windows cannot wait for one)."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str]) -> None:
         self.owner = os.getpid()
+        path = json.dumps([entry or os.getcwd() for entry in sys.path])  # noqa: PTH109
         self.process = subprocess.Popen(  # noqa: S603 - our own interpreter
-            [sys.executable, "-c", _PROGRAM, json.dumps([entry or os.getcwd() for entry in sys.path])],  # noqa: PTH109
+            [sys.executable, "-c", _PROGRAM, path, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -94,12 +97,12 @@ _lock = threading.RLock()
 _child: _Child | None = None
 
 
-def _running() -> _Child:
+def _running(modules: Sequence[str] = ()) -> _Child:
     """The child of this process; a forked one has its own."""
     global _child  # noqa: PLW0603 - one for the process
     if _child is None or _child.owner != os.getpid() or _child.process.poll() is not None:
         try:
-            _child = _Child()
+            _child = _Child(modules)
         except OSError as exc:
             raise CrashedError(f"no child process can be started: {exc}") from exc
     return _child
@@ -131,12 +134,16 @@ def _stop(child: _Child, *, late: bool, limit_s: float) -> str:
 # In the child
 
 
-def serve() -> None:
-    """Answer questions on stdin, one a line, until the parent closes it or dies."""
+def serve(modules: Sequence[str] = ()) -> None:
+    """Import `modules`, then answer questions on stdin, one a line, until the parent closes it or dies."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     # what libraries print must not be taken for an answer
     os.dup2(2, 1)
     _limit_memory()
+    for module in modules:
+        # whoever asks for what it holds is told
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
     for line in sys.stdin:
         answers.write(json.dumps(_answer(*json.loads(line))).encode() + b"\n")
 

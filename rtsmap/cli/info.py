@@ -27,15 +27,15 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
-    from rtsmap import sandbox
     from rtsmap.errors import InputError
     from rtsmap.models import find_bundle, read_card
+    from rtsmap.rasters import inspection
     from rtsmap.rasters.bands import parse_bands
     from rtsmap.rasters.inspection import Problems, check_inputs
     from rtsmap.rasters.survey import survey
     from rtsmap.rasters.tiling import TileOptions
 
-    sandbox.start()
+    inspection.get_ready()
     card = read_card(find_bundle(model))
     tiles = TileOptions(card.chip_px, card.overlap_px)
     chosen = None if bands is None else parse_bands(bands)

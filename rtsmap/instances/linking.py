@@ -105,8 +105,12 @@ def suppress_duplicates(parts: Sequence[Detection], options: MergeOptions) -> li
 
     Also drops parts below `min_part_score` and parts without a slump pixel.
     """
-    cuts = [_cut(i, part, part.window, options) for i, part in enumerate(parts)]
-    usable = [c for c in cuts if c.area and parts[c.position].score >= options.min_part_score]
+    cuts = (
+        _Cut(i, part.window, part.mask >= options.mask_threshold, whole=True)
+        for i, part in enumerate(parts)
+        if part.score >= options.min_part_score
+    )
+    usable = [cut for cut in cuts if cut.area]
     usable.sort(key=lambda c: (-parts[c.position].score, part_key(parts[c.position])))
     rivals: dict[int, list[int]] = {}
     for i, j in _touching_boxes(usable, usable):

@@ -256,7 +256,7 @@ def _joined_mask(
 ) -> tuple[Window, npt.NDArray[np.uint8]]:
     """The common probability, cropped to slump pixels."""
     window = _hull([part.window for part in parts])
-    mask = _highest(parts, window)
+    mask = _highest(parts, window) if len(parts) > 1 else parts[0].mask
     corner = window.row0, window.col0
     by_tile = [(tiles[i].read, list(group)) for i, group in groupby(parts, key=lambda part: part.tile)]
     if len(by_tile) > 1:
@@ -332,6 +332,10 @@ def _hull(windows: Sequence[Window]) -> Window:
 def _pixel_near_centroid(inside: npt.NDArray[np.bool_]) -> tuple[int, int]:
     """The True pixel nearest to the centroid, the first of equals."""
     row, col = (_mean_index(inside.sum(axis=axis)) for axis in (1, 0))
+    # of four that are as near, the first
+    nearest_px = math.ceil(row - 0.5), math.ceil(col - 0.5)
+    if inside[nearest_px]:
+        return nearest_px
     reach = 8
     while True:
         row0, col0 = max(int(row) - reach, 0), max(int(col) - reach, 0)

@@ -48,9 +48,10 @@ logger = logging.getLogger(__name__)
 class MmDetector:
     """Finds slumps on chips of any size; chips of one shape share batches of at most `batch_size`.
 
-    On a CPU as many batches as torch has threads are worked on at once, each by one core (`lanes`): torch
-    leaves cores waiting when it shares out a single batch, and answers do not depend on how many there are.
-    Calls may overlap, which keeps all cores at work where one ends (`calls_at_once`).
+    On a CPU as many batches as torch has threads, up to 16, are worked on at once (`lanes`), each by one core
+    or, where there are more, by its share: torch leaves cores waiting when it shares out a single batch. What
+    one core works on gives the same answer however many work beside it. Calls may overlap, which keeps all
+    cores at work where one ends (`calls_at_once`).
 
     A batch that does not fit into the device's memory is halved until it does; `halvings` counts how
     often and `batch_size` stays at what fitted. None finds one by itself: 4 on a CPU, which more do not make

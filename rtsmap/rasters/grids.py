@@ -131,7 +131,8 @@ def covering_window(target: GeoBox, source: GeoBox, margin_px: int) -> Window:
 
 def window_geobox(geobox: GeoBox, window: Window) -> GeoBox:
     """The part of `geobox` under `window`."""
-    return geobox[window.slices()]
+    affine = geobox.affine * type(geobox.affine).translation(window.col0, window.row0)
+    return GeoBox(window.shape, affine, geobox.crs)
 
 
 def crs_name(crs: CRS) -> str:

@@ -33,8 +33,13 @@ _NO_ELEVATION = re.compile(
 _FOOT_M = 0.3048
 _ABSURD = 1e7
 _MANY_FILES = 32
-_LOOK = "rtsmap.rasters.first_look:look"
-_OPEN = "rtsmap.rasters.first_look:open_each"
+_FIRST_LOOK = "rtsmap.rasters.first_look"
+_LOOK, _OPEN = f"{_FIRST_LOOK}:look", f"{_FIRST_LOOK}:open_each"
+
+
+def get_ready() -> None:
+    """Have the child process that looks at files get ready while the caller does something else."""
+    sandbox.start(_FIRST_LOOK)
 
 
 class Problems:

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rtsmap import __version__, sandbox
+from rtsmap import __version__
 from rtsmap.errors import ModelError, OptionsError, RtsmapError, RunError
 from rtsmap.instances.overlaps import RULES
+from rtsmap.rasters import inspection
 from rtsmap.rasters.bands import parse_bands
 from rtsmap.runs.ahead import ahead
 from rtsmap.runs.engine import Engine, engine_of, name_of
@@ -67,7 +68,7 @@ def plan_scenes(
     `inputs` are those of `open_scene`, for all scenes. Raises RunError when there is none that can.
     """
     options = options or PredictOptions()
-    sandbox.start()
+    inspection.get_ready()
     with stage("loading"):
         engine = engine_of(model, options.device, options.precision, options.batch_size, options.compiled)
     directory.mkdir(parents=True, exist_ok=True)

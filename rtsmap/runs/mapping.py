@@ -13,7 +13,7 @@ from typing import Any
 
 from odc.geo.geobox import GeoBox
 
-from rtsmap import __version__, sandbox
+from rtsmap import __version__
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea, coverage_areas
@@ -21,6 +21,7 @@ from rtsmap.instances.ground import BORDER_M
 from rtsmap.instances.polygons import MAX_AREA_CHANGE
 from rtsmap.instances.seams import Instance, MergeOptions, TileMap, is_wanted
 from rtsmap.models import ModelCard
+from rtsmap.rasters import inspection
 from rtsmap.rasters.acquisition import iso_date
 from rtsmap.rasters.bands import check_bands
 from rtsmap.rasters.inspection import Problems
@@ -268,7 +269,7 @@ def _predict(
         check_out(out, overwrite=overwrite)
         if probability is not None:
             check_probability(Path(probability), overwrite=overwrite)
-    sandbox.start()
+    inspection.get_ready()
     with stage("loading"):
         engine = engine_of(
             model, options.device, options.precision, options.batch_size, options.compiled
@@ -428,7 +429,9 @@ def _is_large_enough(footprint: Footprint, geobox: GeoBox, options: PredictOptio
 
 def _coverage(task: Task) -> list[CoverageArea]:
     tiles = (tile for shard in task.shards for tile in shard.tiles)
-    statuses = (result.coverage for shard in task.shards for result in read_shard_of(task.run, shard).tiles)
+    # what became of tiles, without a single mask unpacked
+    shards = (read_shard_of(task.run, shard, min_score=math.inf) for shard in task.shards)
+    statuses = (result.coverage for shard in shards for result in shard.tiles)
     return coverage_areas(tiles, statuses, task.run.plan.geobox)
 
 

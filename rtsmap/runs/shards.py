@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,11 +97,14 @@ def write_shard(path: Path, shard: Shard, plan_fingerprint: str) -> None:
         ) from exc
 
 
-def read_shard(path: Path, plan: ShardPlan, plan_fingerprint: str) -> Shard:
-    """Read a shard and check it against its plan; raises ShardError for anything that does not fit."""
+def read_shard(path: Path, plan: ShardPlan, plan_fingerprint: str, min_score: float = 0.0) -> Shard:
+    """Read a shard and check it against its plan; raises ShardError for anything that does not fit.
+
+    Detections that score less than `min_score` are left out, their masks not unpacked.
+    """
     try:
         head, rows = _read_rows(path)
-        return _checked(head, rows, plan, plan_fingerprint)
+        return _checked(head, rows, plan, plan_fingerprint, min_score)
     except (RtsmapError, OSError, MemoryError, ValueError, LookupError, TypeError, *_BROKEN) as exc:
         raise ShardError(
             f"shard {path} is damaged ({type(exc).__name__}: {exc}). "
@@ -128,7 +131,11 @@ def _read_rows(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _checked(
-    head: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], plan: ShardPlan, fingerprint: str
+    head: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    plan: ShardPlan,
+    fingerprint: str,
+    min_score: float,
 ) -> Shard:
     if head["plan"] != fingerprint or head["shard"] != plan.index:
         raise ValueError(f"it is shard {head['shard']} of another plan, wanted {plan.index}")
@@ -136,8 +143,11 @@ def _checked(
     if [entry["tile"] for entry in head["tiles"]] != list(tiles):
         raise ValueError("its tiles are not those of the plan")
     results = tuple(_tile_from_dict(entry, tiles[entry["tile"]]) for entry in head["tiles"])
+    if not all(0 <= row["score"] <= 1 for row in rows):
+        raise ValueError("a detection scores outside of 0..1")
     halvings = int(head.get("halvings", 0))
-    return Shard(plan.index, results, tuple(_detection(row, tiles) for row in rows), halvings)
+    detections = tuple(_detection(row, tiles) for row in rows if row["score"] >= min_score)
+    return Shard(plan.index, results, detections, halvings)
 
 
 def _digest(head: str, rows: Iterable[Mapping[str, Any]]) -> str:
@@ -174,11 +184,12 @@ def _detection(row: Mapping[str, Any], tiles: Mapping[int, Tile]) -> Detection:
         raise ValueError(f"a detection at {window} lies outside its tile {row['tile']}")
     if not 0 <= row["sides"] <= _ALL_SIDES:
         raise ValueError(f"a detection in tile {row['tile']} touches unknown sides {row['sides']}")
-    mask = np.frombuffer(_unpack(row["mask"], window.height * window.width), dtype=np.uint8)
+    height, width = window.shape
+    mask = np.frombuffer(_unpack(row["mask"], height * width), dtype=np.uint8)
     return Detection(
         score=row["score"],
         window=window,
-        mask=mask.reshape(window.shape),
+        mask=mask.reshape(height, width),
         tile=row["tile"],
         sides=Side(row["sides"]),
         modalities=tuple(row["modalities"]),

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rtsmap import sandbox
 from rtsmap.errors import RunError
 from rtsmap.models import ModelCard
+from rtsmap.rasters import inspection
 from rtsmap.rasters.inspection import Problems
 from rtsmap.rasters.mosaic import DemFiles
 from rtsmap.runs.engine import Engine, engine_at_rest, engine_of, name_of
@@ -40,7 +40,7 @@ def plan_run(
     `inputs` and `problems` are those of `open_scene`.
     """
     options = options or PredictOptions()
-    sandbox.start()
+    inspection.get_ready()
     with stage("loading"):
         engine = engine_of(model, options.device, options.precision, options.batch_size, options.compiled)
     with stage("planning"):

@@ -163,20 +163,21 @@ def joined(
 ) -> Iterator[Instance]:
     """Slumps joined from the parts that tiles saw."""
     tiles = TileMap(tile for receipt in receipts for tile in receipt.seen)
-    return timing.in_stage("merging", merge_shards(_counted(task, progress), task.shards, tiles, options))
+    read = _counted(task, options.min_part_score, progress)
+    return timing.in_stage("merging", merge_shards(read, task.shards, tiles, options))
 
 
-def read_shard_of(run: Run, shard: ShardPlan) -> Shard:
-    """A shard of a run, from disk."""
-    return read_shard(run.shard_path(shard.index), shard, run.plan.fingerprint)
+def read_shard_of(run: Run, shard: ShardPlan, min_score: float = 0.0) -> Shard:
+    """A shard of a run, from disk, without detections that score less."""
+    return read_shard(run.shard_path(shard.index), shard, run.plan.fingerprint, min_score)
 
 
-def _counted(task: Task, progress: Progress) -> Callable[[ShardPlan], Shard]:
-    """Reads shards, each twice in a merge, and tells how many were read."""
+def _counted(task: Task, min_score: float, progress: Progress) -> Callable[[ShardPlan], Shard]:
+    """Reads what may be joined of shards, each twice in a merge, and tells how many were read."""
     done, total = count(1), 2 * len(task.shards)
 
     def counting(shard: ShardPlan) -> Shard:
         progress("merging", next(done), total)
-        return read_shard_of(task.run, shard)
+        return read_shard_of(task.run, shard, min_score)
 
     return counting

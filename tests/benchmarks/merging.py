@@ -119,7 +119,7 @@ def merge_alone(folder: Path) -> dict[str, float]:
     tiles = TileMap(tile for shard in task.shards for tile in shard.tiles)
 
     def read(shard: ShardPlan) -> Shard:
-        return read_shard_of(task.run, shard)
+        return read_shard_of(task.run, shard, scene_run.merge.min_part_score)
 
     before, wall, used = status_mib("VmRSS"), time.perf_counter(), time.process_time()
     slumps = sum(1 for _ in merge_shards(read, task.shards, tiles, scene_run.merge))

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from mmap import mmap
 from threading import Lock
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rtsmap.errors import RtsmapError
 from rtsmap.rasters.bands import TERRAIN_BANDS
@@ -20,8 +22,8 @@ from rtsmap.rasters.elevation import Floats, Relief
 from rtsmap.rasters.tiling import Window
 
 CELL_PX = 512
-KEPT_CELLS = 32
-"""109 MB: four rows of cells where a scene is 4,096 px wide, so that neighbouring blocks share them."""
+KEPT_CELLS = 64
+"""218 MB: all of 4,096 x 4,096 px, where second looks find what tiles have had computed."""
 
 
 class ReliefCells:
@@ -83,7 +85,13 @@ class ReliefCells:
                     self._cells.pop(cell, None)
                 kept.set_exception(exc)
                 raise
-            # copied, for a band may be part of an array with others, which are not to stay
-            bands = {name: whole.bands[name].copy() for name in TERRAIN_BANDS}
-            kept.set_result(Relief(bands, whole.valid))
+            bands = {name: _apart(whole.bands[name]) for name in TERRAIN_BANDS}
+            kept.set_result(Relief(bands, _apart(whole.valid)))
         return kept.result()
+
+
+def _apart(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy on pages of its own: among arrays that live for a moment it would hold on to their memory."""
+    copy = np.frombuffer(mmap(-1, values.nbytes), values.dtype).reshape(values.shape)
+    copy[...] = values
+    return copy

@@ -7,9 +7,11 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -109,6 +111,49 @@ class FootprintMaker:
             terrain = instance_terrain(instance, self.geobox, window, heights.elevation, heights.valid)
         here = instance.window.slices(window)
         return terrain, dem_date(heights.first_day[here], heights.last_day[here], instance.inside)
+
+
+class FootprintsAhead:
+    """Footprints of slumps that are likely to be on the map, made in a thread while the network works.
+
+    `maker` is asked for when the first one is begun. What was begun and is never asked for is lost work, no
+    more.
+    """
+
+    def __init__(self, maker: Callable[[], FootprintMaker]) -> None:
+        self._maker = cache(maker)
+        self._pool = ThreadPoolExecutor(1, "footprints")
+        self._begun: dict[tuple[Any, ...], tuple[Instance, Future[Footprint]]] = {}
+
+    def begin(self, instance: Instance) -> None:
+        """Begin the footprint of a slump that is the only one with its representative pixel, as most are."""
+        key = _key(instance)
+        if key not in self._begun:
+            self._begun[key] = instance, self._pool.submit(self._maker().make, (0, instance))
+
+    def make(self, ranked: tuple[int, Instance]) -> Footprint:
+        """What the maker makes, if it was begun by what it has made."""
+        rank, instance = ranked
+        begun, made = self._begun.pop(_key(instance), (None, None))
+        same = begun is not None and np.array_equal(begun.mask, instance.mask)
+        return made.result() if made and same and rank == 0 else self._maker().make(ranked)
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _key(instance: Instance) -> tuple[Any, ...]:
+    """All that goes into a footprint but the mask."""
+    return (
+        instance.window,
+        instance.pixel,
+        instance.score,
+        instance.n_parts,
+        instance.seam_unconfirmed,
+        instance.modalities,
+        instance.mask_threshold,
+    )
 
 
 def dem_date(

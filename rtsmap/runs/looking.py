@@ -37,6 +37,7 @@ class Looking:
 
     `round` is the work to do next: looks that are not known yet, as a task like that of the run's tiles.
     Once its shards are on disk, `hear` follows what they say to the next round; None means that all is said.
+    `hear_shard` takes in one of them before the others are there, and may be left out.
     Rounds depend on the candidates alone, so that every worker finds the same. They are kept in the run
     directory, for runs that are started again or want other thresholds of the same candidates.
     """
@@ -49,6 +50,7 @@ class Looking:
         self._options = options
         self._looks = _Looks(replace(task, unwanted=frozenset()))
         self._heard: dict[Window, list[Trail]] = {}
+        self._results: dict[int, Instance | None] = {}
         self.round: Task | None = None
         self._go_on()
 
@@ -57,15 +59,22 @@ class Looking:
         """How many rounds there were so far, with the one to do."""
         return self._looks.rounds
 
+    def hear_shard(self, index: int) -> list[Instance]:
+        """Take in one shard of the round, which is on disk; gives the slumps that need no further look."""
+        if self.round is None:
+            return []
+        tiles = self.round.shards[index].tiles
+        return self._listen({tile.read for tile in tiles} & self._heard.keys())
+
     def hear(self, receipts: Sequence[Receipt]) -> None:
-        """Take in the round, whose receipts are given."""
+        """Take in what is left of the round, whose receipts are given."""
         self._looks.failed += sum(len(receipt.failed) for receipt in receipts)
-        self._listen()
+        self._listen(set(self._heard))
         self._go_on()
 
     def result(self) -> Looked:
         """What looks left; what was found twice is kept once."""
-        results = (trail.result(self._grid, self._options) for trail in self._trails)
+        results = [self._result(trail) for trail in self._trails]
         instances = distinct((result for result in results if result is not None), self._options)
         return Looked(tuple(instances), len(self._trails), self._looks.made, self._looks.failed)
 
@@ -81,15 +90,26 @@ class Looking:
                 return
             self.round = self._looks.place(self._heard.keys())
             if self.round is None:
-                self._listen()
+                self._listen(set(self._heard))
 
-    def _listen(self) -> None:
-        for tile, found in self._looks.read(self._heard.keys()):
-            for trail in self._heard[tile.read]:
+    def _listen(self, windows: AbstractSet[Window]) -> list[Instance]:
+        """Have trails take what was found on these looks; gives the slumps of those that end there."""
+        ended = []
+        for tile, found in self._looks.read(windows):
+            for trail in self._heard.pop(tile.read):
                 if found is None:
                     trail.give_up()
                 else:
                     trail.take(tile, found, self._options)
+                if trail.next_look(self._grid) is None:
+                    ended.append(self._result(trail))
+        return [instance for instance in ended if instance is not None]
+
+    def _result(self, trail: Trail) -> Instance | None:
+        """What is left of a trail that has ended."""
+        if id(trail) not in self._results:
+            self._results[id(trail)] = trail.result(self._grid, self._options)
+        return self._results[id(trail)]
 
 
 def _wanted(trails: Sequence[Trail], grid: LookGrid) -> dict[Window, list[Trail]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,7 +34,7 @@ from rtsmap.runs.ahead import ahead
 from rtsmap.runs.claims import claiming, sweep
 from rtsmap.runs.detecting import COVERAGE_STRIDE_PX, Receipt, Task, default_read_threads
 from rtsmap.runs.engine import Engine, engine_of, name_of
-from rtsmap.runs.footprints import FootprintMaker, fingerprint_text, with_ranks
+from rtsmap.runs.footprints import FootprintMaker, FootprintsAhead, fingerprint_text, with_ranks
 from rtsmap.runs.looking import Looked
 from rtsmap.runs.plan import Run, exclusive, open_run
 from rtsmap.runs.preparing import Prepared, prepare
@@ -169,11 +170,22 @@ class SceneRun:
         """How its slumps are joined, and which are wanted."""
         return _merge_options(self.engine, self.options, _pixel_m(self.prepared))
 
-    def work(self, *, as_it_is: bool = False) -> SceneWork:
+    def work(
+        self, *, as_it_is: bool = False, on_settled: Callable[[Instance], None] = lambda _: None
+    ) -> SceneWork:
         """What of it takes the network."""
         return SceneWork(
-            self.task, self.merge, self.is_near, second_look=self.options.second_look, as_it_is=as_it_is
+            self.task,
+            self.merge,
+            self.is_near,
+            second_look=self.options.second_look,
+            as_it_is=as_it_is,
+            on_settled=on_settled,
         )
+
+    def told(self, instance: Instance) -> Instance:
+        """The slump with the score that users are told."""
+        return replace(instance, score=self.engine.told_score(instance.score))
 
     def is_near(self, instance: Instance) -> bool:
         """False for what no second look could bring onto the wanted ground."""
@@ -279,16 +291,41 @@ def _predict(
         scene_run = open_scene(
             scene, dem, engine, options, directory, inputs=given, model=name_of(model), problems=problems
         )
-    work = scene_run.work()
-    with claiming() as claims:
-        work.finish(claims, progress)
-    report = make_map(
-        scene_run, work, out, overwrite=overwrite, probability=probability, started=started, progress=progress
-    )
+    with _footprints_ahead(scene_run) as (ahead_of_map, work):
+        with claiming() as claims:
+            work.finish(claims, progress)
+        report = make_map(
+            scene_run,
+            work,
+            out,
+            overwrite=overwrite,
+            probability=probability,
+            started=started,
+            progress=progress,
+            begun=ahead_of_map,
+        )
     if discard_run:
         scene_run.run.discard()
         return replace(report, run_dir=None)
     return report
+
+
+@contextmanager
+def _footprints_ahead(scene_run: SceneRun) -> Iterator[tuple[FootprintsAhead, SceneWork]]:
+    """A scene's work, and footprints of what it settles."""
+
+    def settled(instance: Instance) -> None:
+        if is_wanted(instance, scene_run.merge) and scene_run.is_near(instance):
+            begun.begin(scene_run.told(instance))
+
+    work = scene_run.work(on_settled=settled)
+    begun = FootprintsAhead(
+        lambda: _footprint_maker(scene_run.prepared, work.tiles.receipts, scene_run.options)
+    )
+    try:
+        yield begun, work
+    finally:
+        begun.close()
 
 
 def make_map(
@@ -300,10 +337,11 @@ def make_map(
     probability: Path | str | None = None,
     started: float | None = None,
     progress: Progress = silent,
+    begun: FootprintsAhead | None = None,
 ) -> RunReport:
     """Write the map of a scene whose work is finished, and its `probability`; the network is not needed.
 
-    `started` is the time of day from which the report counts seconds.
+    `started` is the time of day from which the report counts seconds. `begun` are footprints under way.
     """
     started = time.time() if started is None else started
     run, prepared, options, merge = scene_run.run, scene_run.prepared, scene_run.options, scene_run.merge
@@ -317,7 +355,8 @@ def make_map(
         record |= {"temperature": scene_run.engine.temperature, "second_looks": _about_looks(looked)}
         with stage("coverage"):
             coverage = _coverage(task)
-        footprints = _footprints(task, _footprint_maker(prepared, receipts, options), wanted, options)
+        maker = begun or _footprint_maker(prepared, receipts, options)
+        footprints = _footprints(scene_run, maker.make, wanted)
         if (ground := prepared.ground) is not None:
             footprints = (one for one in footprints if ground.holds(one.polygon))
             coverage = ground.divide(coverage)
@@ -409,14 +448,14 @@ def _merge_options(engine: Engine, options: PredictOptions, pixel_m: float) -> M
 
 
 def _footprints(
-    task: Task, maker: FootprintMaker, instances: Iterator[Instance], options: PredictOptions
+    scene_run: SceneRun, make: Callable[[tuple[int, Instance]], Footprint], instances: Iterator[Instance]
 ) -> Iterator[Footprint]:
     """The slumps that are large enough, made as they are asked for."""
-    told = (replace(one, score=task.engine.told_score(one.score)) for one in instances)
-    ranked = with_ranks(told)
-    with kept_open(), ThreadPoolExecutor(task.read_threads, "footprints") as pool:
-        made = ahead(pool, maker.make, ranked, depth=4 * task.read_threads)
-        yield from (one for one in made if _is_large_enough(one, maker.geobox, options))
+    ranked = with_ranks(scene_run.told(one) for one in instances)
+    threads, geobox = scene_run.task.read_threads, scene_run.prepared.plan.geobox
+    with kept_open(), ThreadPoolExecutor(threads, "footprints") as pool:
+        made = ahead(pool, make, ranked, depth=4 * threads)
+        yield from (one for one in made if _is_large_enough(one, geobox, scene_run.options))
 
 
 def _is_large_enough(footprint: Footprint, geobox: GeoBox, options: PredictOptions) -> bool:

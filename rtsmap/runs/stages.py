@@ -90,7 +90,7 @@ class Stage:
     def advance(
         self,
         claims: Claims,
-        on_shard: Callable[[], None],
+        on_shard: Callable[[Receipt], None],
         *,
         limit: int | None = None,
         share: Callable[[ShardPlan], bool] | None = None,
@@ -107,7 +107,7 @@ class Stage:
             self._receipts[receipt.shard] = receipt
             claims.release(self.task.run.directory, _name(receipt.shard))
             self.computed += 1
-            on_shard()
+            on_shard(receipt)
 
         before = self.computed
         try:
@@ -133,7 +133,7 @@ class Stage:
         tell()
         pause = _WAIT_S[0]
         while not self.is_complete:
-            if self.advance(claims, tell):
+            if self.advance(claims, lambda _: tell()):
                 pause = _WAIT_S[0]
             elif not self.is_complete:
                 time.sleep(pause)

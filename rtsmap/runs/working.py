@@ -45,7 +45,8 @@ class SceneWork:
     """What of a scene's shards is done, and how the rest gets done.
 
     `merge` says which slumps are wanted; with `second_look` all that may become one, and
-    `is_candidate`, is looked at again.
+    `is_candidate`, is looked at again. `on_settled` is told of slumps that need no further look, while
+    others do; `looked` says which of them are left in the end.
     `as_it_is` takes failed tiles for what they are instead of trying them again.
     """
 
@@ -57,6 +58,7 @@ class SceneWork:
         *,
         second_look: bool,
         as_it_is: bool = False,
+        on_settled: Callable[[Instance], None] = lambda _: None,
     ) -> None:
         self.task = task
         self.tiles = Stage(task, as_it_is=as_it_is)
@@ -65,6 +67,7 @@ class SceneWork:
         self._is_candidate = is_candidate
         self._second_look = second_look
         self._as_it_is = as_it_is
+        self._on_settled = on_settled
         self._stage = self.tiles
         self._looking: Looking | None = None
         self._computed_before = 0
@@ -107,10 +110,17 @@ class SceneWork:
         stage, name = self._stage, self.stage_name
         total = len(stage.task.shards)
         progress(name, stage.done, total)
+
+        def on_shard(receipt: Receipt) -> None:
+            progress(name, stage.done, total)
+            if self._looking is not None:
+                for instance in self._looking.hear_shard(receipt.shard):
+                    self._on_settled(instance)
+
         with nullcontext() if stage is self.tiles else timing.stage(timing.LOOKS):
             computed = stage.advance(
                 claims,
-                lambda: progress(name, stage.done, total),
+                on_shard,
                 limit=limit,
                 share=share if stage is self.tiles else None,
             )

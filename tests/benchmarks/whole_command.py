@@ -8,9 +8,10 @@ and each in a process of its own: `rtsmap predict --timings` from files to GeoPa
 these chips, held in memory, with its lanes, one batch to a core; and the bare network, which torch runs on
 batches of 8 as it likes. Second looks count as network on all sides, or are left out of all.
 
-Times of the network alone leave out imports and the reading of weights; those of the command have them in.
-CPU outside of the network is what the command used beyond that run; by stage it is that of the threads that
-work there.
+Two ratios are told: to the run of the network alone, from the start of its process to its end but for the time
+in which it reads the kept chips; and to the network in it, without imports and the reading of weights, which the
+command has in. CPU outside of the network is what the command used beyond that of the network; by stage it is
+that of the threads that work there.
 """
 
 from __future__ import annotations
@@ -83,26 +84,30 @@ def _keeper(load: partial[Detector], folder: Path) -> Keeper:
 
 def network_alone(folder: Path) -> dict[str, float]:
     """The detector on all kept chips, as they came."""
+    read = time.perf_counter()
     calls = [_chips(path) for path in sorted(folder.glob("*.npz"))]
+    read = time.perf_counter() - read
     detector = engine_of(None).load()
     detector.detect(calls[0][:1])
     wall, cpu = time.perf_counter(), time.process_time()
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(getattr(detector, "calls_at_once", 1)) as callers:
         list(callers.map(detector.detect, calls))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"s": wall, "cpu": cpu, "chips": sum(map(len, calls))}
+    return {"s": wall, "cpu": cpu, "read_s": read, "chips": sum(map(len, calls))}
 
 
 def bare_network(folder: Path) -> dict[str, float]:
     """Nothing but torch: the network on all kept chips in batches, without masks brought to the grid."""
+    read = time.perf_counter()
     chips = [chip for path in sorted(folder.glob("*.npz")) for chip in _chips(path)]
+    read = time.perf_counter() - read
     network = engine_of(None).load().network
     wall, cpu = time.perf_counter(), time.process_time()
     with torch.inference_mode():
         for start in range(0, len(chips), _BATCH):
             network.detect(stack(chips[start : start + _BATCH], network.spec, "cpu"))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"s": wall, "cpu": cpu, "chips": len(chips)}
+    return {"s": wall, "cpu": cpu, "read_s": read, "chips": len(chips)}
 
 
 def _chips(path: Path) -> list[Chip]:
@@ -156,11 +161,16 @@ def _children_cpu() -> float:
 
 
 _ONLY = {"detector": network_alone, "bare network": bare_network}
+_OF = {"run_s": "the run of the", "s": "the working time of the"}
 
 
 def _in_a_process(name: str, kept: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "tests.benchmarks.whole_command", str(kept), "--only", name]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    wall = time.perf_counter()
+    told: dict[str, float] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
+    return told | {"run_s": time.perf_counter() - wall - told["read_s"]}
 
 
 def main() -> None:
@@ -186,21 +196,26 @@ def main() -> None:
 
 def compare(scene: Path, dem: Path, kept: Path, turns: int, *, looks: bool) -> None:
     """Take turns and print each, then medians."""
-    ratios: dict[str, list[float]] = {name: [] for name in _ONLY}
+    ratios: dict[tuple[str, str], list[float]] = {(name, of): [] for name in _ONLY for of in _OF}
     outside, by_stage = [], []
     for turn in range(turns):
         whole, stages = whole_command(scene, dem, looks=looks)
         told = [f"command {whole['s']:.1f} s ({whole['cpu']:.1f} s of CPU)"]
         for name in _ONLY:
             only = _in_a_process(name, kept)
-            ratios[name].append(whole["s"] / only["s"])
-            told.append(f"{name} {only['s']:.1f} s ({only['cpu']:.1f}), ratio {ratios[name][-1]:.3f}")
+            for of in _OF:
+                ratios[name, of].append(whole["s"] / only[of])
+            told.append(
+                f"{name} {only['run_s']:.1f} s, in it the network {only['s']:.1f} ({only['cpu']:.1f}), "
+                f"ratios {ratios[name, 'run_s'][-1]:.3f} and {ratios[name, 's'][-1]:.3f}"
+            )
             if name == "detector":
                 outside.append(whole["cpu"] - only["cpu"])
         by_stage.append(stages)
         print(f"turn {turn + 1}, {only['chips']} chips: {'; '.join(told)}", flush=True)
-    medians = ", ".join(f"to {name} alone {median(found):.3f}" for name, found in ratios.items())
-    print(f"second looks {'counted as network' if looks else 'left out'}; ratio (median) {medians}")
+    print(f"second looks {'counted as network' if looks else 'left out'}; median ratios:")
+    for (name, of), found in ratios.items():
+        print(f"  to {_OF[of]} {name} alone: {median(found):.3f}")
     print(f"CPU beyond that of the detector: {median(outside):.1f} s (median); in named stages:")
     for stage in sorted(by_stage[0], key=lambda name: -by_stage[0][name]):
         if stage not in _NETWORK:

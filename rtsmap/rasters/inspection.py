@@ -7,6 +7,7 @@ What is certain is a problem; what is only likely is a note, for the user to jud
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.elevation import HIGHEST_M, LOWEST_M, metres_per_unit
 from rtsmap.rasters.grids import covering_window
 from rtsmap.rasters.mosaic import DemFiles, find_files, open_elevation
+from rtsmap.rasters.opening import REMOTE_PAUSES_S, is_remote
 from rtsmap.rasters.sources import RasterInfo
 from rtsmap.rasters.spectral import BandFiles, scene_bands
 
@@ -164,15 +166,27 @@ def inspect_elevation(paths: Sequence[str]) -> Inspection:
     )
 
 
+def _look(path: str) -> dict[str, Any]:
+    """The first look at a file; of one on a server that delivers nothing, the last of a few."""
+    look: dict[str, Any] = sandbox.call(_LOOK, path)
+    for pause_s in REMOTE_PAUSES_S if is_remote(path) else ():
+        if look["sampled"] or not look["unread"]:
+            break
+        time.sleep(pause_s)
+        look = sandbox.call(_LOOK, path)
+    return look
+
+
 def _inspect(path: str, judge: Any) -> Inspection:
     try:
-        look = sandbox.call(_LOOK, path)
+        look = _look(path)
     except sandbox.CrashedError as exc:
         return Inspection((f"{path}: {exc}; the file is damaged, or not what its name says",), safe=False)
     if look["problems"]:
         return Inspection(tuple(f"{path}: {sentence}" for sentence in look["problems"]), safe=False)
     if look["unread"] and not look["sampled"]:
-        return Inspection((f"{path}: no pixel of it can be read ({look['unread'][0]}); it is damaged",))
+        why = "its server does not deliver it, try again later" if is_remote(path) else "it is damaged"
+        return Inspection((f"{path}: no pixel of it can be read ({look['unread'][0]}); {why}",))
     with suppress(InputError):  # who needs the file says why it cannot be used
         info = sources.probe(path)
         problems, notes = judge(info, look)

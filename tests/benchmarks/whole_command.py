@@ -8,10 +8,10 @@ and each in a process of its own: `rtsmap predict --timings` from files to GeoPa
 these chips, held in memory, with its lanes, one batch to a core; and the bare network, which torch runs on
 batches of 8 as it likes. Second looks count as network on all sides, or are left out of all.
 
-Two ratios are told: to the run of the network alone, from the start of its process to its end but for the time
-in which it reads the kept chips; and to the network in it, without imports and the reading of weights, which the
-command has in. CPU outside of the network is what the command used beyond that of the network; by stage it is
-that of the threads that work there.
+Two ratios are told: to the run of the network alone, from the start of its process to its end but for the
+time in which it reads the kept chips; and to the network in it, without imports and the reading of weights,
+which the command has in. CPU outside of the network is what the command used beyond that of the network; by
+stage it is that of the threads that work there.
 """
 
 from __future__ import annotations
@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--size-px", type=int, default=4096)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--no-second-look", action="store_true")
+    parser.add_argument("--against", nargs="+", choices=_ONLY, default=list(_ONLY))
     parser.add_argument("--only", choices=_ONLY, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
@@ -191,17 +192,18 @@ def main() -> None:
         kept = Path(name) / "chips"
         kept.mkdir()
         keep_chips(scene, dem, kept, looks=looks)
-        compare(scene, dem, kept, arguments.turns, looks=looks)
+        compare(scene, dem, kept, arguments.turns, looks=looks, against=arguments.against)
 
 
-def compare(scene: Path, dem: Path, kept: Path, turns: int, *, looks: bool) -> None:
+def compare(scene: Path, dem: Path, kept: Path, turns: int, *, looks: bool, against: Sequence[str]) -> None:
     """Take turns and print each, then medians."""
-    ratios: dict[tuple[str, str], list[float]] = {(name, of): [] for name in _ONLY for of in _OF}
-    outside, by_stage = [], []
+    ratios: dict[tuple[str, str], list[float]] = {(name, of): [] for name in against for of in _OF}
+    outside: dict[str, list[float]] = {name: [] for name in against}
+    by_stage = []
     for turn in range(turns):
         whole, stages = whole_command(scene, dem, looks=looks)
         told = [f"command {whole['s']:.1f} s ({whole['cpu']:.1f} s of CPU)"]
-        for name in _ONLY:
+        for name in against:
             only = _in_a_process(name, kept)
             for of in _OF:
                 ratios[name, of].append(whole["s"] / only[of])
@@ -209,14 +211,15 @@ def compare(scene: Path, dem: Path, kept: Path, turns: int, *, looks: bool) -> N
                 f"{name} {only['run_s']:.1f} s, in it the network {only['s']:.1f} ({only['cpu']:.1f}), "
                 f"ratios {ratios[name, 'run_s'][-1]:.3f} and {ratios[name, 's'][-1]:.3f}"
             )
-            if name == "detector":
-                outside.append(whole["cpu"] - only["cpu"])
+            outside[name].append(whole["cpu"] - only["cpu"])
         by_stage.append(stages)
         print(f"turn {turn + 1}, {only['chips']} chips: {'; '.join(told)}", flush=True)
     print(f"second looks {'counted as network' if looks else 'left out'}; median ratios:")
     for (name, of), found in ratios.items():
         print(f"  to {_OF[of]} {name} alone: {median(found):.3f}")
-    print(f"CPU beyond that of the detector: {median(outside):.1f} s (median); in named stages:")
+    for name, seconds in outside.items():
+        print(f"CPU beyond that of the {name}: {median(seconds):.1f} s (median)")
+    print("CPU in named stages (median):")
     for stage in sorted(by_stage[0], key=lambda name: -by_stage[0][name]):
         if stage not in _NETWORK:
             print(f"  {stage:<22}{median(stages.get(stage, 0.0) for stages in by_stage):8.2f} s")

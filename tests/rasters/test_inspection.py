@@ -7,10 +7,11 @@ from affine import Affine
 
 from rtsmap import sandbox
 from rtsmap.errors import GridMismatchError, InputError
-from rtsmap.rasters import sources
+from rtsmap.rasters import inspection, sources
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
 from rtsmap.rasters.first_look import look
 from rtsmap.rasters.inspection import Problems, check_inputs
+from rtsmap.rasters.opening import REMOTE_PAUSES_S
 from tests.rasters.files import write
 
 SPEC = InputSpec(4.0, (OPTICAL_RGB, TERRAIN))
@@ -216,3 +217,29 @@ def test_the_look_is_data_and_cheap_on_large_files(tmp_path):
     assert found["sampled"] == 25
     assert not found["whole"]
     assert len(found["bands"]) == 3
+
+
+def unread(sampled):
+    reasons = [] if sampled else ["HTTP error code : 500"]
+    return {"problems": [], "bands": [], "whole": False, "sampled": sampled, "unread": reasons}
+
+
+@pytest.mark.parametrize(("failures", "says"), [(2, ""), (9, "its server does not deliver it")])
+def test_a_server_that_fails_at_first_is_asked_again(monkeypatch, failures, says):
+    asked, pauses = [], []
+
+    def refuse(path):
+        raise InputError(f"{path}: read elsewhere")
+
+    def call(_, path):
+        asked.append(path)
+        return unread(sampled=0 if len(asked) <= failures else 4)
+
+    monkeypatch.setattr(sandbox, "call", call)
+    monkeypatch.setattr(inspection.time, "sleep", pauses.append)
+    monkeypatch.setattr(sources, "probe", refuse)
+    found = inspection.inspect_scene("https://example.com/scene.tif")
+    assert says in " ".join(found.problems)
+    assert bool(found.problems) == bool(says)
+    assert pauses == list(REMOTE_PAUSES_S[: len(asked) - 1])
+    assert len(asked) == min(failures + 1, 1 + len(REMOTE_PAUSES_S))

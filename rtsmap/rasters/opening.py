@@ -89,14 +89,16 @@ def borrowed(dataset: str, **options: Any) -> Iterator[Any]:
         with opened(dataset, **options) as src:
             yield src
         return
-    src = _KEPT.take(key, signature)
-    if src is None:
-        src = rasterio.open(dataset, **options)
-    try:
-        yield src
-    except BaseException:
-        src.close()
-        raise
+    # without it GDAL prints its warnings, those of reading too, once a thread and process
+    with rasterio.Env():
+        src = _KEPT.take(key, signature)
+        if src is None:
+            src = rasterio.open(dataset, **options)
+        try:
+            yield src
+        except BaseException:
+            src.close()
+            raise
     _KEPT.give(key, signature, src)
 
 

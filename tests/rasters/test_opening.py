@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio._err import CPLE_AppDefinedError
 from rasterio.errors import RasterioIOError
+from rasterio.windows import Window
 
 from rtsmap.errors import InputError, ReadError
 from rtsmap.rasters import opening, sources
 from rtsmap.rasters.opening import borrowed, kept_open, open_sources, patiently
 from rtsmap.rasters.sources import write_geotiff
+from tests.shared_data import shared
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +128,17 @@ def test_an_error_of_gdal_itself_is_a_sentence(tile, monkeypatch):
     monkeypatch.setattr(sources, "_describe", damaged)
     with pytest.raises(InputError, match=r"GDAL cannot open it as a raster .*custom tag 65535"):
         sources.probe(tile)
+
+
+def test_warnings_of_gdal_are_not_printed(capfd):
+    """GDAL warns about this file in each thread that has not told it whom to tell."""
+    scene = str(next(shared("rts_sites/Peel").glob("S2_*.tif")))
+    window = Window(0, 0, 32, 32)
+
+    def read(_):
+        with borrowed(scene) as src:
+            return src.read(1, window=window).shape
+
+    with kept_open(), ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(read, range(4))) == {(32, 32)}
+    assert capfd.readouterr().err == ""

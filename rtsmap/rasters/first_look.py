@@ -19,7 +19,7 @@ import rasterio
 from rasterio.enums import Interleaving
 from rasterio.windows import Window
 
-from rtsmap.rasters.opening import GDAL_ERRORS, innermost, is_remote, opened
+from rtsmap.rasters.opening import AFRESH, GDAL_ERRORS, innermost, is_remote, opened
 
 MAX_BLOCK_BYTES = 256 << 20
 """A block that decodes to more is refused: one damaged number in a header asks for all memory."""
@@ -47,7 +47,7 @@ def look(path: str) -> dict[str, Any]:
         return {**found, "problems": [problem]}
     warnings.simplefilter("ignore")
     # one that does not open is refused with a sentence where it is used
-    with suppress(*GDAL_ERRORS), rasterio.Env(GDAL_CACHEMAX=64), opened(path) as src:
+    with suppress(*GDAL_ERRORS), rasterio.Env(GDAL_CACHEMAX=64, **AFRESH), opened(path) as src:
         if src.count and src.width and src.height:
             found["problems"] = list(_structural_problems(src, path))
             if not found["problems"]:

@@ -51,6 +51,11 @@ _HTTP = {
 }
 """GDAL's own patience with servers, with back-off; what the user has set in the environment counts."""
 
+AFRESH = {"CPL_VSIL_CURL_NON_CACHED": "/vsi"}
+"""GDAL remembers what a server sent, half answers and none at all too; with this it asks again."""
+
+_FINAL = re.compile(r"\b(?:401|403|404|410)\b")
+
 
 def is_remote(dataset: str) -> bool:
     """True for addresses, GDAL's virtual file systems, and virtual rasters over such."""
@@ -172,25 +177,30 @@ def _signature(dataset: str) -> tuple[tuple[int, int, int], ...] | None:
 
 
 def patiently(read: Callable[[], Result], dataset: str, name: str) -> Result:
-    """The result of `read`, tried again after growing pauses; ReadError with the file's name in the end."""
-    again = False
+    """The result of `read`, tried again after growing pauses; ReadError with the file's name in the end.
+
+    What a server refuses, or does not have, is not asked for again.
+    """
+    again, remote = False, is_remote(dataset)
 
     def once() -> Result:
-        if again:
+        if not again:
+            return read()
+        with rasterio.Env(**(AFRESH if remote else {})):
             open_sources(dataset)
-        return read()
+            return read()
 
-    for pause_s in REMOTE_PAUSES_S if is_remote(dataset) else LOCAL_PAUSES_S:
+    pauses = iter(REMOTE_PAUSES_S if remote else LOCAL_PAUSES_S)
+    while True:
         try:
             return once()
         except (*GDAL_ERRORS, OSError) as exc:  # noqa: PERF203 - once a try
+            pause_s = None if remote and _FINAL.search(innermost(exc)) else next(pauses, None)
+            if pause_s is None:
+                raise ReadError(f"{name}: {innermost(exc)}") from exc
             logger.info("%s: cannot be read (%s); trying again in %.1f s", name, innermost(exc), pause_s)
             time.sleep(pause_s)
             again = True
-    try:
-        return once()
-    except (*GDAL_ERRORS, OSError) as exc:
-        raise ReadError(f"{name}: {innermost(exc)}") from exc
 
 
 def open_sources(dataset: str) -> None:

@@ -28,13 +28,13 @@ from rasterio.warp import reproject
 from rasterio.windows import Window as RasterioWindow
 from scipy.ndimage import binary_dilation
 
-from rtsmap.errors import BandError, GridMismatchError, InputError
+from rtsmap.errors import BandError, GridMismatchError, InputError, ReadError
 from rtsmap.rasters import grids
 from rtsmap.rasters.bands import check_bands
 from rtsmap.rasters.first_look import MAX_BLOCK_BYTES, block_bytes
 from rtsmap.rasters.grids import RunGrid
 from rtsmap.rasters.interpolation import interpolate
-from rtsmap.rasters.opening import GDAL_ERRORS, borrowed, opened, patiently
+from rtsmap.rasters.opening import GDAL_ERRORS, borrowed, innermost, is_remote, opened, patiently
 from rtsmap.rasters.tiling import Window
 from rtsmap.rasters.upright import is_located_by_points, is_upright, upright
 from rtsmap.timing import stage
@@ -124,14 +124,18 @@ class Patch:
 def probe(path: Path | str) -> RasterInfo:
     """Look at a raster without reading pixels; InputError says in a sentence why one cannot be used."""
     name = str(path)
-    try:
+
+    def look() -> RasterInfo | tuple[str, str]:
         with opened(name) as src:
             _refuse_unusable(src, name)
-            if is_upright(src):
-                return _describe(src, name, name)
-            text, note = upright(src, name)
+            return _describe(src, name, name) if is_upright(src) else upright(src, name)
+
+    try:
+        found = patiently(look, name, name) if is_remote(name) else look()
+    except ReadError as exc:
+        raise InputError(f"{name}: its server does not deliver it ({innermost(exc)})") from exc
     except GDAL_ERRORS as exc:
-        missing = not name.startswith("/vsi") and not Path(name).exists()
+        missing = not is_remote(name) and not Path(name).exists()
         reason = "there is no such file" if missing else f"GDAL cannot open it as a raster ({exc})"
         if not missing and name.lower().endswith(".npz"):
             reason = (
@@ -139,6 +143,9 @@ def probe(path: Path | str) -> RasterInfo:
                 "and evaluate chips"
             )
         raise InputError(f"{name}: {reason}") from exc
+    if isinstance(found, RasterInfo):
+        return found
+    text, note = found
     info = probe_text(text, name)
     return replace(info, notes=(note, *info.notes))
 

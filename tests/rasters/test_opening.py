@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -67,6 +70,70 @@ def test_other_errors_pass_at_once(tile):
     with pytest.raises(ValueError, match="a bad moment"):
         patiently(read, str(tile), "tile")
     assert read.calls == 1
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a file after so many failures: answers of 500, or connections that are dropped."""
+
+    def __init__(self, path, failures, code):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.path, self.failures, self.code, self.asked = path, failures, code, 0
+        self.address = f"http://127.0.0.1:{self.server_address[1]}/{path.name}"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def send_head(self):
+        self.server.asked += 1
+        if self.server.asked > self.server.failures:
+            return super().send_head()
+        if self.server.code:
+            self.send_error(self.server.code)
+        else:
+            self.connection.close()
+        return None
+
+    def translate_path(self, path):
+        return str(self.server.path) if path.endswith(self.server.path.name) else super().translate_path(path)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serving(path, failures, code=None):
+    with Server(path, failures, code) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def served(tile):
+    return tile.rename(tile.with_name("served.tif"))
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(opening, "REMOTE_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "0")
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("code", [None, 500])
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_server_is_asked_again_though_gdal_remembers_its_failure(served, failures, code):
+    with serving(served, failures, code) as server:
+        assert sources.probe(server.address).geobox == sources.probe(served).geobox
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("code", "tries"), [(404, 1), (403, 1), (500, 4)])
+def test_what_a_server_does_not_deliver_is_its_fault(served, code, tries):
+    with serving(served, 1000, code) as server:
+        with pytest.raises(InputError, match=f"its server does not deliver it .*{code}"):
+            sources.probe(server.address)
+        once = server.asked
+    assert tries <= once <= 3 * tries
 
 
 def test_a_tile_that_is_gone_is_not_read_as_no_data(tile):

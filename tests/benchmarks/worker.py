@@ -116,10 +116,14 @@ class Worker:
 
 
 def message_of(text: str) -> str:
-    """The error among a command's lines, or else the last one."""
+    """The error among a command's lines, with all that it lists, or else the last line."""
     lines = [line for line in text.splitlines() if line.strip() and "━" not in line]
-    errors = [line for line in lines if line.startswith("Error: ")]
-    return (errors or lines or [""])[-1].removeprefix("Error: ").strip()
+    errors = [i for i, line in enumerate(lines) if line.startswith("Error: ")]
+    if not errors:
+        return lines[-1].strip() if lines else ""
+    first, *rest = lines[errors[-1] :]
+    listed = rest if first.endswith(":") else []
+    return " ".join([first.removeprefix("Error: "), *map(str.strip, listed)]).strip()
 
 
 def plain(text: str) -> str:

@@ -54,7 +54,7 @@ _HTTP = {
 AFRESH = {"CPL_VSIL_CURL_NON_CACHED": "/vsi"}
 """GDAL remembers what a server sent, half answers and none at all too; with this it asks again."""
 
-_FINAL = re.compile(r"\b(?:401|403|404|410)\b")
+_FINAL = re.compile(r"HTTP (?:response|error) code.*: ?(?:401|403|404|410)\b")
 
 
 def is_remote(dataset: str) -> bool:

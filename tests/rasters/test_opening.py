@@ -136,6 +136,18 @@ def test_what_a_server_does_not_deliver_is_its_fault(served, code, tries):
     assert tries <= once <= 3 * tries
 
 
+def test_a_row_with_the_number_of_a_refusal_is_no_refusal(monkeypatch):
+    monkeypatch.setattr(opening, "REMOTE_PAUSES_S", (0.0,))
+    outcomes = iter((RasterioIOError("TIFFFillTile:Read error at row 404, col 0"), 7))
+
+    def read():
+        if isinstance(outcome := next(outcomes), Exception):
+            raise outcome
+        return outcome
+
+    assert patiently(read, "https://example.com/scene.tif", "scene") == 7
+
+
 def test_a_tile_that_is_gone_is_not_read_as_no_data(tile):
     assert patiently(failing(1), virtual(tile), "tiles") == 7
     tile.unlink()

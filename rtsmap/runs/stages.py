@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,13 +16,12 @@ from pathlib import Path
 from rtsmap.errors import RunError, ShardError
 from rtsmap.runs.claims import Claims, claiming
 from rtsmap.runs.detecting import Receipt, Task, map_shards, receipt_of
+from rtsmap.runs.pauses import Pauses
 from rtsmap.runs.plan import Run, ShardPlan
 from rtsmap.runs.progress import Progress
 from rtsmap.runs.shards import read_shard
 
 logger = logging.getLogger(__name__)
-
-_WAIT_S = (0.1, 2.0)
 
 
 class Stage:
@@ -131,13 +129,12 @@ class Stage:
             progress(name, self.done, total)
 
         tell()
-        pause = _WAIT_S[0]
+        pauses = Pauses()
         while not self.is_complete:
             if self.advance(claims, lambda _: tell()):
-                pause = _WAIT_S[0]
+                pauses.begin_anew()
             elif not self.is_complete:
-                time.sleep(pause)
-                pause = min(2 * pause, _WAIT_S[1])
+                pauses.sleep()
             tell()
 
     def _free(self, wanted: list[ShardPlan], claims: Claims, limit: int | None) -> Iterator[ShardPlan]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from typing import Any
 from rtsmap.errors import ModelError, OptionsError, RtsmapError
 from rtsmap.runs.claims import Claims, claiming
 from rtsmap.runs.engine import Engine, device_of_slot, engine_of
+from rtsmap.runs.pauses import Pauses
 from rtsmap.runs.plan import ShardPlan
 from rtsmap.runs.reopening import Asked, read_asked, reopen
 from rtsmap.runs.working import SceneWork, State
@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 DONE = "done.json"
 """Says in a scene's run directory that nothing is left for the network; workers that come later pass by."""
-
-_WAIT_S = (0.05, 2.0)
 
 Tell = Callable[[Path, str, int, int], None]
 """Told (directory of the scene's run, stage, done, total)."""
@@ -128,7 +126,7 @@ class Worker:
 
     def do(self, job: Job, tell: Tell = tell_nobody, *, wait: bool = True) -> Done:
         """Do a job. With `wait`, come back to scenes until they are finished, whoever finishes them."""
-        computed, pause = 0, _WAIT_S[0]
+        computed, pauses = 0, Pauses()
         with claiming() as claims:
             while todo := self._unfinished(job):
                 came = 0
@@ -141,10 +139,9 @@ class Worker:
                 if not wait or computed == job.limit:
                     break
                 if came:
-                    pause = _WAIT_S[0]
+                    pauses.begin_anew()
                 elif self._unfinished(job):
-                    time.sleep(pause)
-                    pause = min(2 * pause, _WAIT_S[1])
+                    pauses.sleep()
         open_stages = [work.stage for directory in job.directories if (work := self._open.get(directory))]
         return Done(
             computed=computed,

@@ -8,7 +8,6 @@ every worker finds the same rounds, and whoever is there when a round begins tak
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,6 +20,7 @@ from rtsmap.runs.claims import Claims
 from rtsmap.runs.detecting import Receipt, Task
 from rtsmap.runs.looking import Looked, Looking
 from rtsmap.runs.merging import merge_shards
+from rtsmap.runs.pauses import Pauses
 from rtsmap.runs.plan import Run, ShardPlan
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.shards import Shard, read_shard
@@ -29,8 +29,6 @@ from rtsmap.runs.stages import Stage
 TILES = "mapping"
 _WORTH_A_LOOK = 0.5
 """Slumps that score this share of the model's threshold on tiles may score more on a look."""
-
-_WAIT_S = (0.05, 2.0)
 
 
 class State(Enum):
@@ -131,11 +129,12 @@ class SceneWork:
 
     def finish(self, claims: Claims, progress: Progress = silent) -> None:
         """Advance to the end, waiting for shards that other workers hold."""
-        pause = _WAIT_S[0]
+        pauses = Pauses()
         while (state := self.advance(claims, progress)) is not State.FINISHED:
-            pause = min(2 * pause, _WAIT_S[1]) if state is State.WAITING else _WAIT_S[0]
             if state is State.WAITING:
-                time.sleep(pause)
+                pauses.sleep()
+            else:
+                pauses.begin_anew()
 
     def sweep(self) -> None:
         """Remove looks that this scene has no use for any more."""

@@ -18,16 +18,17 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
+from statistics import pstdev
 from typing import Any
 
 from rtsmap.instances.detections import Detection
@@ -179,22 +180,48 @@ def scaling(scenes: int, side_px: int, turns: int, *, bound: bool) -> None:
                 for (scene, dem), directory in zip(inputs, runs[workers], strict=True):
                     planned = plan_run(scene, dem, directory, model=finder, options=options).run
                     chips = scenes * sum(len(shard.tiles) for shard in planned.plan.shards())
+            timings = {}
             for processes in (1, 2):
                 shares = [runs[1][slot::processes] for slot in range(processes)]
-                told.setdefault(f"bare {processes}", []).append(_timed(_bare, shares, bound=bound))
+                timings[f"bare {processes}"] = partial(_timed, _bare, shares, bound=bound)
                 ways = [(runs[processes], slot, processes) for slot in range(processes)]
-                told.setdefault(f"rtsmap {processes}", []).append(_timed(_work, ways, bound=bound))
-            row = {name: seconds[-1] for name, seconds in told.items()}
-            bare, ours = row["bare 1"] / row["bare 2"], row["rtsmap 1"] / row["rtsmap 2"]
-            figures = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in row.items())
+                timings[f"rtsmap {processes}"] = partial(_timed, _work, ways, bound=bound)
+            # every other turn backwards, so that a machine that slows down does not favour one of them
+            for way in list(timings)[:: -1 if turn % 2 else 1]:
+                told.setdefault(way, []).append(timings[way]())
+            row = {way: told[way][-1] for way in timings}
+            bare, ours = scalings(row)
+            figures = ", ".join(f"{way} {seconds:.1f} s" for way, seconds in row.items())
             print(
                 f"turn {turn + 1}, {chips} chips: {figures}; with two bare {bare:.3f}, "
                 f"rtsmap {ours:.3f} times as fast: {ours / bare:.3f} of it",
                 flush=True,
             )
-    bare = median(a / b for a, b in zip(told["bare 1"], told["bare 2"], strict=True))
-    ours = median(a / b for a, b in zip(told["rtsmap 1"], told["rtsmap 2"], strict=True))
-    print(f"medians: bare {bare:.3f}, rtsmap {ours:.3f}, {ours / bare:.3f} of it")
+            for directories in runs.values():
+                for directory in directories:
+                    shutil.rmtree(directory)
+    bare, ours = scalings({name: sum(seconds) for name, seconds in told.items()})
+    print(
+        f"all turns together: with two bare {bare:.3f}, rtsmap {ours:.3f} times as fast: "
+        f"{ours / bare:.3f} of it{_without_each(told)}"
+    )
+
+
+def scalings(seconds: Mapping[str, float]) -> tuple[float, float]:
+    """How many times as fast two are as one: bare networks, and workers."""
+    return seconds["bare 1"] / seconds["bare 2"], seconds["rtsmap 1"] / seconds["rtsmap 2"]
+
+
+def _without_each(told: Mapping[str, Sequence[float]]) -> str:
+    """The standard error of the share, by leaving out one turn after another (jackknife)."""
+    turns = len(told["bare 1"])
+    if turns < 3:
+        return ""
+    shares = []
+    for left_out in range(turns):
+        bare, ours = scalings({name: sum(seconds) - seconds[left_out] for name, seconds in told.items()})
+        shares.append(ours / bare)
+    return f", standard error {(turns - 1) ** 0.5 * pstdev(shares):.3f}"
 
 
 def _timed(work: Callable[..., Callable[[], None]], shares: Sequence[Any], *, bound: bool) -> float:

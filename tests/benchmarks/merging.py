@@ -3,7 +3,7 @@
     python -m tests.benchmarks.merging [--detections 100000 1000000] [--folder PLACE]
 
 The ground is a lattice of ellipses; each tile of 256 pixels sees those in its read window, cut off at its
-edges, as a network would give them, about 80 a tile. The shards are written first and not timed. Then, in a
+edges, as a network would give them, about 64 a tile. The shards are written first and not timed. Then, in a
 process of its own, `rtsmap merge` does what users wait for: two passes over the shards, outlines, areas,
 coverage, GeoPackage. The merge alone (two passes, slumps joined and let go) is told apart. Peaks are
 those of the kernel (VmHWM), from which the state before the merge is told, too.
@@ -95,7 +95,7 @@ def parts_of(tile: Tile) -> list[Detection]:
 
 def prepare(folder: Path, wanted: int) -> int:
     """A run whose shards hold about as many detections as wanted; gives how many they are."""
-    tiles_a_side = max(2, round((wanted / 80) ** 0.5))
+    tiles_a_side = max(2, round((wanted / 64) ** 0.5))
     side_px = tiles_a_side * (CHIP_PX - OVERLAP_PX) + OVERLAP_PX
     scene = write_vrt(folder / "scene.vrt", side_px)
     run = plan_run(scene, None, folder / "run", model=ENGINE, options=OPTIONS).run

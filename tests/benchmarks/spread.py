@@ -1,16 +1,18 @@
 """What spreading out costs: overhead per tile on a Dask cluster, and the speed of two workers beside one.
 
     python -m tests.benchmarks.spread overhead [--tiles 100000] [--workers 8]
-    python -m tests.benchmarks.spread scaling [--scenes 8] [--turns 3] [--unbound]
+    python -m tests.benchmarks.spread scaling [--scenes 8] [--rounds 3] [--turn-s 1] [--unbound]
 
 `overhead`: tiles of 16 pixels and a network that finds nothing, on a scheduler and workers in processes of
 their own. Told are seconds of CPU of each kind of process by tile, which do not depend on what else the
 machine does, and peaks of memory.
 
-`scaling`: the shipped network, in turns of about a minute: bare in one process, bare in two at once, one
-worker of a run, two workers of a run. Chips, their batches and their number are the same in all; each process
-has one thread for the network and, unless `--unbound`, one core to itself, with what it reads and
-writes. Loading is not timed: all wait for each other, then begin.
+`scaling`: the shipped network, bare in one process, bare in two at once, with one worker of a run, with two
+workers of a run. Chips, their batches and their number are the same in all; each process has one thread for
+the network and, unless `--unbound`, one core to itself, with what it reads and writes. Loading is not timed:
+all get ready, then the four take turns of a second while the others are stopped (SIGSTOP), so that a machine
+whose speed changes changes it for all; told are the seconds of their own turns, until the last process is
+done.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import argparse
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +30,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import pstdev
 from typing import Any
@@ -44,6 +49,9 @@ from tests.benchmarks.worker import ROOT
 from tests.runs.blob_scenes import blob_labels, engine, write_dem, write_scene
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+
+Work = Callable[[Any], Callable[[], None]]
+"""Gets ready for a share, and gives what does it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +169,8 @@ def _import() -> None:
 # --- scaling ---------------------------------------------------------------------------------------------
 
 
-def scaling(scenes: int, side_px: int, turns: int, *, bound: bool) -> None:
-    """Time bare networks and workers in turns."""
+def scaling(scenes: int, side_px: int, rounds: int, turn_s: float, *, bound: bool) -> None:
+    """Time bare networks and workers that take turns."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         finder = engine_of(None, "cpu", "fp32")
@@ -173,27 +181,26 @@ def scaling(scenes: int, side_px: int, turns: int, *, bound: bool) -> None:
             inputs.append((made.path, write_dem(folder / f"d{number}.tif", made.geobox)))
         chips = 0
         told: dict[str, list[float]] = {}
-        for turn in range(turns):
+        for number_of_round in range(rounds):
             runs = {}
             for workers in (1, 2):
-                runs[workers] = tuple(folder / f"run{turn}-{workers}-{n}" for n in range(scenes))
+                runs[workers] = tuple(folder / f"run{number_of_round}-{workers}-{n}" for n in range(scenes))
                 for (scene, dem), directory in zip(inputs, runs[workers], strict=True):
                     planned = plan_run(scene, dem, directory, model=finder, options=options).run
                     chips = scenes * sum(len(shard.tiles) for shard in planned.plan.shards())
-            timings = {}
+            crews = {}
             for processes in (1, 2):
                 shares = [runs[1][slot::processes] for slot in range(processes)]
-                timings[f"bare {processes}"] = partial(_timed, _bare, shares, bound=bound)
+                crews[f"bare {processes}"] = Crew(_bare, shares, bound=bound)
                 ways = [(runs[processes], slot, processes) for slot in range(processes)]
-                timings[f"rtsmap {processes}"] = partial(_timed, _work, ways, bound=bound)
-            # every other turn backwards, so that a machine that slows down does not favour one of them
-            for way in list(timings)[:: -1 if turn % 2 else 1]:
-                told.setdefault(way, []).append(timings[way]())
-            row = {way: told[way][-1] for way in timings}
+                crews[f"rtsmap {processes}"] = Crew(_work, ways, bound=bound)
+            row = take_turns(crews, turn_s)
+            for way, seconds in row.items():
+                told.setdefault(way, []).append(seconds)
             bare, ours = scalings(row)
             figures = ", ".join(f"{way} {seconds:.1f} s" for way, seconds in row.items())
             print(
-                f"turn {turn + 1}, {chips} chips: {figures}; with two bare {bare:.3f}, "
+                f"round {number_of_round + 1}, {chips} chips: {figures}; with two bare {bare:.3f}, "
                 f"rtsmap {ours:.3f} times as fast: {ours / bare:.3f} of it",
                 flush=True,
             )
@@ -202,7 +209,7 @@ def scaling(scenes: int, side_px: int, turns: int, *, bound: bool) -> None:
                     shutil.rmtree(directory)
     bare, ours = scalings({name: sum(seconds) for name, seconds in told.items()})
     print(
-        f"all turns together: with two bare {bare:.3f}, rtsmap {ours:.3f} times as fast: "
+        f"all rounds together: with two bare {bare:.3f}, rtsmap {ours:.3f} times as fast: "
         f"{ours / bare:.3f} of it{_without_each(told)}"
     )
 
@@ -213,44 +220,105 @@ def scalings(seconds: Mapping[str, float]) -> tuple[float, float]:
 
 
 def _without_each(told: Mapping[str, Sequence[float]]) -> str:
-    """The standard error of the share, by leaving out one turn after another (jackknife)."""
-    turns = len(told["bare 1"])
-    if turns < 3:
+    """The standard error of the share, by leaving out one round after another (jackknife)."""
+    rounds = len(told["bare 1"])
+    if rounds < 3:
         return ""
     shares = []
-    for left_out in range(turns):
+    for left_out in range(rounds):
         bare, ours = scalings({name: sum(seconds) - seconds[left_out] for name, seconds in told.items()})
         shares.append(ours / bare)
-    return f", standard error {(turns - 1) ** 0.5 * pstdev(shares):.3f}"
+    return f", standard error {(rounds - 1) ** 0.5 * pstdev(shares):.3f}"
 
 
-def _timed(work: Callable[..., Callable[[], None]], shares: Sequence[Any], *, bound: bool) -> float:
-    """Seconds from when all are ready until the last is done."""
-    context = get_context("spawn")
-    barrier, times = context.Barrier(len(shares)), context.Queue()
-    children = [
-        context.Process(target=_child, args=(work, share, slot if bound else None, barrier, times))
-        for slot, share in enumerate(shares)
-    ]
-    for child in children:
-        child.start()
-    spans = [times.get(timeout=580) for _ in children]
-    for child in children:
-        child.join()
-    return max(end for _, end in spans) - min(begin for begin, _ in spans)
+class Crew:
+    """Processes that work at once, and are stopped together while others have their turn.
+
+    Made, they get ready; the work begins with the first turn.
+    """
+
+    def __init__(
+        self, work: Callable[[Any], Callable[[], None]], shares: Sequence[Any], *, bound: bool
+    ) -> None:
+        context = get_context("spawn")
+        self.seconds = 0.0
+        self._busy: dict[Connection, BaseProcess] = {}
+        self._pipes: list[Connection] = []
+        self._children: list[BaseProcess] = []
+        self._has_begun = False
+        for slot, share in enumerate(shares):
+            ours, theirs = context.Pipe()
+            child = context.Process(target=_child, args=(work, share, slot if bound else None, theirs))
+            child.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._children.append(child)
+            self._busy[ours] = child
+
+    @property
+    def is_done(self) -> bool:
+        """True when the last of them has done its share."""
+        return not self._busy
+
+    def get_ready(self) -> None:
+        """Wait until all are. Raises EOFError where one ended instead."""
+        for pipe in self._pipes:
+            pipe.recv()
+
+    def take_turn(self, seconds: float) -> None:
+        """Work so long, or until all is done."""
+        began = time.monotonic()
+        for pipe, child in self._busy.items():
+            if self._has_begun:
+                os.kill(child.pid or 0, signal.SIGCONT)
+            else:
+                pipe.send("begin")
+        self._has_begun = True
+        while self._busy and (left := began + seconds - time.monotonic()) > 0:
+            for pipe in [pipe for pipe in wait(list(self._busy), left) if isinstance(pipe, Connection)]:
+                pipe.recv()
+                del self._busy[pipe]
+        self.seconds += time.monotonic() - began
+        for child in self._busy.values():
+            os.kill(child.pid or 0, signal.SIGSTOP)
+
+    def go_home(self) -> None:
+        """End the processes, done or not."""
+        for child in self._children:
+            child.kill()
+            child.join()
 
 
-def _child(work: Any, share: Any, core: int | None, barrier: Any, times: Any) -> None:
+def take_turns(crews: Mapping[str, Crew], turn_s: float) -> dict[str, float]:
+    """Seconds that each needed of its own time, while they work in turn so many seconds each."""
+    try:
+        for crew in crews.values():
+            crew.get_ready()
+        order = list(crews.values())
+        while any(not crew.is_done for crew in order):
+            for crew in order:
+                if not crew.is_done:
+                    crew.take_turn(turn_s)
+            order.reverse()
+        return {name: crew.seconds for name, crew in crews.items()}
+    finally:
+        for crew in crews.values():
+            crew.go_home()
+
+
+def _child(work: Any, share: Any, core: int | None, pipe: Connection) -> None:
     if core is not None:
         os.sched_setaffinity(0, {core})
     import torch
 
     torch.set_num_threads(1)
     run = work(share)
-    barrier.wait(timeout=300)
-    begin = time.monotonic()
+    pipe.send("ready")
+    pipe.recv()
     run()
-    times.put((begin, time.monotonic()))
+    pipe.send("done")
+    # what its end costs is nobody's work
+    signal.pause()
 
 
 def _bare(directories: Sequence[Path]) -> Callable[[], None]:
@@ -301,13 +369,14 @@ def main() -> None:
     speed = ways.add_parser("scaling")
     speed.add_argument("--scenes", type=int, default=8)
     speed.add_argument("--side-px", type=int, default=832, help="of a scene; 832 are one shard of 16 tiles")
-    speed.add_argument("--turns", type=int, default=3)
+    speed.add_argument("--rounds", type=int, default=3)
+    speed.add_argument("--turn-s", type=float, default=1.0)
     speed.add_argument("--unbound", action="store_true")
     options = parser.parse_args()
     if options.way == "overhead":
         overhead(options.tiles, options.workers)
     else:
-        scaling(options.scenes, options.side_px, options.turns, bound=not options.unbound)
+        scaling(options.scenes, options.side_px, options.rounds, options.turn_s, bound=not options.unbound)
 
 
 if __name__ == "__main__":

@@ -57,9 +57,19 @@ AFRESH = {"CPL_VSIL_CURL_NON_CACHED": "/vsi"}
 _FINAL = re.compile(r"HTTP (?:response|error) code.*: ?(?:401|403|404|410)\b")
 
 
+_FILE_SYSTEM = re.compile(r"/vsi([a-z0-9]+?)(?:_streaming)?/|\b([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_LOCAL = {"file", "zip", "tar", "gzip", "gz", "7z", "rar", "mem", "subfile", "sparse", "crypt", "stdin"}
+
+
 def is_remote(dataset: str) -> bool:
-    """True for addresses, GDAL's virtual file systems, and virtual rasters over such."""
-    return "://" in dataset or "/vsi" in dataset
+    """True for what lies on a server, in an archive there too, and for virtual rasters over such."""
+    named = (system or scheme for system, scheme in _FILE_SYSTEM.findall(dataset))
+    return any(name.lower().rpartition("+")[2] not in _LOCAL for name in named)
+
+
+def is_file_name(dataset: str) -> bool:
+    """True for names of the system's own files: no address, nothing in an archive, no virtual raster."""
+    return not (_FILE_SYSTEM.search(dataset) or dataset.lstrip().startswith("<"))
 
 
 @contextmanager
@@ -165,9 +175,7 @@ def _close(datasets: list[Any]) -> None:
 
 
 def _signature(dataset: str) -> tuple[tuple[int, int, int], ...] | None:
-    """Tells local files, those of a virtual raster too, from others of the same names; None where remote."""
-    if is_remote(dataset):
-        return None
+    """Tells local files, those of a virtual raster too, from others of the same names; None where unknown."""
     names = [unescape(name) for name in _SOURCE.findall(dataset)] or [dataset]
     try:
         found = [Path(name).stat() for name in names]

@@ -34,7 +34,15 @@ from rtsmap.rasters.bands import check_bands
 from rtsmap.rasters.first_look import MAX_BLOCK_BYTES, block_bytes
 from rtsmap.rasters.grids import RunGrid
 from rtsmap.rasters.interpolation import interpolate
-from rtsmap.rasters.opening import GDAL_ERRORS, borrowed, innermost, is_remote, opened, patiently
+from rtsmap.rasters.opening import (
+    GDAL_ERRORS,
+    borrowed,
+    innermost,
+    is_file_name,
+    is_remote,
+    opened,
+    patiently,
+)
 from rtsmap.rasters.tiling import Window
 from rtsmap.rasters.upright import is_located_by_points, is_upright, upright
 from rtsmap.timing import stage
@@ -135,7 +143,7 @@ def probe(path: Path | str) -> RasterInfo:
     except ReadError as exc:
         raise InputError(f"{name}: its server does not deliver it ({innermost(exc)})") from exc
     except GDAL_ERRORS as exc:
-        missing = not is_remote(name) and not Path(name).exists()
+        missing = is_file_name(name) and not Path(name).exists()
         reason = "there is no such file" if missing else f"GDAL cannot open it as a raster ({exc})"
         if not missing and name.lower().endswith(".npz"):
             reason = (

@@ -17,7 +17,7 @@ from rasterio.windows import Window
 
 from rtsmap.errors import InputError, ReadError
 from rtsmap.rasters import opening, sources
-from rtsmap.rasters.opening import borrowed, kept_open, open_sources, patiently
+from rtsmap.rasters.opening import borrowed, is_file_name, is_remote, kept_open, open_sources, patiently
 from rtsmap.rasters.sources import write_geotiff
 from tests.shared_data import shared
 
@@ -221,3 +221,34 @@ def test_warnings_of_gdal_are_not_printed(capfd):
     with kept_open(), ThreadPoolExecutor(2) as pool:
         assert set(pool.map(read, range(4))) == {(32, 32)}
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("dataset", "remote", "file_name"),
+    [
+        ("folder/scene.tif", False, True),
+        ("C:\\maps\\scene.tif", False, True),
+        ("/vsizip/scenes.zip/scene.tif", False, False),
+        ("zip://scenes.zip!scene.tif", False, False),
+        ("zip+file://scenes.zip!scene.tif", False, False),
+        ("<VRTDataset><SourceFilename>a.tif</SourceFilename></VRTDataset>", False, False),
+        ("<VRTDataset><SourceFilename>/vsizip/a.zip/a.tif</SourceFilename></VRTDataset>", False, False),
+        ("<VRTDataset><SourceFilename>/vsis3/pail/a.tif</SourceFilename></VRTDataset>", True, False),
+        ("/vsicurl/https://where.org/scene.tif", True, False),
+        ("/vsicurl_streaming/https://where.org/scene.tif", True, False),
+        ("/vsizip//vsicurl/https://where.org/scenes.zip/scene.tif", True, False),
+        ("https://where.org/scene.tif", True, False),
+        ("zip+https://where.org/scenes.zip!scene.tif", True, False),
+        ("s3://pail/scene.tif", True, False),
+    ],
+)
+def test_what_lies_on_a_server_is_told_from_what_does_not(dataset, remote, file_name):
+    assert (is_remote(dataset), is_file_name(dataset)) == (remote, file_name)
+
+
+def test_an_archive_that_does_not_open_is_no_fault_of_a_server(tmp_path):
+    archive = tmp_path / "scenes.zip"
+    archive.write_bytes(b"no archive")
+    with pytest.raises(InputError) as told:
+        sources.probe(f"/vsizip/{archive}/scene.tif")
+    assert "server" not in str(told.value)

@@ -81,6 +81,12 @@ def test_learning_rate_warms_up_and_falls():
     assert rates[-1] == pytest.approx(0.05, abs=0.01)
 
 
+def test_any_seed_can_be_trained_with(tmp_path):
+    network, source = fresh(tmp_path)
+    options = TrainOptions(steps=1, batch_size=1, dense_only_steps=1, seed=20261122)
+    train(network, source, options, tmp_path / "run")
+
+
 def test_impossible_options_are_refused():
     with pytest.raises(OptionsError, match="precision"):
         TrainOptions(precision="fp8")

@@ -25,6 +25,8 @@ from rtsmap.rasters.bands import Modality
 
 Weights = dict[str, Tensor]
 
+_NUMBERS = "fiub"
+
 
 def save_weights(network: nn.Module, path: Path, *, half: bool = True) -> None:
     """Write a network's weights under a temporary name, then rename; floats in half precision."""
@@ -143,8 +145,10 @@ def _tensors(content: Any, key: str, path: Path) -> Weights:
         raise WeightsError(f"{path}: wanted a mapping of tensors, at '{key}' or at the top")
     weights = {}
     for name, value in content.items():
-        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
-            weights[str(name)] = torch.from_numpy(np.array(value))
+        if isinstance(value, PickledArray):
+            # torch takes the machine's own byte order only
+            array = value.array.astype(value.array.dtype.newbyteorder("="))
+            weights[str(name)] = torch.from_numpy(array)
         elif isinstance(value, Tensor):
             weights[str(name)] = value
     if not weights:
@@ -153,15 +157,19 @@ def _tensors(content: Any, key: str, path: Path) -> Weights:
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, strings and numpy arrays; anything else is refused, not run."""
+    """Unpickles containers, numbers, strings and numpy arrays of numbers; all else is refused, not run.
+
+    Numpy's own types are not handed to the pickle: it sets their state, and a type of objects that calls
+    itself one of numbers would read bytes of the file as addresses. Arrays come as `PickledArray`.
+    """
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        """Only the names by which numpy arrays are rebuilt, each served by a harmless function."""
+        """Only the names by which numpy arrays are rebuilt, each served by a harmless stand-in."""
         module = module.replace("numpy._core", "numpy.core")
         allowed: dict[tuple[str, str], Callable[..., Any]] = {
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+            ("numpy", "ndarray"): PickledArray,
+            ("numpy", "dtype"): _PickledType,
+            ("numpy.core.multiarray", "_reconstruct"): PickledArray,
             ("numpy.core.multiarray", "scalar"): _scalar,
             ("numpy.core.numeric", "_frombuffer"): _frombuffer,
             ("_codecs", "encode"): _encode,
@@ -172,9 +180,30 @@ class ArrayUnpickler(pickle.Unpickler):
         return allowed[module, name]
 
 
-def _reconstruct(*_: Any) -> np.ndarray[Any, Any]:
-    """An empty array, which the pickle then fills with its shape, type and bytes."""
-    return np.zeros(0, np.int8)
+class _PickledType:
+    """In the place of numpy's dtype: kind, size and byte order of numbers, and nothing else of its state."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        self.dtype = np.dtype(str(code))
+        if self.dtype.kind not in _NUMBERS:
+            raise WeightsError(f"refused: the pickle holds an array of '{self.dtype}', wanted numbers")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """The byte order, second of what numpy writes."""
+        if state[1] in {"<", ">"}:
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class PickledArray:
+    """In the place of numpy's array, which a pickle makes empty and then fills with its state."""
+
+    def __init__(self, *_: Any) -> None:
+        self.array: np.ndarray[Any, Any] = np.zeros(0, np.int8)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Version, shape, type, whether columns come first, and bytes, as numpy writes them."""
+        _, shape, kind, by_columns, data = state
+        self.array = _filled(data, kind, shape, "F" if by_columns else "C")
 
 
 def _encode(text: str, _codec: str = "latin1") -> bytes:
@@ -182,17 +211,21 @@ def _encode(text: str, _codec: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _scalar(dtype: np.dtype[Any], data: bytes | str) -> Any:
-    if dtype.hasobject:
-        raise WeightsError("refused: the pickle holds an array of objects")
+def _scalar(kind: _PickledType, data: bytes | str) -> Any:
+    return _filled(data, kind, (1,), "C")[0]
+
+
+def _frombuffer(data: Any, kind: _PickledType, shape: tuple[int, ...], order: str) -> PickledArray:
+    made = PickledArray()
+    made.array = _filled(data, kind, shape, order)
+    return made
+
+
+def _filled(
+    data: Any, kind: _PickledType, shape: tuple[int, ...], order: str
+) -> np.ndarray[Any, np.dtype[Any]]:
     raw = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(raw, dtype)[0]
-
-
-def _frombuffer(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> np.ndarray[Any, Any]:
-    if dtype.hasobject:
-        raise WeightsError("refused: the pickle holds an array of objects")
-    return np.frombuffer(data, dtype).reshape(shape, order="C" if order == "C" else "F")
+    return np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
 def load_official_backbone(branch: MViT, path: Path) -> list[str]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import collections
 import os
 import pickle
+import struct
 from typing import ClassVar
 
 import numpy as np
@@ -119,6 +120,42 @@ def test_arrays_of_objects_cannot_smuggle_calls(tmp_path):
     with pytest.raises(WeightsError, match="refused"):
         read_official(path)
     assert not marker.exists()
+
+
+class Call:
+    """A pickle that calls `function` with `arguments`, and sets the state of what comes back."""
+
+    def __init__(self, function, arguments, state=None):
+        self.parts = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self):
+        return self.parts
+
+
+def test_a_type_of_objects_that_calls_itself_one_of_numbers_is_refused(tmp_path):
+    # with its flags set to 0, numpy takes bytes of the file for the address of an object
+    kind = Call(np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0))
+    address = struct.pack("P", id("an object of this process"))
+    path = tmp_path / "bad.pkl"
+    path.write_bytes(pickle.dumps({"model": {"x": Call(np._core.multiarray.scalar, (kind, address))}}))
+    with pytest.raises(WeightsError, match="refused: the pickle holds an array of 'object'"):
+        read_official(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_arrays_of_every_kind_of_number_and_order_are_read(tmp_path, protocol):
+    arrays = {
+        "columns first": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
+        "big endian": np.arange(5, dtype=">f4"),
+        "scalar": np.array(3, np.int64),
+        "half": np.arange(4, dtype=np.float16),
+    }
+    path = tmp_path / "m.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "epoch": np.float64(3)}, protocol=protocol))
+    read = read_official(path)
+    assert read.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name].numpy(), array)
 
 
 @pytest.mark.parametrize(("name", "content"), [

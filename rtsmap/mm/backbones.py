@@ -13,6 +13,7 @@ from rtsmap.nets.mvit import STAGES, MViT
 
 BACKBONE = "detector.backbone."
 FUSION = f"{BACKBONE}fusion."
+_JOINT = re.compile(r"\.backbone\.fusion\.(?!branch)")
 _LAYER = re.compile(
     re.escape(FUSION) + r"(branch|branches\.\w+)\.(?:(patch_embed)\.|blocks\.(\d+)\.|scale(\d)_norm)"
 )
@@ -74,6 +75,11 @@ def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
         if match[3] is not None:
             blocks[match[1]] = max(blocks.get(match[1], 0), int(match[3]) + 1)
     return {name: decay ** (blocks[match[1]] - _layer(match, blocks)) for name, match in found.items()}
+
+
+def is_of_branch(name: str) -> bool:
+    """Whether a parameter belongs to a backbone; what joins the maps of several does not."""
+    return ".backbone." in name and _JOINT.search(name) is None
 
 
 def is_of_guide(name: str) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rtsmap.errors import OptionsError, RunError
-from rtsmap.mm.backbones import is_of_guide, layer_factors, recompute_backbones
+from rtsmap.mm.backbones import is_of_branch, is_of_guide, layer_factors, recompute_backbones
 from rtsmap.mm.batches import collate, stack_kinds
 from rtsmap.mm.packs import KINDS, UNKNOWN_KIND
 from rtsmap.mm.register import SlumpNetwork, Target
@@ -490,14 +490,16 @@ def _parameter_groups(
     for name, factor, parameter in named:
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and "rel_pos" not in name
-            groups.setdefault((".backbone." in name, factor, decays), []).append(parameter)
+            scale = factor * (options.backbone_lr_factor if is_of_branch(name) else 1.0)
+            # where the rates are one, the groups are those that older checkpoints have
+            groups.setdefault((".backbone." in name, scale, decays), []).append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": options.weight_decay if decays else 0.0,
-            "lr_factor": factor * (options.backbone_lr_factor if backbone else 1.0),
+            "lr_factor": scale,
         }
-        for (backbone, factor, decays), parameters in groups.items()
+        for (_, scale, decays), parameters in groups.items()
     ]
 
 

@@ -52,7 +52,17 @@ def test_every_parameter_is_in_one_group_with_its_factor():
     options = TrainOptions(layer_decay=0.5, backbone_lr_factor=0.1)
     groups = _parameter_groups(network, None, options)
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
-    assert {group["lr_factor"] for group in groups} == {1.0, 0.1} | {0.1 * 0.5**n for n in range(1, 6)}
+    assert {group["lr_factor"] for group in groups} == {1.0} | {0.1 * 0.5**n for n in range(1, 6)}
+
+
+@pytest.mark.parametrize("fusion", ["residual_cross_attention", "convolution", "data_level"])
+def test_the_factor_of_the_backbones_leaves_the_fusion_its_rate(fusion):
+    network = tiny_network(fusion=fusion)
+    groups = _parameter_groups(network, None, TrainOptions(backbone_lr_factor=0.1))
+    factors = {id(p): group["lr_factor"] for group in groups for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        slow = name.startswith(("detector.backbone.fusion.branch.", "detector.backbone.fusion.branches."))
+        assert factors[id(parameter)] == (0.1 if slow else 1.0), name
 
 
 def test_the_step_schedule_falls_by_ten_where_it_is_told():

@@ -215,7 +215,7 @@ class _Record:
         if tick:
             tick(done)
         if done % self.options.log_every == 0 or last:
-            row = self.log.write(done, self.state.optimizer.param_groups[0]["lr"])
+            row = self.log.write(done, learning_rate(self.options, done - 1))
             if on_step:
                 on_step(done, row)
         if done % self.options.keep_every == 0 or last:

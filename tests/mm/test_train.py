@@ -87,6 +87,16 @@ def test_any_seed_can_be_trained_with(tmp_path):
     train(network, source, options, tmp_path / "run")
 
 
+def test_the_rate_in_the_log_is_that_of_the_heads(tmp_path):
+    network, source = fresh(tmp_path)
+    options = TrainOptions(
+        steps=2, batch_size=1, dense_only_steps=2, log_every=1, warmup_steps=2, layer_decay=0.5
+    )
+    rates = []
+    train(network, source, options, tmp_path / "run", on_step=lambda _, row: rates.append(row["lr"]))
+    assert rates == [learning_rate(options, step) for step in range(2)]
+
+
 def test_impossible_options_are_refused():
     with pytest.raises(OptionsError, match="precision"):
         TrainOptions(precision="fp8")

@@ -200,8 +200,9 @@ class Recipe:
         if strange:
             raise OptionsError(f"stage '{name}': backbone_weights for {strange}, which it does not have")
         earlier = self.earlier(name)
-        if stage.backbones != FREE and not (earlier or stage.start not in {AUTO, SCRATCH}):
-            missing = sorted(set(self.spec(name).names) - set(stage.backbone_weights))
+        whole = "" in earlier.values() or stage.start not in {AUTO, SCRATCH}
+        if stage.backbones != FREE and not whole:
+            missing = sorted(set(self.spec(name).names) - set(stage.backbone_weights) - set(earlier.values()))
             if missing:
                 raise OptionsError(
                     f"stage '{name}': backbones = '{stage.backbones}', but those of {', '.join(missing)} "

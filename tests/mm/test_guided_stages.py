@@ -35,9 +35,12 @@ def guided(folder, weights, **changes):
         "keep_every": 1,
         "backbone_weights": {"optical": str(weights)},
     }
+    terrain = {**stages["terrain"], "steps": 1}
     fused = {**stages["fused"], "steps": 1, "accumulate": 1}
     network = {**NETWORK, "optical": {"guide": "mobilenet_v2"}}
-    return recipe(folder, network=network, stages={"optical": optical, "fused": fused}, **changes)
+    return recipe(
+        folder, network=network, stages={"optical": optical, "terrain": terrain, "fused": fused}, **changes
+    )
 
 
 def test_a_guided_recipe_trains_and_goes_on_without_the_file(tmp_path, imagenet):

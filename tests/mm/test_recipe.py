@@ -87,6 +87,15 @@ def test_a_stage_starts_from_the_last_ones_that_fit(tmp_path):
     assert len({stage.options.seed for stage in one.stages.values()}) == len(stages)
 
 
+def test_frozen_backbones_each_come_from_somewhere(tmp_path):
+    stages = recipe_data(tmp_path)["stages"]
+    del stages["terrain"]
+    with pytest.raises(OptionsError, match="those of terrain would be frozen at random"):
+        recipe(tmp_path, stages=stages)
+    stages["fused"]["backbone_weights"] = {"terrain": "terrain.pyth"}
+    assert recipe(tmp_path, stages=stages).earlier("fused") == {"optical": "optical"}
+
+
 def test_one_modality_alone_keeps_its_numbers(tmp_path):
     one = recipe(tmp_path)
     assert one.network_of("terrain")["terrain.embed_dim"] == 16

@@ -208,6 +208,13 @@ class Recipe:
                     f"stage '{name}': backbones = '{stage.backbones}', but those of {', '.join(missing)} "
                     "would be frozen at random; start them from an earlier stage or a file"
                 )
+        given = set(self.spec(name).names) if "" in earlier.values() else set(earlier.values())
+        twice = sorted(given & set(stage.backbone_weights))
+        if twice:
+            raise OptionsError(
+                f"stage '{name}': backbone_weights of {', '.join(twice)} would be overwritten by those of "
+                f"{' and '.join(earlier)}; give them to the first stage, or set start = 'scratch'"
+            )
         if self.network.get("fusion") == "data_level" and any(m for m in earlier.values()):
             raise OptionsError(
                 f"stage '{name}': fusion 'data_level' has one backbone on all bands and cannot take those "

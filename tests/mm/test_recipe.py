@@ -46,6 +46,7 @@ def test_the_small_recipe_makes_the_network_of_the_shipped_model():
         ("seed=true", "'seed' must be a whole number"),
         ("stages.fused.backbones=partly", "frozen_stages"),
         ("stages.fused.start=scratch", "frozen at random"),
+        ("stages.fused.backbone_weights.optical=a.pyth", "overwritten by those of optical and terrain"),
         ("network.fusion=data_level", "cannot take those of the unimodal stages"),
         ('data.modalities=["radar"]', "optical, spectral, terrain"),
         ("data.bands.spectral=['nir']", "not among modalities"),

@@ -158,6 +158,11 @@ class StageConfig:
             )
         if self.loss == "pixels" and not self.options.dense_loss:
             raise OptionsError("loss = 'pixels' needs dense_loss > 0")
+        if self.loss == "full" and not self.detects:
+            raise OptionsError(
+                f"dense_only_steps = {self.options.dense_only_steps} leaves none of the {self.options.steps} "
+                "steps to the heads; lower it, or set loss = 'pixels'"
+            )
         if self.validate_every < 1:
             raise OptionsError(f"validate_every must be 1 or more, got {self.validate_every}")
 

@@ -47,6 +47,7 @@ def test_the_small_recipe_makes_the_network_of_the_shipped_model():
         ("stages.fused.backbones=partly", "frozen_stages"),
         ("stages.fused.start=scratch", "frozen at random"),
         ("stages.fused.backbone_weights.optical=a.pyth", "overwritten by those of optical and terrain"),
+        ("stages.fused.steps=20", "dense_only_steps = 20 leaves none of the 20 steps to the heads"),
         ("network.fusion=data_level", "cannot take those of the unimodal stages"),
         ('data.modalities=["radar"]', "optical, spectral, terrain"),
         ("data.bands.spectral=['nir']", "not among modalities"),

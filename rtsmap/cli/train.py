@@ -18,7 +18,7 @@ def command(
     config: Annotated[
         str,
         typer.Argument(
-            metavar="CONFIG", help="A recipe as TOML, or the name of one that ships: small, paper."
+            metavar="CONFIG", help="A recipe as TOML, or the name of one that ships: tiny, small, paper."
         ),
     ],
     settings: Annotated[
@@ -40,7 +40,7 @@ def command(
 
     Examples:
       rtsmap train small --show > mine.toml
-      rtsmap train mine.toml --set stages.fused.steps=500 --out run
+      rtsmap train mine.toml --set stages.fused.steps=5000 --out run
       torchrun --nproc-per-node 2 -m rtsmap train mine.toml --out run
     """
     from rtsmap.mm.recipe import Recipe, find_recipe

@@ -9,6 +9,11 @@ from typing import Any
 from rtsmap.errors import CardError, WeightsError
 
 _RANGES: Mapping[str, tuple[float, float]] = {
+    # tables of relative positions have (2 window)^2 numbers a head, those of the backbone 2 window
+    "fusion.window": (1, 64),
+    "head_dim": (4, 1024),
+    "key_pool": (1, 64),
+    "reduction": (1, 1024),
     "embed_dim": (8, 512),
     "num_heads": (1, 64),
     "stage_blocks": (1, 128),
@@ -43,7 +48,7 @@ def check_numbers(config: Mapping[str, Any]) -> None:
     for key, value in config.items():
         if isinstance(value, (list, tuple)) and len(value) > _LONGEST_LIST:
             raise CardError(f"model.json: '{key}' is a list of {len(value)}, wanted at most {_LONGEST_LIST}")
-        low, high = _RANGES.get(key.rpartition(".")[2], _ANY)
+        low, high = _RANGES.get(key) or _RANGES.get(key.rpartition(".")[2], _ANY)
         for number in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(number, (int, float)) and not low <= number <= high:
                 raise CardError(f"model.json: '{key}' must be within {low:g}..{high:g}, got {number}")

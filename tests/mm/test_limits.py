@@ -20,11 +20,19 @@ from rtsmap.models import list_bundles, load_bundle
         ("mask_px", 10**7),
         ("anchor_px", [1.0] * 10**4),
         ("box_convs", 10**9),
+        ("fusion.window", 4096),
+        ("fusion.head_dim", 0),
+        ("fusion.key_pool", 0),
     ],
 )
 def test_numbers_that_would_exhaust_memory_or_time_are_refused(key, value):
     with pytest.raises(CardError, match=key):
         NetworkConfig.from_mapping({key: value})
+
+
+def test_numbers_of_a_rival_fusion_have_limits_too():
+    with pytest.raises(CardError, match="reduction"):
+        NetworkConfig.from_mapping({"fusion": "cbam", "fusion.reduction": 0})
 
 
 def test_a_network_larger_than_its_weights_is_not_built():

@@ -339,11 +339,7 @@ class _Training:
             raise InputError(f"stage '{name}': no pack holds an image with {' or '.join(spec.names)}")
         self._note_missing(name, usable)
         chips = self.recipe.chips
-        if _blind(spec):
-            # a chip that shows nothing at all teaches nothing, and its gradients are wild
-            chips = replace(
-                chips, augment=replace(chips.augment, dem_missing_share=0.0, spectral_missing_share=0.0)
-            )
+        chips = replace(chips, augment=replace(chips.augment, **dict.fromkeys(_indispensable(spec), 0.0)))
         return SampleSource(shares, spec, chips, self.recipe.stages[name].options.seed)
 
     def _note_missing(self, name: str, usable: Mapping[str, Sequence[PackedImage]]) -> None:
@@ -388,9 +384,15 @@ def _usable(images: Sequence[PackedImage], spec: InputSpec) -> list[PackedImage]
     return [image for image in images if any(image.shows(modality) for modality in spec.modalities)]
 
 
-def _blind(spec: InputSpec) -> bool:
-    """True for a network without the optical modality, to which some ground shows nothing."""
-    return "optical" not in spec.names
+def _indispensable(spec: InputSpec) -> list[str]:
+    """Shares of missing bands that must be none, or some chips would show nothing where slumps are.
+
+    Such a chip teaches nothing, and its gradients are wild.
+    """
+    if "optical" not in spec.names:
+        return ["dem_missing_share", "spectral_missing_share"]
+    optical = next(modality for modality in spec.modalities if modality.name == "optical")
+    return [] if set(optical.band_names) <= set(OPTICAL_RGB.band_names) else ["spectral_missing_share"]
 
 
 def start_network(network: SlumpNetwork, name: str, recipe: Recipe, directory: Path) -> list[str]:

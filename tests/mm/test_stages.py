@@ -10,17 +10,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from rtsmap.errors import InputError, OptionsError, PlanMismatchError, RunError
 from rtsmap.mm.backbones import FUSION
-from rtsmap.mm.packs import write_pack
+from rtsmap.mm.packs import Spectral, write_pack
 from rtsmap.mm.recipe import Recipe
-from rtsmap.mm.stages import Packs, Teller, averaged_weights, run_recipe
-from rtsmap.mm.train import read_rows
+from rtsmap.mm.stages import Packs, Teller, _Training, averaged_weights, run_recipe
+from rtsmap.mm.train import Ranks, read_rows
 from tests.mm.labelled import labelled_image
-from tests.mm.small_recipes import recipe
+from tests.mm.small_recipes import recipe, recipe_data
 
 STAGES = ("optical", "terrain", "fused")
 
@@ -196,3 +197,23 @@ def test_ground_that_is_held_out_must_not_be_learnt_from(tmp_path):
         Packs.find(recipe(tmp_path, data={"groups": {"a": {"packs": [str(tmp_path / "no*.pack")]}}}))
     with pytest.raises(OptionsError, match="no group of packs"):
         recipe(tmp_path, data={"groups": {}})
+
+
+@pytest.mark.parametrize("bands", [["red", "green", "blue", "nir"], ["red", "green", "blue"]])
+def test_imagery_with_infrared_in_it_is_never_taken_away(tmp_path, bands):
+    shape = (96, 80)
+    infrared = Spectral(("nir",), np.full((1, *shape), 90, np.float32), np.ones(shape, np.bool_))
+    data = recipe_data(tmp_path)
+    data["network"] = {key: value for key, value in data["network"].items() if key != "terrain"}
+    write_pack(tmp_path / "train.pack", [replace(labelled_image(3), spectral=infrared)])
+    data["data"] |= {"modalities": ["optical", "spectral"], "bands": {"optical": bands}}
+    data["data"]["bands"]["spectral"] = ["ndvi"] if "nir" in bands else ["nir"]
+    data["chips"] |= {"augment": {"spectral_missing_share": 1.0}}
+    del data["stages"]["terrain"], data["data"]["held_out"]
+    data["stages"]["fused"]["backbones"] = "free"
+    one = Recipe.from_dict(data)
+    training = _Training(one, Packs.find(one), tmp_path, "cpu", Ranks(), Teller(), tensorboard=False)
+    for stage in ("optical", "fused"):
+        layers = training._source(stage).draw(0).layers
+        assert layers["optical"].valid.any()
+        assert sum(not layer.valid.any() for layer in layers.values()) == (stage == "fused")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from rtsmap.errors import OptionsError
 from rtsmap.mm.packs import Spectral, Terrain, TrainingImage
 
 _INDICES = ("ndvi", "ndwi")
@@ -34,6 +36,15 @@ class AugmentOptions:
     dem_smooth_share: float = 0.15
     index_sd: float = 0.03
     spectral_missing_share: float = 0.15
+
+    def __post_init__(self) -> None:
+        wrong = []
+        for field in fields(self):
+            value, most = getattr(self, field.name), 1.0 if field.name.endswith("_share") else math.inf
+            if not 0 <= value <= most or value == math.inf:
+                wrong.append(f"{field.name}={value}")
+        if wrong:
+            raise OptionsError(f"strengths must not be negative, shares within 0..1; got {', '.join(wrong)}")
 
 
 def turn(image: TrainingImage, quarter_turns: int, mirror: bool) -> TrainingImage:  # noqa: FBT001

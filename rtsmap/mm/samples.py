@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -49,10 +50,12 @@ class SampleOptions:
         wrong = [f"{name}={getattr(self, name)}" for name in names if not 0 <= getattr(self, name) <= 1]
         if self.chip_px < 32:
             wrong.append(f"chip_px={self.chip_px}")
+        if not 0 <= self.zoom_sd < math.inf:
+            wrong.append(f"zoom_sd={self.zoom_sd}")
         if wrong or self.hard_negative_share + self.negative_share > 1:
             raise OptionsError(
-                f"wanted chip_px >= 32, shares within 0..1, and those of negatives together at most 1; got "
-                f"{', '.join(wrong) or f'{self.hard_negative_share} + {self.negative_share}'}"
+                "wanted chip_px >= 32, zoom_sd >= 0, shares within 0..1, and those of negatives together at "
+                f"most 1; got {', '.join(wrong) or f'{self.hard_negative_share} + {self.negative_share}'}"
             )
 
 

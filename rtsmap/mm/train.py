@@ -83,10 +83,21 @@ class TrainOptions:
             )
         if self.dense_only_steps and not self.dense_loss:
             raise OptionsError("dense_only_steps needs dense_loss > 0")
-        counts = ("steps", "batch_size", "accumulate", "log_every", "keep_every", "lr")
-        wrong = [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) <= 0]
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        counts = ("steps", "batch_size", "accumulate", "log_every", "keep_every", "lr", "clip_norm")
+        wrong = [f"{name}={getattr(self, name)}" for name in counts if not 0 < getattr(self, name) < math.inf]
         if wrong:
             raise OptionsError(f"must be positive: {', '.join(wrong)}")
+        rates = ("backbone_lr_factor", "guide_lr_factor", "weight_decay", "dense_loss")
+        least_0 = (*rates, "warmup_steps", "dense_only_steps", "seed")
+        wrong = [
+            f"{name}={getattr(self, name)}" for name in least_0 if not 0 <= getattr(self, name) < math.inf
+        ]
+        if wrong or not 0 <= self.ema_decay < 1:
+            told = ", ".join([*wrong, f"ema_decay={self.ema_decay}"])
+            raise OptionsError(f"must not be negative, and ema_decay below 1: {told}")
 
 
 def train(

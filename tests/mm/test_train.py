@@ -102,3 +102,12 @@ def test_impossible_options_are_refused():
         TrainOptions(precision="fp8")
     with pytest.raises(OptionsError, match="dense_only_steps"):
         TrainOptions(dense_loss=0.0, dense_only_steps=3)
+    for name in ("clip_norm", "lr"):
+        for value in (0.0, -1.0, math.nan):
+            with pytest.raises(OptionsError, match=name):
+                TrainOptions(**{name: value})
+    for name in ("weight_decay", "backbone_lr_factor", "dense_loss", "seed", "warmup_steps"):
+        with pytest.raises(OptionsError, match=f"{name}=-1"):
+            TrainOptions(**{name: -1})
+    with pytest.raises(OptionsError, match="ema_decay=1"):
+        TrainOptions(ema_decay=1.0)

@@ -57,6 +57,17 @@ def stack_kinds(samples: Sequence[Sample], device: str) -> Tensor:
     return torch.from_numpy(kinds).to(device)
 
 
+def stack_judged(samples: Sequence[Sample], device: str) -> Tensor:
+    """1 where the network is judged, 0 on ground to ignore: (B, H, W) float32, padded like `collate` does."""
+    height = max(sample.ignored.shape[0] for sample in samples)
+    width = max(sample.ignored.shape[1] for sample in samples)
+    judged = np.ones((len(samples), height, width), np.float32)
+    for i, sample in enumerate(samples):
+        rows, cols = sample.ignored.shape
+        judged[i, :rows, :cols] = ~sample.ignored
+    return torch.from_numpy(judged).to(device)
+
+
 def _target(sample: Sample, shape: tuple[int, int], device: str) -> Target:
     rows, cols = sample.ignored.shape
     masks = np.zeros((len(sample.masks), *shape), np.bool_)

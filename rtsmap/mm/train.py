@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from rtsmap.errors import OptionsError, RunError
 from rtsmap.mm.backbones import is_of_branch, is_of_guide, layer_factors, recompute_backbones
-from rtsmap.mm.batches import collate, stack_kinds
+from rtsmap.mm.batches import collate, stack_judged, stack_kinds
 from rtsmap.mm.packs import KINDS, UNKNOWN_KIND
 from rtsmap.mm.register import SlumpNetwork, Target
 from rtsmap.mm.samples import Sample, SampleSource
@@ -199,7 +199,8 @@ def _losses(
     else:
         losses |= network.loss(inputs, targets)
     if dense is not None:
-        losses["loss_dense"] = dense(targets, stack_kinds(samples, device))
+        judged = stack_judged(samples, device)
+        losses["loss_dense"] = dense(targets, stack_kinds(samples, device), judged)
     return losses
 
 
@@ -311,16 +312,22 @@ class DenseLoss(nn.Module):
         """Stop listening."""
         self._handle.remove()
 
-    def forward(self, targets: Sequence[Target], kinds: Tensor) -> Tensor:
-        """Cross-entropy, in which slump pixels weigh more, plus Dice, plus cross-entropy of the kinds."""
+    def forward(self, targets: Sequence[Target], kinds: Tensor, judged: Tensor) -> Tensor:
+        """Cross-entropy, in which slump pixels weigh more, plus Dice, plus cross-entropy of the kinds.
+
+        A cell counts by its share of `judged` ground (B, H, W); kinds are judged wherever they are known.
+        """
         assert self._finest is not None  # noqa: S101 - the neck runs before the loss
         logits = self.predict(self._finest).float()
         size = (logits.shape[-2], logits.shape[-1])
+        counts = functional.adaptive_avg_pool2d(judged[:, None], size)[:, 0]
         truth = torch.stack([_occupancy(target, size) for target in targets])
+        share = (truth / counts.clamp(min=1e-3)).clamp(max=1)
         weight = logits.new_tensor(_SLUMP_WEIGHT)
         slump = logits[:, 0]
-        entropy = functional.binary_cross_entropy_with_logits(slump, truth, pos_weight=weight)
-        probability = slump.sigmoid()
+        entropy = functional.binary_cross_entropy_with_logits(slump, share, counts, pos_weight=weight)
+        entropy = entropy / counts.mean().clamp(min=1e-3)
+        probability = slump.sigmoid() * counts
         dice = 1 - (2 * (probability * truth).sum() + 1) / ((probability + truth).sum() + 1)
         loss: Tensor = entropy + dice + self._kinds_loss(logits[:, 1:], kinds, weight)
         return loss

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from rtsmap.errors import OptionsError, RunError
-from rtsmap.mm.register import build_network
+from rtsmap.mm.packs import UNKNOWN_KIND
+from rtsmap.mm.register import Target, build_network
 from rtsmap.mm.samples import SampleOptions, SampleSource
-from rtsmap.mm.train import TrainOptions, learning_rate, seed_everything, train
+from rtsmap.mm.train import DenseLoss, TrainOptions, learning_rate, seed_everything, train
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
 from tests.mm.labelled import packed
 
@@ -71,6 +72,26 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path):
         next(network.parameters()).fill_(math.nan)
     with pytest.raises(RunError, match=r"not finite.*image"):
         train(network, source, TrainOptions(steps=1, batch_size=1, dense_only_steps=1), tmp_path / "run")
+
+
+def test_the_pixels_of_ignored_ground_teach_nothing():
+    torch.manual_seed(0)
+    dense = DenseLoss(build_network(TINY, SPEC))
+    mask = torch.zeros(1, 64, 64, dtype=torch.bool)
+    mask[0, :20, :20] = True
+    target = Target(torch.tensor([[0.0, 0, 20, 20]]), mask)
+    kinds = torch.full((1, 64, 64), UNKNOWN_KIND, dtype=torch.uint8)
+    judged = torch.ones(1, 64, 64)
+    judged[:, 32:] = 0
+    seen, other = torch.randn(1, 16, 16, 16), torch.randn(1, 16, 16, 16)
+    # the convolution in front of the loss looks one cell further
+    other[:, :, :9] = seen[:, :, :9]
+    told = []
+    for where in (judged, torch.ones(1, 64, 64)):
+        for dense._finest in (seen, other):
+            told.append(dense([target], kinds, where).item())
+    assert told[0] == told[1]
+    assert abs(told[2] - told[3]) > 1e-3
 
 
 def test_learning_rate_warms_up_and_falls():

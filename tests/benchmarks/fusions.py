@@ -1,21 +1,27 @@
-"""The fusions beside one another, equal budget and tuning, folds by scene, seeds: one resumable command.
+"""The fusions beside one another, equal budget and tuning, folds by region, seeds: one resumable command.
 
     python -m tests.benchmarks.fusions mars RUN [--processes 2] [--seeds 0 1 2]
     python -m tests.benchmarks.fusions simulated RUN --packs PACKS
     python -m tests.benchmarks.fusions mars RUN --report
 
-`mars` learns from the two modalities of real pixels in mars_landslides, 306 patches of 22 scenes in five
-folds; `simulated` from packs of simulated scenes (PACKS/training/*.pack; seeds from 9000 on are the test).
-For each fold and seed the two backbones are trained alone, then every fusion starts from both; what has one
-backbone (RGB only, DEM only, data level) and the end-to-end training see as many steps in all. Every
-network is also looked at with the DEM, and with the RGB, shuffled between test chips. A training that has
-its result is not done again; one that was killed goes on from its last checkpoint.
+`mars` learns from the two modalities of real pixels in mars_landslides. Its 306 patches are tiles of two
+mosaics, named by row and column, and slides go on from one to the next. So the five folds are strips of the
+mosaics, patches that touch those of the test are left out of training, and the bootstrap draws blocks of
+4 x 4 patches. `simulated` learns from packs of simulated scenes (PACKS/training/*.pack); those from seed 86
+on are the test, and are drawn whole.
+
+Budgets count passes through a backbone: for each fold and seed both backbones are trained alone, then every
+fusion starts from both and has two of them at work; the end-to-end training has two from the start, and what
+has one backbone (RGB only, DEM only, data level) trains for as many steps more. Every network is also looked
+at with the DEM, and with the RGB, shuffled between test chips. A training that has its result is not done
+again; one that was killed goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
@@ -24,7 +30,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -44,9 +49,12 @@ PIXEL_M = 4.0
 ELEVATION_RANGE_M = 250.0
 """The Mars DEMs are scaled to 0..1; with this range a pixel of 4 m has slopes as slumps have them."""
 TEST_PX = 256
+FIRST_TEST_SEED = 86
+BLOCK_PATCHES = 4
+"""Patches of one block are drawn together: neighbours share slides."""
 TINY_PX = 30
 STEPS = {"mars": (220, 220), "simulated": (300, 300)}
-"""Steps of a unimodal stage, and of what comes after it."""
+"""Steps of a unimodal stage, and of a fusion after both."""
 DENSE_ONLY_SHARE = 0.6
 """Of the unimodal stage: there the per-pixel loss teaches more in less time than heads do."""
 NETWORK: dict[str, Any] = {
@@ -117,7 +125,7 @@ METHODS = ("stage optical", "stage terrain", *FUSED, "data level", *ALONE, END_T
 
 
 def pack_mars(path: Path) -> None:
-    """The patches as a pack: elevation stretched to metres, one group for each scene they were cut from."""
+    """The patches as a pack: elevation stretched to metres; the group is the block that a patch lies in."""
     from rtsmap.mm.packs import Terrain, TrainingImage, write_pack
     from rtsmap.rasters.terrain import gradients
 
@@ -135,8 +143,9 @@ def pack_mars(path: Path) -> None:
                 if size < TINY_PX:
                     labels[labels == number] = -1
             terrain = Terrain(np.stack([right, up]).astype(np.float32), elevation - elevation.mean(), valid)
-            scene = mask.stem.split("_")[0]
-            yield TrainingImage(mask.stem, scene, rgb[:3], valid, labels.astype(np.int16), terrain)
+            row, col = _place(mask.stem)
+            block = f"{row // BLOCK_PATCHES}_{col // BLOCK_PATCHES}"
+            yield TrainingImage(mask.stem, block, rgb[:3], valid, labels.astype(np.int16), terrain)
 
     write_pack(path, images())
 
@@ -146,20 +155,41 @@ def _pixels(path: Path) -> np.ndarray:
         return file.read()
 
 
-@cache
-def fold_of_scene(pack: Path) -> dict[str, int]:
-    """Scenes over the folds, the largest first, each to the fold with the fewest patches."""
-    from rtsmap.mm.packs import read_index
+def _place(name: str) -> tuple[int, int]:
+    """Row and column of a patch in its mosaic."""
+    row, col = name.split("_")
+    return int(row), int(col)
 
-    counts: dict[str, int] = {}
-    for image in read_index(pack):
-        counts[image.group] = counts.get(image.group, 0) + 1
-    load = [0] * FOLDS
-    folds = {}
-    for scene, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        folds[scene] = int(np.argmin(load))
-        load[folds[scene]] += count
+
+def mars_folds(names: Sequence[str]) -> dict[str, int]:
+    """The fold of each patch: strips across the mosaics, of about as many patches each."""
+    places = np.array([_place(name) for name in names])
+    grid = np.zeros(places.max(axis=0) + 1, np.bool_)
+    grid[tuple(places.T)] = True
+    mosaics = ndimage.label(grid, np.ones((3, 3)))[0][tuple(places.T)]
+    folds, first = {}, 0
+    for mosaic in np.unique(mosaics):
+        members = np.flatnonzero(mosaics == mosaic)
+        strips = round(FOLDS * len(members) / len(names))
+        along = members[np.lexsort(places[members].T)]
+        for strip, part in enumerate(np.array_split(along, strips)):
+            folds |= {names[i]: first + strip for i in part}
+        first += strips
+    assert first == FOLDS, "the mosaics do not share the folds evenly"
     return folds
+
+
+def mars_split(names: Sequence[str], fold: int) -> tuple[set[str], set[str]]:
+    """Patches to learn from, none of which touches one of the test, and those of the test."""
+    folds = mars_folds(names)
+    tested = {name for name in names if folds[name] == fold}
+    seen = {_place(name) for name in tested}
+
+    def touches(name: str) -> bool:
+        row, col = _place(name)
+        return any((row + down, col + right) in seen for down, right in product((-1, 0, 1), repeat=2))
+
+    return {name for name in names if name not in tested and not touches(name)}, tested
 
 
 def images_of(job: Job, run: Path, packs: Path | None) -> tuple[list[Any], list[tuple[Any, Window]]]:
@@ -167,22 +197,22 @@ def images_of(job: Job, run: Path, packs: Path | None) -> tuple[list[Any], list[
     from rtsmap.mm.packs import read_index
 
     if job.data == "mars":
-        pack = run / "mars.pack"
-        images, folds = list(read_index(pack)), fold_of_scene(pack)
-        learnt = [image for image in images if folds[image.group] != job.fold]
-        tested = [image for image in images if folds[image.group] == job.fold]
-        return learnt, [(image, Window(0, 0, *image.shape)) for image in tested]
+        images = {image.name: image for image in read_index(run / "mars.pack")}
+        learnt, tested = mars_split(list(images), job.fold)
+        return (
+            [image for name, image in images.items() if name in learnt],
+            [(image, Window(0, 0, *image.shape)) for name, image in images.items() if name in tested],
+        )
     assert packs is not None
     paths = sorted((packs / "training").glob("*.pack"))
-    learnt = [image for path in paths if int(path.stem) < 9000 for image in read_index(path)]
-    tested = [image for path in paths if int(path.stem) >= 9000 for image in read_index(path)]
+    test = {path for path in paths if int(path.stem) >= FIRST_TEST_SEED}
     places = [
         (image, Window(row, col, row + TEST_PX, col + TEST_PX))
-        for image in tested
+        for image in (image for path in paths if path in test for image in read_index(path))
         for row in range(0, image.shape[0] - TEST_PX + 1, TEST_PX)
-        for col in range(0, image.shape[1] - TEST_PX + 1, TEST_PX)
+        for col in range(row % (2 * TEST_PX), image.shape[1] - TEST_PX + 1, 2 * TEST_PX)
     ]
-    return learnt, places
+    return [image for path in paths if path not in test for image in read_index(path)], places
 
 
 # One training, in a process of its own
@@ -204,7 +234,7 @@ def network_of(job: Job) -> dict[str, Any]:
 
 
 def options_of(job: Job) -> Any:
-    """Steps and rates: the same for all, but that what starts from nothing sees the steps of both stages."""
+    """Steps and rates: the same for all, but that what starts from nothing has the budget of both stages."""
     from rtsmap.mm.train import TrainOptions
 
     first, second = STEPS[job.data]
@@ -220,10 +250,14 @@ def options_of(job: Job) -> Any:
         seed=100 * job.seed + job.fold,
     )
     if job.method.startswith("stage "):
-        return replace(options, steps=first, dense_only_steps=dense_only)
-    if not job.after:
-        return replace(options, steps=first + second, dense_only_steps=dense_only)
-    return options
+        # chips of its own, so that two steps see as many different ones as one training does
+        number = 1 + METHODS.index(job.method)
+        seed = options.seed + 10_000 * number
+        return replace(options, steps=first, dense_only_steps=dense_only, seed=seed)
+    if job.after:
+        return options
+    backbones = 2 if job.method == END_TO_END else 1
+    return replace(options, steps=2 * (first + second) // backbones, dense_only_steps=dense_only)
 
 
 def run_job(job: Job, run: Path, packs: Path | None) -> None:
@@ -248,17 +282,16 @@ def run_job(job: Job, run: Path, packs: Path | None) -> None:
         if modality in spec.names:
             take_branch(network, weights, modality, stage, heads=True)
     chips = SampleOptions(chip_px=128, slump_share=0.5, zoom_sd=0.15)
-    if job.data == "mars":
+    if job.data == "mars" or "optical" not in spec.names:
+        # where terrain is all there is, a chip without it teaches nothing
         chips = replace(chips, augment=replace(chips.augment, dem_missing_share=0.0))
     before = _peak_mib()
-    started, cpu = time.monotonic(), time.process_time()
-    average = train(network, SampleSource([(1.0, learnt)], spec, chips, options.seed), options, folder)
-    seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu
+    source, steps_done, cpu = SampleSource([(1.0, learnt)], spec, chips, options.seed), [], time.process_time()
+    average = train(network, source, options, folder, tick=steps_done.append)
     result = {
         "steps": options.steps,
         "parameters": sum(p.numel() for p in network.parameters()),
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
+        "cpu_s_a_step": (time.process_time() - cpu) / len(steps_done) if steps_done else math.nan,
         "peak_mib": _peak_mib() - before,
         **_looked(average, job, places, spec),
     }
@@ -289,10 +322,7 @@ def _looked(network: Any, job: Job, places: Sequence[tuple[Any, Window]], spec: 
                 for i, sample in enumerate(samples)
             ]
             looks[f"{name}_shuffled"] = _results(detector, mixed)
-    groups = [
-        image.group if job.data == "mars" else f"{image.path.stem}_{n}" for n, (image, _) in enumerate(places)
-    ]
-    return {"truth": _truth(samples), "groups": groups, "results": looks}
+    return {"truth": _truth(samples), "groups": [image.group for image, _ in places], "results": looks}
 
 
 def _results(detector: Any, samples: Sequence[Any]) -> list[dict[str, Any]]:
@@ -376,12 +406,12 @@ def _child(job: Job, run: Path, packs: Path | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of one method and seed: COCO figures over all folds, and what a bootstrap of AP50 needs."""
+    """Of one method and seed: COCO figures over all folds, and how to have them of drawn groups."""
 
     ap: float
     ap50: float
     mean_iou: float
-    hits: Mapping[str, tuple[np.ndarray, int]]
+    drawn: DrawnScores
 
 
 def pooled(parts: Sequence[Mapping[str, Any]], look: str) -> tuple[dict[str, Any], list[Any], list[str]]:
@@ -403,78 +433,56 @@ def pooled(parts: Sequence[Mapping[str, Any]], look: str) -> tuple[dict[str, Any
 
 def scores_of(parts: Sequence[Mapping[str, Any]], look: str = "as_is") -> Scores:
     """Figures of one method and seed."""
-    from rtsmap.instances.coco_scores import coco_scores, pixel_overlaps
+    from rtsmap.instances.coco_scores import DrawnScores, coco_scores, pixel_overlaps
 
     truth, results, groups = pooled(parts, look)
     figures = coco_scores(truth, results)
-    slumps = {**truth, "annotations": [one for one in truth["annotations"] if not one["iscrowd"]]}
     sure = [one for one in results if one["score"] >= 0.5]
-    overlaps = np.array(list(pixel_overlaps(slumps, sure).values()))
+    overlaps = np.array(list(pixel_overlaps(truth, sure).values()))
     pixels = sum(image["height"] * image["width"] for image in truth["images"])
     shared, either = overlaps.sum(axis=0)
     slump_iou, ground_iou = shared / max(either, 1), (pixels - either) / max(pixels - shared, 1)
-    hits = _hits(slumps, results, groups)
-    return Scores(figures["AP"], figures["AP50"], float(slump_iou + ground_iou) / 2, hits)
-
-
-def _hits(truth: Mapping[str, Any], results: list[Any], groups: list[str]) -> dict[str, tuple[Any, int]]:
-    """By group: (score, right or wrong at IoU 0.5) of each detection, and the number of slumps."""
-    from rtsmap.instances.coco_scores import object_matches
-
-    by_image: dict[int, list[float]] = {}
-    for one in results:
-        by_image.setdefault(one["image_id"], []).append(one["score"])
-    found: dict[str, tuple[list[tuple[float, bool]], int]] = {}
-    for image, matches in object_matches(truth, results, 0.5).items():
-        right = {pair.predicted for pair in matches.pairs}
-        rows, slumps = found.setdefault(groups[image], ([], 0))
-        rows += [(score, i in right) for i, score in enumerate(by_image.get(image, []))]
-        found[groups[image]] = (rows, slumps + matches.n_truth)
-    return {group: (np.array(rows).reshape(-1, 2), slumps) for group, (rows, slumps) in found.items()}
-
-
-def ap50_of(hits: Mapping[str, tuple[np.ndarray, int]], drawn: Sequence[str]) -> float:
-    """Average precision of groups drawn with replacement."""
-    rows = np.concatenate([hits[group][0] for group in drawn])
-    slumps = sum(hits[group][1] for group in drawn)
-    if not len(rows) or not slumps:
-        return 0.0
-    right = np.cumsum(rows[np.argsort(-rows[:, 0], kind="stable"), 1])
-    precision = np.maximum.accumulate((right / np.arange(1, len(right) + 1))[::-1])[::-1]
-    return float(np.sum(np.diff(np.concatenate([[0], right / slumps])) * precision))
+    group_of = dict(zip((image["id"] for image in truth["images"]), groups, strict=True))
+    drawn = DrawnScores.of(truth, results, group_of.__getitem__)
+    return Scores(figures["AP"], figures["AP50"], float(slump_iou + ground_iou) / 2, drawn)
 
 
 def paired_difference(
-    ours: Sequence[Scores], theirs: Sequence[Scores], draws: int = 1000
+    ours: Sequence[Scores], theirs: Sequence[Scores], draws: int = 400
 ) -> tuple[float, float, float]:
-    """Mean over seeds of the difference in AP50, with its 95 % interval over groups drawn for both alike."""
-    groups = sorted(ours[0].hits)
+    """Mean over seeds of the difference in AP50, with its 95 % interval.
+
+    Seeds and groups are drawn with replacement, the same for both, so that the interval holds what another
+    training and other ground would change.
+    """
+    groups = len(ours[0].drawn.groups)
     rng = np.random.default_rng(0)
 
-    def difference(drawn: Sequence[str]) -> float:
-        pairs = zip(ours, theirs, strict=True)
-        return float(np.mean([ap50_of(a.hits, drawn) - ap50_of(b.hits, drawn) for a, b in pairs]))
+    def difference(seeds: Sequence[int], chosen: Sequence[int]) -> float:
+        return float(
+            np.mean([ours[i].drawn(chosen)["AP50"] - theirs[i].drawn(chosen)["AP50"] for i in seeds])
+        )
 
     spread = [
-        difference([groups[i] for i in rng.integers(len(groups), size=len(groups))]) for _ in range(draws)
+        difference(rng.integers(len(ours), size=len(ours)), rng.integers(groups, size=groups))
+        for _ in range(draws)
     ]
     low, high = np.percentile(spread, [2.5, 97.5])
-    return difference(groups), float(low), float(high)
+    return difference(range(len(ours)), range(groups)), float(low), float(high)
 
 
 def report(data: str, run: Path, seeds: Sequence[int]) -> None:
     """One row for each method whose trainings are all there."""
     folds = range(FOLDS) if data == "mars" else range(1)
-    parts: dict[str, list[list[dict[str, Any]]]] = {}
-    for method in METHODS[2:]:
-        of_seeds = []
-        for seed in seeds:
-            files = [run / Job(data, fold, seed, method).name / "result.json" for fold in folds]
-            if all(file.exists() for file in files):
-                of_seeds.append([json.loads(file.read_text()) for file in files])
-        if of_seeds:
-            parts[method] = of_seeds
-    scores = {method: [scores_of(one) for one in of_seeds] for method, of_seeds in parts.items()}
+    parts: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for method, seed in product(METHODS[2:], seeds):
+        files = [run / Job(data, fold, seed, method).name / "result.json" for fold in folds]
+        if all(file.exists() for file in files):
+            parts.setdefault(method, {})[seed] = [json.loads(file.read_text()) for file in files]
+    scores = {
+        method: {seed: scores_of(one) for seed, one in of_seeds.items()} for method, of_seeds in parts.items()
+    }
+    proposed = scores.get(PROPOSED, {})
     table = Table(title=f"{data}: mean (sd) over seeds, all folds together")
     for column in (
         "method",
@@ -484,6 +492,7 @@ def report(data: str, run: Path, seeds: Sequence[int]) -> None:
         "mean IoU",
         "M weights",
         "s/step",
+        "s in all",
         "MiB",
         "AP50, DEM shuffled",
         "AP50, RGB shuffled",
@@ -491,31 +500,39 @@ def report(data: str, run: Path, seeds: Sequence[int]) -> None:
     ):
         table.add_column(column)
     for method, of_seeds in parts.items():
-        flat = [part for one in of_seeds for part in one]
+        flat = [part for one in of_seeds.values() for part in one]
         mine = scores[method]
         shuffled = [
-            _mean_sd([scores_of(one, f"{name}_shuffled").ap50 for one in of_seeds])
+            _mean_sd([scores_of(one, f"{name}_shuffled").ap50 for one in of_seeds.values()])
             if f"{name}_shuffled" in flat[0]["results"]
             else ""
             for name in ("terrain", "optical")
         ]
-        common = min(len(scores.get(PROPOSED, [])), len(mine))
+        common = sorted(set(proposed) & set(mine))
         gap = ""
         if method != PROPOSED and common:
             gap = "{:+.3f} ({:+.3f} to {:+.3f})".format(
-                *paired_difference(scores[PROPOSED][:common], mine[:common])
+                *paired_difference([proposed[s] for s in common], [mine[s] for s in common])
             )
         table.add_row(
             method,
             str(len(of_seeds)),
-            *(_mean_sd([getattr(s, name) for s in mine]) for name in ("ap50", "ap", "mean_iou")),
+            *(_mean_sd([getattr(s, name) for s in mine.values()]) for name in ("ap50", "ap", "mean_iou")),
             f"{flat[0]['parameters'] / 1e6:.2f}",
-            f"{np.mean([part['cpu_seconds'] / part['steps'] for part in flat]):.2f}",
+            f"{np.nanmean([part['cpu_s_a_step'] for part in flat]):.2f}",
+            f"{np.nanmean([_cpu_s(Job(data, fold, seed, method), run) for seed in mine for fold in folds]):.0f}",
             f"{np.mean([part['peak_mib'] for part in flat]):.0f}",
             *shuffled,
             gap,
         )
     Console(width=190).print(table)
+
+
+def _cpu_s(job: Job, run: Path) -> float:
+    """Seconds of CPU of a training and of those that it starts from."""
+    jobs = [job, *(replace(job, method=stage) for stage in job.after)]
+    results = [json.loads((run / one.name / "result.json").read_text()) for one in jobs]
+    return float(sum(result["steps"] * result["cpu_s_a_step"] for result in results))
 
 
 def _mean_sd(values: Sequence[float]) -> str:

@@ -33,6 +33,8 @@ LOOKS = "looks"
 """The folder of a run directory that holds second looks."""
 CLAIMS = "claims"
 """The folder of a run directory that says who is computing which shard."""
+DONE = "done.json"
+"""Says in a scene's run directory that nothing is left for the network; workers that come later pass by."""
 PACKAGES = ("numpy", "scipy", "rasterio", "pyproj", "odc-geo", "torch", "torchvision")
 """Packages whose versions can change pixels, masks or scores."""
 
@@ -152,7 +154,8 @@ class Run:
         """Remove the run's files, and the directory unless something else lies in it."""
         shutil.rmtree(self.directory / LOOKS, ignore_errors=True)
         shutil.rmtree(self.directory / CLAIMS, ignore_errors=True)
-        for path in (*self.directory.glob("shard-*.arrow"), self.directory / PLAN, self.directory / _LOCK):
+        own = (self.directory / name for name in (PLAN, DONE, _LOCK))
+        for path in (*self.directory.glob("shard-*.arrow"), *own):
             path.unlink(missing_ok=True)
         with suppress(OSError):
             self.directory.rmdir()

@@ -19,15 +19,12 @@ from rtsmap.errors import ModelError, OptionsError, RtsmapError
 from rtsmap.runs.claims import Claims, claiming
 from rtsmap.runs.engine import Engine, device_of_slot, engine_of
 from rtsmap.runs.pauses import Pauses
-from rtsmap.runs.plan import ShardPlan
+from rtsmap.runs.plan import DONE, ShardPlan
 from rtsmap.runs.reopening import Asked, read_asked, reopen
 from rtsmap.runs.working import SceneWork, State
 from rtsmap.vectors.atomic import whole_file
 
 logger = logging.getLogger(__name__)
-
-DONE = "done.json"
-"""Says in a scene's run directory that nothing is left for the network; workers that come later pass by."""
 
 Tell = Callable[[Path, str, int, int], None]
 """Told (directory of the scene's run, stage, done, total)."""

@@ -197,6 +197,14 @@ def test_by_shares_one_after_the_other(tmp_path, inputs, noted):
     assert not (tmp_path / "early.gpkg").exists()
 
 
+def test_a_discarded_run_leaves_nothing_behind(tmp_path, inputs):
+    given = {"out": tmp_path / "m.gpkg", "model": engine(), "options": OPTIONS, "discard_run": True}
+    predict_with(InProcess(), inputs.scene, inputs.dem, **given)
+    assert not (tmp_path / "m.rtsrun").exists()
+    predict_with(InProcess(), inputs.scene, inputs.dem, overwrite=True, **given)
+    assert content(tmp_path / "m.gpkg") == inputs.wanted
+
+
 def test_bands_areas_and_dates_reach_workers_that_know_the_run_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     labels = blob_labels((150, 150), 3, 12)

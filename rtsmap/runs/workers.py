@@ -21,6 +21,7 @@ from rtsmap.runs.engine import Engine, device_of_slot, engine_of
 from rtsmap.runs.pauses import Pauses
 from rtsmap.runs.plan import DONE, ShardPlan
 from rtsmap.runs.reopening import Asked, read_asked, reopen
+from rtsmap.runs.run_folders import missing_tiles
 from rtsmap.runs.working import SceneWork, State
 from rtsmap.vectors.atomic import whole_file
 
@@ -234,7 +235,12 @@ def _is_done(directory: Path, changes: Mapping[str, Any]) -> bool:
         found = json.loads((directory / DONE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(found == {"changes": dict(changes)})
+    return found == {"changes": dict(changes)} and not missing_tiles(directory)
+
+
+def doubt_done(directory: Path) -> None:
+    """Have the next worker look for itself whether anything of a scene is left for the network."""
+    (directory / DONE).unlink(missing_ok=True)
 
 
 def _mark_done(directory: Path, changes: Mapping[str, Any]) -> None:

@@ -197,6 +197,24 @@ def test_by_shares_one_after_the_other(tmp_path, inputs, noted):
     assert not (tmp_path / "early.gpkg").exists()
 
 
+@pytest.mark.parametrize("damage", ["removed", "cut"])
+def test_a_shard_that_is_damaged_after_all_was_done_is_computed_again(tmp_path, inputs, damage):
+    out, given = tmp_path / "m.gpkg", {"model": engine(), "options": OPTIONS}
+    predict_with(InProcess(), inputs.scene, inputs.dem, out=out, **given)
+    run = out.with_suffix(".rtsrun")
+    shard = run / "shard-000005.arrow"
+    if damage == "removed":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:100])
+        with pytest.raises(RunError, match="rtsmap work"):
+            merge_run(run, out, model=engine(), overwrite=True)
+    done = InProcess().run(Job((run,), engine()), tell_nobody)
+    assert done.computed == 1
+    merge_run(run, out, model=engine(), overwrite=True)
+    assert content(out) == inputs.wanted
+
+
 def test_a_discarded_run_leaves_nothing_behind(tmp_path, inputs):
     given = {"out": tmp_path / "m.gpkg", "model": engine(), "options": OPTIONS, "discard_run": True}
     predict_with(InProcess(), inputs.scene, inputs.dem, **given)

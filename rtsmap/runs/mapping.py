@@ -203,19 +203,21 @@ def open_scene(
     inputs: Mapping[str, Any] | None = None,
     model: str | None = None,
     problems: Problems | None = None,
+    renew: bool = True,
 ) -> SceneRun:
     """Plan a run over a scene into a directory, or open the one that is there.
 
     `inputs` may hold `aoi`, `exclude`, `band_files` and `dem_may_miss` (the DEM is that of many scenes).
     `model` is the name or folder that gave the engine; it is kept for workers that come later. What is wrong
-    with the inputs is raised as one error, with known `problems`.
+    with the inputs is raised as one error, with known `problems`. With `renew` workers that come later take
+    the options, and the inputs' places, that are given now.
     """
     prepared = _prepare(scene, dem, engine, options, {**(inputs or {}), "problems": problems})
     asked: dict[str, Any] = {"options": asdict(options), "model": model}
     if inputs and inputs.get("dem_may_miss"):
         asked["dem_may_miss"] = True
     plan = replace(prepared.plan, asked=asked)
-    return SceneRun(open_run(directory, plan), replace(prepared, plan=plan), engine, options)
+    return SceneRun(open_run(directory, plan, renew=renew), replace(prepared, plan=plan), engine, options)
 
 
 def predict(

@@ -161,17 +161,20 @@ class Run:
             self.directory.rmdir()
 
 
-def open_run(directory: Path, plan: Plan) -> Run:
+def open_run(directory: Path, plan: Plan, *, renew: bool = True) -> Run:
     """Create a run directory, or resume the one that is there.
 
-    Raises PlanMismatchError, naming the differences, when the directory holds another plan, and RunError
-    when it holds something else.
+    With `renew`, a run that is there learns where inputs are now, and what is asked for this time. Raises
+    PlanMismatchError, naming the differences, when the directory holds another plan, and RunError when it
+    holds something else.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / PLAN
-    # a plan appears whole and never changes, so that reading it needs no lock
+    # a plan appears whole, and so does its renewal, so that reading it needs no lock
     if path.exists():
         _check_same(path, plan)
+        if renew:
+            _renew(path, plan)
         return Run(directory, plan, resumed=True)
     with exclusive(directory):
         if path.exists():
@@ -183,10 +186,25 @@ def open_run(directory: Path, plan: Plan) -> Run:
                 f"{directory} is no run directory: it has no {PLAN}, but holds {strangers[0]}. "
                 "Name another one, or empty it"
             )
-        data = {**plan.to_dict(), "paths": dict(plan.paths), "asked": dict(plan.asked)}
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        _write(path, plan)
     return Run(directory, plan, resumed=False)
+
+
+def _renew(path: Path, plan: Plan) -> None:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    wanted = json.loads(_canonical(_with_places(plan)))
+    if any(found.get(key) != wanted[key] for key in ("paths", "asked")):
+        _write(path, plan)
+
+
+def _write(path: Path, plan: Plan) -> None:
+    with whole_file(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(_with_places(plan), indent=1) + "\n", encoding="utf-8")
+
+
+def _with_places(plan: Plan) -> dict[str, Any]:
+    """All that plan.json holds."""
+    return {**plan.to_dict(), "paths": dict(plan.paths), "asked": dict(plan.asked)}
 
 
 def _check_same(path: Path, plan: Plan) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -235,7 +235,7 @@ def _is_done(directory: Path, changes: Mapping[str, Any]) -> bool:
         found = json.loads((directory / DONE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return found == {"changes": dict(changes)} and not missing_tiles(directory)
+    return found == _noted(directory, changes) and not missing_tiles(directory)
 
 
 def doubt_done(directory: Path) -> None:
@@ -245,4 +245,9 @@ def doubt_done(directory: Path) -> None:
 
 def _mark_done(directory: Path, changes: Mapping[str, Any]) -> None:
     with whole_file(directory / DONE, overwrite=True) as temporary:
-        temporary.write_text(json.dumps({"changes": dict(changes)}) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(_noted(directory, changes)) + "\n", encoding="utf-8")
+
+
+def _noted(directory: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a scene was finished with: lower thresholds may want more of the network."""
+    return {"options": asdict(read_asked(directory, changes).options)}

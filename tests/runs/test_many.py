@@ -131,6 +131,27 @@ def test_a_scene_that_vanishes_stops_only_itself(tmp_path, ground):
     assert len(read_map(report.out)) > 0
 
 
+def test_options_and_places_of_a_second_run_count(tmp_path, ground):
+    _, folder = ground
+    mapped(tmp_path, ground, "keep", options=replace(OPTIONS, min_area_m2=1000.0))
+    (tmp_path / "kept").mkdir()
+    for scene in sorted(folder.iterdir()):
+        scene.rename(tmp_path / "kept" / scene.name)
+    folder.rmdir()
+    (tmp_path / "kept").rename(tmp_path / "moved")
+    items = [
+        replace(item, scene=item.scene.replace("scenes/", "moved/"))
+        for item in read_scenes([table(tmp_path / "scenes.csv")])
+    ]
+    given = {"model": engine(), "run_dir": tmp_path / "run", "overlaps": "keep"}
+    wider = predict_scenes(InProcess(), items, out=tmp_path / "w.gpkg", options=OPTIONS, **given)
+    fresh = {**given, "run_dir": tmp_path / "fresh"}
+    wanted = predict_scenes(InProcess(), items, out=tmp_path / "f.gpkg", options=OPTIONS, **fresh)
+    assert not wider.problems
+    assert rows(read_map(wider.out)) == rows(read_map(wanted.out))
+    assert read_map(wider.out)["area_m2"].min() < 1000
+
+
 def test_undated_scenes_are_refused_for_newest_before_anything_is_computed(tmp_path, ground):
     _, folder = ground
     with pytest.raises(OptionsError, match=r"nothing tells of 2 of them: east, west"):

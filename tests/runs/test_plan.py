@@ -72,6 +72,19 @@ def test_another_plan_is_refused_and_every_difference_named(tmp_path, changes, n
     assert named in str(caught.value)
 
 
+def test_a_run_learns_what_is_asked_for_now_unless_it_is_only_reopened(tmp_path):
+    path = tmp_path / "run" / "plan.json"
+    open_run(tmp_path / "run", some_plan(asked={"options": {"min_score": 0.5}}))
+    moved = some_plan(paths={"scene": "b.tif"}, asked={"options": {"min_score": 0.4}})
+    open_run(tmp_path / "run", moved, renew=False)
+    assert json.loads(path.read_text())["asked"] == {"options": {"min_score": 0.5}}
+    open_run(tmp_path / "run", moved)
+    assert json.loads(path.read_text())["asked"] == {"options": {"min_score": 0.4}}
+    assert json.loads(path.read_text())["paths"] == {"scene": "b.tif"}
+    with pytest.raises(PlanMismatchError):
+        open_run(tmp_path / "run", replace(moved, shard_tiles=9))
+
+
 def test_a_shifted_grid_is_another_plan(tmp_path):
     open_run(tmp_path / "run", some_plan())
     box = some_plan().geobox

@@ -140,6 +140,8 @@ LONGEST_SLUMP_M = 4000.0
 """No slump is longer (Batagay, the largest, is 1.8 km); what is, is flagged in the log."""
 
 _SMALLEST_PX = 10
+_AREA_SLACK = 0.8
+"""A grid's scale may be off by 5 %, so its areas by 10 %; outlines are simplified, too."""
 _PART_SCORE = 0.3
 
 
@@ -444,9 +446,16 @@ def _merge_options(engine: Engine, options: PredictOptions, pixel_m: float) -> M
         min_score=min_score,
         min_part_score=min(_PART_SCORE, min_score),
         mask_threshold=engine.mask_threshold,
-        min_instance_px=_SMALLEST_PX if options.min_area_m2 is None else 1,
+        min_instance_px=_smallest_px(options.min_area_m2, pixel_m),
         max_extent_px=math.ceil(LONGEST_SLUMP_M / pixel_m),
     )
+
+
+def _smallest_px(min_area_m2: float | None, pixel_m: float) -> int:
+    """Pixels of a slump that may be large enough; mostly ten, so that the same slumps are looked at."""
+    if min_area_m2 is None:
+        return _SMALLEST_PX
+    return min(_SMALLEST_PX, max(1, math.floor(_AREA_SLACK * min_area_m2 / pixel_m**2)))
 
 
 def _footprints(

@@ -87,6 +87,11 @@ def _merge(
     work = scene_run.work(as_it_is=True)
     if not work.is_finished(progress):
         doubt_done(scene_run.run.directory)
+        if work.tiles.is_complete:
+            raise RunError(
+                f"{scene_run.run.directory}: second looks that the map wants are not computed yet; `rtsmap "
+                "work` on this folder computes them, with the same --min-score if one was given here"
+            )
         work.stage.receipts  # noqa: B018 - raises, saying what is missing
     return make_map(
         scene_run, work, out, overwrite=overwrite, probability=probability, started=started, progress=progress

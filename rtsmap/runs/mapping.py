@@ -40,6 +40,7 @@ from rtsmap.runs.plan import Run, exclusive, open_run
 from rtsmap.runs.preparing import Prepared, prepare
 from rtsmap.runs.probability import check_probability, write_probability
 from rtsmap.runs.progress import Progress, silent
+from rtsmap.runs.stages import InShare
 from rtsmap.runs.working import SceneWork, joined, read_shard_of
 from rtsmap.timing import Ledger, measuring, stage
 from rtsmap.vectors.areas import AreaFiles
@@ -173,7 +174,11 @@ class SceneRun:
         return _merge_options(self.engine, self.options, _pixel_m(self.prepared))
 
     def work(
-        self, *, as_it_is: bool = False, on_settled: Callable[[Instance], None] = lambda _: None
+        self,
+        *,
+        as_it_is: bool = False,
+        share: InShare | None = None,
+        on_settled: Callable[[Instance], None] = lambda _: None,
     ) -> SceneWork:
         """What of it takes the network."""
         return SceneWork(
@@ -182,6 +187,7 @@ class SceneRun:
             self.is_near,
             second_look=self.options.second_look,
             as_it_is=as_it_is,
+            share=share,
             on_settled=on_settled,
         )
 

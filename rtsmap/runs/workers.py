@@ -22,6 +22,7 @@ from rtsmap.runs.pauses import Pauses
 from rtsmap.runs.plan import DONE, ShardPlan
 from rtsmap.runs.reopening import Asked, read_asked, reopen
 from rtsmap.runs.run_folders import missing_tiles
+from rtsmap.runs.stages import InShare
 from rtsmap.runs.working import SceneWork, State
 from rtsmap.vectors.atomic import whole_file
 
@@ -160,7 +161,7 @@ class Worker:
         scene = self._places.get(directory, 0)
         if share and directory not in self._open and not share.holds_any(_count_shards(directory), scene):
             return 0
-        if (work := self._work(directory)) is None:
+        if (work := self._work(directory, partial(share.holds, scene=scene) if share else None)) is None:
             return 0
         before, state = work.computed, State.WORKED
         while state is State.WORKED and (limit is None or work.computed - before < limit):
@@ -168,7 +169,6 @@ class Worker:
                 claims,
                 partial(tell, directory),
                 limit=None if limit is None else limit - (work.computed - before),
-                share=partial(share.holds, scene=scene) if share else None,
             )
         if state is State.FINISHED:
             self._close(directory, work)
@@ -190,7 +190,7 @@ class Worker:
             self._open.pop(directory, None)
             return 0
 
-    def _work(self, directory: Path) -> SceneWork | None:
+    def _work(self, directory: Path, share: InShare | None) -> SceneWork | None:
         if _is_done(directory, dict(self._job.changes)):
             self._open.pop(directory, None)
             self._finished.add(directory)
@@ -198,7 +198,7 @@ class Worker:
         if directory in self._open:
             return self._open[directory]
         scene_run = reopen(directory, self._engine, dict(self._job.changes))
-        self._open[directory] = scene_run.work()
+        self._open[directory] = scene_run.work(share=share)
         return self._open[directory]
 
     def _close(self, directory: Path, work: SceneWork) -> None:

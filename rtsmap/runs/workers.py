@@ -120,6 +120,7 @@ class Worker:
         self._engines = {} if engines is None else engines
         self._places = {directory: place for place, directory in enumerate(sorted(job.directories))}
         self._open: dict[Path, SceneWork] = {}
+        self._latest: Path | None = None
         self._problems: dict[Path, str] = {}
         self._finished: set[Path] = set()
 
@@ -163,6 +164,10 @@ class Worker:
             return 0
         if (work := self._work(directory, partial(share.holds, scene=scene) if share else None)) is None:
             return 0
+        if self._latest not in {None, directory} and (left := self._open.get(self._latest)) is not None:
+            # it may be hours before this worker comes back there
+            left.task.reader.forget()
+        self._latest = directory
         before, state = work.computed, State.WORKED
         while state is State.WORKED and (limit is None or work.computed - before < limit):
             state = work.advance(

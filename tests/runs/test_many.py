@@ -220,6 +220,9 @@ def test_scenes_are_named_in_every_way(tmp_path, ground):
     twin = tmp_path / "more" / "east.tif"
     twin.write_bytes((folder / "east.tif").read_bytes())
     assert [item.name for item in read_scenes([folder, twin])] == ["east", "west", "east-2"]
+    numbered = [tmp_path / "more" / name for name in ("east-2.tif", "west.tif", "east.tif")]
+    named = [item.name for item in read_scenes([folder, *numbered])]
+    assert named == ["east", "west", "east-2", "west-2", "east-3"]
 
 
 def test_tables_tell_scenes_their_dem_and_date(tmp_path, ground):

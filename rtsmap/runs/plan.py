@@ -7,14 +7,17 @@ so those may change without computing anything again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from math import prod
 from pathlib import Path
@@ -40,6 +43,9 @@ PACKAGES = ("numpy", "scipy", "rasterio", "pyproj", "odc-geo", "torch", "torchvi
 
 _LOCK = ".lock"
 _LOCK_WAIT_S = 30.0
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +257,10 @@ def _canonical(data: Mapping[str, Any]) -> bytes:
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Hold the run's lock (planning and merging); the system frees it when the process dies."""
+    """Hold the run's lock (planning and merging); the system frees it when the process dies.
+
+    Where the file system knows no locks, as Lustre mounted without them, a warning stands in for it.
+    """
     deadline = time.monotonic() + _LOCK_WAIT_S
     with (directory / _LOCK).open("a+b") as stream:
         while not _try_lock(stream.fileno()):
@@ -262,6 +271,15 @@ def exclusive(directory: Path) -> Iterator[None]:
                 )
             time.sleep(0.1)
         yield
+
+
+@cache
+def _tell_of_no_locks(reason: str) -> None:
+    """Once, however many scenes a run has."""
+    logger.warning(
+        "the run directory is on a file system without locks (%s): plan and merge it once at a time",
+        reason,
+    )
 
 
 if sys.platform == "win32":
@@ -280,6 +298,8 @@ else:
     def _try_lock(descriptor: int) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
+        except OSError as exc:
+            if exc.errno not in _NO_LOCKS:
+                return False
+            _tell_of_no_locks(str(exc.strerror))
         return True

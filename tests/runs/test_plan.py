@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import sys
 from dataclasses import replace
 
 import pytest
@@ -136,6 +138,17 @@ def test_one_process_at_a_time_plans_or_merges(tmp_path, monkeypatch):
     finally:
         other.kill()
         other.join()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows locks otherwise")
+def test_a_file_system_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, caplog):
+    def knows_none(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(plan_module, "_LOCK_WAIT_S", 0.1)
+    monkeypatch.setattr(plan_module.fcntl, "flock", knows_none)
+    assert open_run(tmp_path / "run", some_plan()).directory.is_dir()
+    assert "without locks (Function not implemented)" in caplog.text
 
 
 def test_plans_are_values():

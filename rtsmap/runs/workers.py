@@ -207,7 +207,7 @@ class Worker:
         return self._open[directory]
 
     def _close(self, directory: Path, work: SceneWork) -> None:
-        if work.tiles.is_faultless:
+        if work.is_faultless:
             _mark_done(directory, dict(self._job.changes))
         del self._open[directory]
         self._finished.add(directory)

@@ -79,6 +79,11 @@ class SceneWork:
         return self._computed_before + self._stage.computed
 
     @property
+    def is_faultless(self) -> bool:
+        """True when no tile has failed, and no second look: there is nothing to try again."""
+        return self.tiles.is_faultless and not (self.looked and self.looked.failed)
+
+    @property
     def stage(self) -> Stage:
         """The stage to be done now, or the last one."""
         return self._stage

@@ -71,4 +71,4 @@ def command(
         report = merge_run(
             run, out, changes=changes, overwrite=overwrite, probability=probability, progress=progress
         )
-    tell_report(report)
+    tell_report(report, again=f"run `rtsmap work {run}`, then merge with --overwrite,")

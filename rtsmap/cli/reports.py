@@ -66,8 +66,13 @@ def tell_timings(ledger: Ledger | None) -> None:
         tell(line)
 
 
-def tell_report(report: RunReport, *, of_area: bool = False, ledger: Ledger | None = None) -> None:
-    """Say what a run did and where its time went, name what failed, and exit with the code for that."""
+def tell_report(
+    report: RunReport, *, of_area: bool = False, ledger: Ledger | None = None, again: str | None = None
+) -> None:
+    """Say what a run did and where its time went, name what failed, and exit with the code for that.
+
+    `again` tries failed tiles once more, where that is not the same command.
+    """
     for note in report.notes:
         tell(f"Note: {note}")
     left_out = f", {report.left_out} outside the area" if of_area or report.left_out else ""
@@ -79,7 +84,7 @@ def tell_report(report: RunReport, *, of_area: bool = False, ledger: Ledger | No
     tell_timings(ledger)
     typer.echo(report.out)
     if report.failed:
-        tell("These tiles failed; run the same command with --overwrite to try them again:")
+        tell(f"These tiles failed; {again or 'run the same command with --overwrite'} to try them again:")
         for index, reason in report.failed[:_LISTED]:
             tell(f"  tile {index}: {reason}")
         if len(report.failed) > _LISTED:

@@ -135,6 +135,11 @@ class ChipReader:
             notes.append(f"{self._scene.path}: is {self._scene.dtype}; {self._radiometry.note}")
         return (*notes, *(self._elevation.notes if self._elevation else ()))
 
+    def forget(self) -> None:
+        """Let go of the terrain that is kept for windows to come."""
+        if self._cells:
+            self._cells.forget()
+
     def vanished(self) -> str | None:
         """A local file that was there and is no more."""
         files = (info.path for info in self._files.values())

@@ -65,6 +65,11 @@ class ReliefCells:
                 band[to] = found.bands[name][start]
         return Relief(bands, valid)
 
+    def forget(self) -> None:
+        """Let go of all cells; those asked for again are computed again."""
+        with self._lock:
+            self._cells.clear()
+
     def _touched(self, window: Window) -> Iterator[Window]:
         for row in range(window.row0 // CELL_PX * CELL_PX, window.row1, CELL_PX):
             for col in range(window.col0 // CELL_PX * CELL_PX, window.col1, CELL_PX):

@@ -40,6 +40,7 @@ from rtsmap.runs.plan import Run, exclusive, open_run
 from rtsmap.runs.preparing import Prepared, prepare
 from rtsmap.runs.probability import check_probability, write_probability
 from rtsmap.runs.progress import Progress, silent
+from rtsmap.runs.stages import InShare
 from rtsmap.runs.working import SceneWork, joined, read_shard_of
 from rtsmap.timing import Ledger, measuring, stage
 from rtsmap.vectors.areas import AreaFiles
@@ -140,6 +141,8 @@ LONGEST_SLUMP_M = 4000.0
 """No slump is longer (Batagay, the largest, is 1.8 km); what is, is flagged in the log."""
 
 _SMALLEST_PX = 10
+_AREA_SLACK = 0.8
+"""A grid's scale may be off by 5 %, so its areas by 10 %; outlines are simplified, too."""
 _PART_SCORE = 0.3
 
 
@@ -171,7 +174,11 @@ class SceneRun:
         return _merge_options(self.engine, self.options, _pixel_m(self.prepared))
 
     def work(
-        self, *, as_it_is: bool = False, on_settled: Callable[[Instance], None] = lambda _: None
+        self,
+        *,
+        as_it_is: bool = False,
+        share: InShare | None = None,
+        on_settled: Callable[[Instance], None] = lambda _: None,
     ) -> SceneWork:
         """What of it takes the network."""
         return SceneWork(
@@ -180,6 +187,7 @@ class SceneRun:
             self.is_near,
             second_look=self.options.second_look,
             as_it_is=as_it_is,
+            share=share,
             on_settled=on_settled,
         )
 
@@ -203,19 +211,21 @@ def open_scene(
     inputs: Mapping[str, Any] | None = None,
     model: str | None = None,
     problems: Problems | None = None,
+    renew: bool = True,
 ) -> SceneRun:
     """Plan a run over a scene into a directory, or open the one that is there.
 
     `inputs` may hold `aoi`, `exclude`, `band_files` and `dem_may_miss` (the DEM is that of many scenes).
     `model` is the name or folder that gave the engine; it is kept for workers that come later. What is wrong
-    with the inputs is raised as one error, with known `problems`.
+    with the inputs is raised as one error, with known `problems`. With `renew` workers that come later take
+    the options, and the inputs' places, that are given now.
     """
     prepared = _prepare(scene, dem, engine, options, {**(inputs or {}), "problems": problems})
     asked: dict[str, Any] = {"options": asdict(options), "model": model}
     if inputs and inputs.get("dem_may_miss"):
         asked["dem_may_miss"] = True
     plan = replace(prepared.plan, asked=asked)
-    return SceneRun(open_run(directory, plan), replace(prepared, plan=plan), engine, options)
+    return SceneRun(open_run(directory, plan, renew=renew), replace(prepared, plan=plan), engine, options)
 
 
 def predict(
@@ -442,9 +452,16 @@ def _merge_options(engine: Engine, options: PredictOptions, pixel_m: float) -> M
         min_score=min_score,
         min_part_score=min(_PART_SCORE, min_score),
         mask_threshold=engine.mask_threshold,
-        min_instance_px=_SMALLEST_PX if options.min_area_m2 is None else 1,
+        min_instance_px=_smallest_px(options.min_area_m2, pixel_m),
         max_extent_px=math.ceil(LONGEST_SLUMP_M / pixel_m),
     )
+
+
+def _smallest_px(min_area_m2: float | None, pixel_m: float) -> int:
+    """Pixels of a slump that may be large enough; mostly ten, so that the same slumps are looked at."""
+    if min_area_m2 is None:
+        return _SMALLEST_PX
+    return min(_SMALLEST_PX, max(1, math.floor(_AREA_SLACK * min_area_m2 / pixel_m**2)))
 
 
 def _footprints(

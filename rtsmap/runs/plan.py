@@ -7,14 +7,17 @@ so those may change without computing anything again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from math import prod
 from pathlib import Path
@@ -33,11 +36,16 @@ LOOKS = "looks"
 """The folder of a run directory that holds second looks."""
 CLAIMS = "claims"
 """The folder of a run directory that says who is computing which shard."""
+DONE = "done.json"
+"""Says in a scene's run directory that nothing is left for the network; workers that come later pass by."""
 PACKAGES = ("numpy", "scipy", "rasterio", "pyproj", "odc-geo", "torch", "torchvision")
 """Packages whose versions can change pixels, masks or scores."""
 
 _LOCK = ".lock"
 _LOCK_WAIT_S = 30.0
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,23 +160,27 @@ class Run:
         """Remove the run's files, and the directory unless something else lies in it."""
         shutil.rmtree(self.directory / LOOKS, ignore_errors=True)
         shutil.rmtree(self.directory / CLAIMS, ignore_errors=True)
-        for path in (*self.directory.glob("shard-*.arrow"), self.directory / PLAN, self.directory / _LOCK):
+        own = (self.directory / name for name in (PLAN, DONE, _LOCK))
+        for path in (*self.directory.glob("shard-*.arrow"), *own):
             path.unlink(missing_ok=True)
         with suppress(OSError):
             self.directory.rmdir()
 
 
-def open_run(directory: Path, plan: Plan) -> Run:
+def open_run(directory: Path, plan: Plan, *, renew: bool = True) -> Run:
     """Create a run directory, or resume the one that is there.
 
-    Raises PlanMismatchError, naming the differences, when the directory holds another plan, and RunError
-    when it holds something else.
+    With `renew`, a run that is there learns where inputs are now, and what is asked for this time. Raises
+    PlanMismatchError, naming the differences, when the directory holds another plan, and RunError when it
+    holds something else.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / PLAN
-    # a plan appears whole and never changes, so that reading it needs no lock
+    # a plan appears whole, and so does its renewal, so that reading it needs no lock
     if path.exists():
         _check_same(path, plan)
+        if renew:
+            _renew(path, plan)
         return Run(directory, plan, resumed=True)
     with exclusive(directory):
         if path.exists():
@@ -180,10 +192,25 @@ def open_run(directory: Path, plan: Plan) -> Run:
                 f"{directory} is no run directory: it has no {PLAN}, but holds {strangers[0]}. "
                 "Name another one, or empty it"
             )
-        data = {**plan.to_dict(), "paths": dict(plan.paths), "asked": dict(plan.asked)}
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        _write(path, plan)
     return Run(directory, plan, resumed=False)
+
+
+def _renew(path: Path, plan: Plan) -> None:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    wanted = json.loads(_canonical(_with_places(plan)))
+    if any(found.get(key) != wanted[key] for key in ("paths", "asked")):
+        _write(path, plan)
+
+
+def _write(path: Path, plan: Plan) -> None:
+    with whole_file(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(_with_places(plan), indent=1) + "\n", encoding="utf-8")
+
+
+def _with_places(plan: Plan) -> dict[str, Any]:
+    """All that plan.json holds."""
+    return {**plan.to_dict(), "paths": dict(plan.paths), "asked": dict(plan.asked)}
 
 
 def _check_same(path: Path, plan: Plan) -> None:
@@ -230,7 +257,10 @@ def _canonical(data: Mapping[str, Any]) -> bytes:
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Hold the run's lock (planning and merging); the system frees it when the process dies."""
+    """Hold the run's lock (planning and merging); the system frees it when the process dies.
+
+    Where the file system knows no locks, as Lustre mounted without them, a warning stands in for it.
+    """
     deadline = time.monotonic() + _LOCK_WAIT_S
     with (directory / _LOCK).open("a+b") as stream:
         while not _try_lock(stream.fileno()):
@@ -241,6 +271,15 @@ def exclusive(directory: Path) -> Iterator[None]:
                 )
             time.sleep(0.1)
         yield
+
+
+@cache
+def _tell_of_no_locks(reason: str) -> None:
+    """Once, however many scenes a run has."""
+    logger.warning(
+        "the run directory is on a file system without locks (%s): plan and merge it once at a time",
+        reason,
+    )
 
 
 if sys.platform == "win32":
@@ -259,6 +298,8 @@ else:
     def _try_lock(descriptor: int) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
+        except OSError as exc:
+            if exc.errno not in _NO_LOCKS:
+                return False
+            _tell_of_no_locks(str(exc.strerror))
         return True

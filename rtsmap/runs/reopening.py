@@ -93,5 +93,12 @@ def reopen(directory: Path, find_engine: FindEngine, changes: Mapping[str, Any] 
     asked = read_asked(directory, changes)
     engine = find_engine(asked)
     return open_scene(
-        asked.scene, asked.dem, engine, asked.options, directory, inputs=asked.inputs, model=asked.model
+        asked.scene,
+        asked.dem,
+        engine,
+        asked.options,
+        directory,
+        inputs=asked.inputs,
+        model=asked.model,
+        renew=False,
     )

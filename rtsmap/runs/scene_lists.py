@@ -6,9 +6,9 @@ import csv
 import glob
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +68,14 @@ def read_scenes(given: Sequence[Path | str], dem: Sequence[str] | None = None) -
     if not items:
         raise InputError(f"no scenes are named by {', '.join(map(str, given))}")
     unique = list({(item.scene, item.dem): item for item in items}.values())
-    counts: Counter[str] = Counter()
-    named = []
+    named: dict[str, SceneItem] = {}
+    numbers: dict[str, Iterator[int]] = {}
     for item in unique:
-        plain = re.sub(r"[^\w.-]+", "_", item.name).strip("._") or "scene"
-        counts[plain] += 1
-        named.append(replace(item, name=plain if counts[plain] == 1 else f"{plain}-{counts[plain]}"))
-    return with_dems(named, dem or ())
+        name = plain = re.sub(r"[^\w.-]+", "_", item.name).strip("._") or "scene"
+        while name in named:
+            name = f"{plain}-{next(numbers.setdefault(plain, count(2)))}"
+        named[name] = replace(item, name=name)
+    return with_dems(list(named.values()), dem or ())
 
 
 def with_dems(items: Sequence[SceneItem], dem: Sequence[str]) -> list[SceneItem]:

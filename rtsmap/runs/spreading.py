@@ -19,7 +19,7 @@ from rtsmap.runs.mapping import PredictOptions, RunReport, SceneRun, check_out, 
 from rtsmap.runs.probability import check_probability
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.reopening import Asked, reopen
-from rtsmap.runs.workers import Job
+from rtsmap.runs.workers import Job, doubt_done
 from rtsmap.timing import Ledger, measuring, stage
 
 Model = Engine | ModelCard | str | Path | None
@@ -86,6 +86,12 @@ def _merge(
 ) -> RunReport:
     work = scene_run.work(as_it_is=True)
     if not work.is_finished(progress):
+        doubt_done(scene_run.run.directory)
+        if work.tiles.is_complete:
+            raise RunError(
+                f"{scene_run.run.directory}: second looks that the map wants are not computed yet; `rtsmap "
+                "work` on this folder computes them, with the same --min-score if one was given here"
+            )
         work.stage.receipts  # noqa: B018 - raises, saying what is missing
     return make_map(
         scene_run, work, out, overwrite=overwrite, probability=probability, started=started, progress=progress

@@ -23,16 +23,19 @@ from rtsmap.runs.shards import read_shard
 
 logger = logging.getLogger(__name__)
 
+InShare = Callable[[ShardPlan], bool]
+"""True for the shards that a worker is to compute."""
+
 
 class Stage:
     """What of a task's shards is done, and how the rest gets done.
 
     Shards with failed tiles, and damaged ones, count as missing when the stage is opened, so that they are
-    tried again, unless `as_it_is`; what fails from then on stays failed. What other workers finish
-    meanwhile is known by name, and read when its receipt is asked for.
+    tried again, unless `as_it_is` or outside of `share`, whose workers may be gone. What fails from then on
+    stays failed. What other workers finish meanwhile is known by name, and read when its receipt is wanted.
     """
 
-    def __init__(self, task: Task, *, as_it_is: bool = False) -> None:
+    def __init__(self, task: Task, *, as_it_is: bool = False, share: InShare | None = None) -> None:
         self.task = task
         self.computed = 0
         self._missing = {shard.index: shard for shard in task.shards}
@@ -42,7 +45,7 @@ class Stage:
         self._by_name = {task.run.shard_path(shard.index).name: shard for shard in task.shards}
         self._place = 0
         self._look_around()
-        self._read(as_it_is=as_it_is)
+        self._read(as_it_is=as_it_is, share=share)
         self.reused = len(self._receipts)
         if self.reused and not as_it_is:
             logger.info(
@@ -91,7 +94,7 @@ class Stage:
         on_shard: Callable[[Receipt], None],
         *,
         limit: int | None = None,
-        share: Callable[[ShardPlan], bool] | None = None,
+        share: InShare | None = None,
     ) -> int:
         """Compute shards that are missing and that no other worker holds; gives how many.
 
@@ -172,10 +175,10 @@ class Stage:
         signature = _signature(self.task.run, shard)
         return signature is not None and signature != self._rejected.get(shard.index)
 
-    def _read(self, *, as_it_is: bool) -> None:
+    def _read(self, *, as_it_is: bool, share: InShare | None = None) -> None:
         """Take in the receipts of shards that are on disk; those that will not do are missing again."""
         rejected = []
-        for index in sorted(self._unread):
+        for index in sorted(i for i, shard in self._unread.items() if share is None or share(shard)):
             shard = self._unread.pop(index)
             if (receipt := self._look_into(shard, as_it_is=as_it_is)) is None:
                 rejected.append(shard)

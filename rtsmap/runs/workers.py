@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,14 @@ from rtsmap.errors import ModelError, OptionsError, RtsmapError
 from rtsmap.runs.claims import Claims, claiming
 from rtsmap.runs.engine import Engine, device_of_slot, engine_of
 from rtsmap.runs.pauses import Pauses
-from rtsmap.runs.plan import ShardPlan
+from rtsmap.runs.plan import DONE, ShardPlan
 from rtsmap.runs.reopening import Asked, read_asked, reopen
+from rtsmap.runs.run_folders import missing_tiles
+from rtsmap.runs.stages import InShare
 from rtsmap.runs.working import SceneWork, State
 from rtsmap.vectors.atomic import whole_file
 
 logger = logging.getLogger(__name__)
-
-DONE = "done.json"
-"""Says in a scene's run directory that nothing is left for the network; workers that come later pass by."""
 
 Tell = Callable[[Path, str, int, int], None]
 """Told (directory of the scene's run, stage, done, total)."""
@@ -121,6 +120,7 @@ class Worker:
         self._engines = {} if engines is None else engines
         self._places = {directory: place for place, directory in enumerate(sorted(job.directories))}
         self._open: dict[Path, SceneWork] = {}
+        self._latest: Path | None = None
         self._problems: dict[Path, str] = {}
         self._finished: set[Path] = set()
 
@@ -162,15 +162,18 @@ class Worker:
         scene = self._places.get(directory, 0)
         if share and directory not in self._open and not share.holds_any(_count_shards(directory), scene):
             return 0
-        if (work := self._work(directory)) is None:
+        if (work := self._work(directory, partial(share.holds, scene=scene) if share else None)) is None:
             return 0
+        if self._latest not in {None, directory} and (left := self._open.get(self._latest)) is not None:
+            # it may be hours before this worker comes back there
+            left.task.reader.forget()
+        self._latest = directory
         before, state = work.computed, State.WORKED
         while state is State.WORKED and (limit is None or work.computed - before < limit):
             state = work.advance(
                 claims,
                 partial(tell, directory),
                 limit=None if limit is None else limit - (work.computed - before),
-                share=partial(share.holds, scene=scene) if share else None,
             )
         if state is State.FINISHED:
             self._close(directory, work)
@@ -192,7 +195,7 @@ class Worker:
             self._open.pop(directory, None)
             return 0
 
-    def _work(self, directory: Path) -> SceneWork | None:
+    def _work(self, directory: Path, share: InShare | None) -> SceneWork | None:
         if _is_done(directory, dict(self._job.changes)):
             self._open.pop(directory, None)
             self._finished.add(directory)
@@ -200,11 +203,11 @@ class Worker:
         if directory in self._open:
             return self._open[directory]
         scene_run = reopen(directory, self._engine, dict(self._job.changes))
-        self._open[directory] = scene_run.work()
+        self._open[directory] = scene_run.work(share=share)
         return self._open[directory]
 
     def _close(self, directory: Path, work: SceneWork) -> None:
-        if work.tiles.is_faultless:
+        if work.is_faultless:
             _mark_done(directory, dict(self._job.changes))
         del self._open[directory]
         self._finished.add(directory)
@@ -237,9 +240,19 @@ def _is_done(directory: Path, changes: Mapping[str, Any]) -> bool:
         found = json.loads((directory / DONE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(found == {"changes": dict(changes)})
+    return found == _noted(directory, changes) and not missing_tiles(directory)
+
+
+def doubt_done(directory: Path) -> None:
+    """Have the next worker look for itself whether anything of a scene is left for the network."""
+    (directory / DONE).unlink(missing_ok=True)
 
 
 def _mark_done(directory: Path, changes: Mapping[str, Any]) -> None:
     with whole_file(directory / DONE, overwrite=True) as temporary:
-        temporary.write_text(json.dumps({"changes": dict(changes)}) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(_noted(directory, changes)) + "\n", encoding="utf-8")
+
+
+def _noted(directory: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a scene was finished with: lower thresholds may want more of the network."""
+    return {"options": asdict(read_asked(directory, changes).options)}

@@ -24,7 +24,7 @@ from rtsmap.runs.pauses import Pauses
 from rtsmap.runs.plan import Run, ShardPlan
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.shards import Shard, read_shard
-from rtsmap.runs.stages import Stage
+from rtsmap.runs.stages import InShare, Stage
 
 TILES = "mapping"
 _WORTH_A_LOOK = 0.5
@@ -45,7 +45,8 @@ class SceneWork:
     `merge` says which slumps are wanted; with `second_look` all that may become one, and
     `is_candidate`, is looked at again. `on_settled` is told of slumps that need no further look, while
     others do; `looked` says which of them are left in the end.
-    `as_it_is` takes failed tiles for what they are instead of trying them again.
+    `as_it_is` takes failed tiles for what they are instead of trying them again; with a `share` of the tiles
+    those of other shares are taken so.
     """
 
     def __init__(
@@ -56,15 +57,17 @@ class SceneWork:
         *,
         second_look: bool,
         as_it_is: bool = False,
+        share: InShare | None = None,
         on_settled: Callable[[Instance], None] = lambda _: None,
     ) -> None:
         self.task = task
-        self.tiles = Stage(task, as_it_is=as_it_is)
+        self.tiles = Stage(task, as_it_is=as_it_is, share=share)
         self.looked: Looked | None = None
         self._merge = merge
         self._is_candidate = is_candidate
         self._second_look = second_look
         self._as_it_is = as_it_is
+        self._share = share
         self._on_settled = on_settled
         self._stage = self.tiles
         self._looking: Looking | None = None
@@ -74,6 +77,11 @@ class SceneWork:
     def computed(self) -> int:
         """Shards that were computed here, of all stages."""
         return self._computed_before + self._stage.computed
+
+    @property
+    def is_faultless(self) -> bool:
+        """True when no tile has failed, and no second look: there is nothing to try again."""
+        return self.tiles.is_faultless and not (self.looked and self.looked.failed)
 
     @property
     def stage(self) -> Stage:
@@ -100,9 +108,8 @@ class SceneWork:
         progress: Progress = silent,
         *,
         limit: int | None = None,
-        share: Callable[[ShardPlan], bool] | None = None,
     ) -> State:
-        """Compute what is free of the present stage: at most `limit` shards, of tiles those of `share`."""
+        """Compute what is free of the present stage: at most `limit` shards, of tiles those of the share."""
         if self.is_finished(progress):
             return State.FINISHED
         stage, name = self._stage, self.stage_name
@@ -120,7 +127,7 @@ class SceneWork:
                 claims,
                 on_shard,
                 limit=limit,
-                share=share if stage is self.tiles else None,
+                share=self._share if stage is self.tiles else None,
             )
         progress(name, stage.done, total)
         if self.is_finished(progress):

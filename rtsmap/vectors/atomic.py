@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -18,6 +19,8 @@ COMPANIONS: Mapping[str, tuple[str, ...]] = {
 }
 """Files that belong to a file with such a suffix; those of a replaced file would spoil the new one."""
 
+_LONG_NAME = 40
+
 OLD = ".old"
 """Where the files of a replaced one are while the new ones move in, inside the hidden folder."""
 
@@ -32,7 +35,7 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     refuse_existing(path, overwrite=overwrite)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent))
+        folder = Path(tempfile.mkdtemp(prefix=_hidden(path), suffix=".part", dir=path.parent))
     except OSError as exc:
         raise InputError(
             f"{path}: cannot write in the folder {path.parent}: {exc.strerror}; "
@@ -54,9 +57,17 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _hidden(path: Path) -> str:
+    """How the hidden folders of a file begin, which no other file shares, however alike their long names."""
+    name = path.name
+    if len(name) > _LONG_NAME:
+        name = f"{name[:_LONG_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f".{name}."
+
+
 def parts_of(path: Path) -> list[Path]:
     """Hidden folders in which processes write `path`, or wrote it when they were killed."""
-    return list(path.parent.glob(f".{escape(path.name[:40])}.*.part"))
+    return list(path.parent.glob(f"{escape(_hidden(path))}*.part"))
 
 
 def remove_parts(folders: Iterable[Path], before: float) -> None:

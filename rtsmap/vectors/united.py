@@ -15,7 +15,7 @@ import shapely
 from odc.geo.crs import CRS
 
 from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geodesic_perimeter_m
-from rtsmap.instances.coverage import MAPPED, STATUSES
+from rtsmap.instances.coverage import FAILED, LEFT_OUT, MAPPED, NO_DATA
 from rtsmap.instances.overlaps import Seen, reconcile
 from rtsmap.vectors.geopackage import COVERAGE_COLUMNS, MapLayers, read_layers, write_layers
 from rtsmap.vectors.repair import make_polygons_valid
@@ -41,7 +41,7 @@ def unite_maps(
 
     It is in the CRS of the maps where they have one in common, else in EPSG:3413 for the Arctic and in
     EPSG:4326 elsewhere. `superseded_by` says what a footprint gives way to; ground that one scene mapped is
-    mapped, whatever the others say of it.
+    mapped, whatever the others say of it, and what one failed on does not pass for ground without data.
     """
     ordered = sorted(maps, key=lambda one: one.scene_id)
     layers = [read_layers(one.path) for one in ordered]
@@ -117,12 +117,11 @@ def _as_one(frame: geopandas.GeoDataFrame, rows: Sequence[int], crs: CRS) -> dic
 
 
 def _unite_coverage(frames: Sequence[geopandas.GeoDataFrame], crs: str) -> geopandas.GeoDataFrame:
-    """Each ground once, with the best that any scene says of it."""
+    """Each ground once: mapped where one scene mapped it, failed where one failed that could have."""
     together = pd.concat(frames, ignore_index=True)
-    known = [status for status in STATUSES if status in set(together["status"])]
     rows: list[dict[str, Any]] = []
     taken = shapely.Polygon()
-    for status in sorted(known, key=lambda status: status != MAPPED):
+    for status in (MAPPED, FAILED, NO_DATA, LEFT_OUT):
         of_status = together[together["status"] == status]
         for reason, group in of_status.groupby(of_status["reason"].fillna(""), sort=True):
             ground = _only_polygons(shapely.difference(_union(group), taken))

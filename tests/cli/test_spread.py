@@ -63,6 +63,9 @@ def test_runs_show_tells_how_far_a_run_is(scene, monkeypatch):
     assert tile == 4
     assert "fell over" in reason
     assert "tile 4: detecting failed" in run("runs", "show", "run").stdout
+    run("work", "run")
+    told = run("merge", "run", "-o", "m.gpkg", code=3).stderr
+    assert "run `rtsmap work run`, then merge with --overwrite, to try them again" in " ".join(told.split())
 
 
 def test_what_is_no_run_is_told(tmp_path, scene):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,18 @@ def ground(tmp_path) -> tuple[np.ndarray, Path]:
     write_part(folder / "west.tif", labels, 0, 150)
     write_part(folder / "east.tif", labels, 100, 150)
     return labels, folder
+
+
+@dataclass(frozen=True, slots=True)
+class FailingOn:
+    """Fails on tiles of which so much has data."""
+
+    valid_share: float
+
+    def detect(self, chips):
+        if any(chip.layers["optical"].valid.mean() == self.valid_share for chip in chips):
+            raise RuntimeError("the network fell over")
+        return [[] for _ in chips]
 
 
 def table(path: Path, **more: str) -> Path:
@@ -131,6 +143,40 @@ def test_a_scene_that_vanishes_stops_only_itself(tmp_path, ground):
     assert len(read_map(report.out)) > 0
 
 
+def test_options_and_places_of_a_second_run_count(tmp_path, ground):
+    _, folder = ground
+    mapped(tmp_path, ground, "keep", options=replace(OPTIONS, min_area_m2=1000.0))
+    (tmp_path / "kept").mkdir()
+    for scene in sorted(folder.iterdir()):
+        scene.rename(tmp_path / "kept" / scene.name)
+    folder.rmdir()
+    (tmp_path / "kept").rename(tmp_path / "moved")
+    items = [
+        replace(item, scene=item.scene.replace("scenes/", "moved/"))
+        for item in read_scenes([table(tmp_path / "scenes.csv")])
+    ]
+    given = {"model": engine(), "run_dir": tmp_path / "run", "overlaps": "keep"}
+    wider = predict_scenes(InProcess(), items, out=tmp_path / "w.gpkg", options=OPTIONS, **given)
+    fresh = {**given, "run_dir": tmp_path / "fresh"}
+    wanted = predict_scenes(InProcess(), items, out=tmp_path / "f.gpkg", options=OPTIONS, **fresh)
+    assert not wider.problems
+    assert rows(read_map(wider.out)) == rows(read_map(wanted.out))
+    assert read_map(wider.out)["area_m2"].min() < 1000
+
+
+def test_ground_that_failed_stands_in_coverage_although_another_scene_has_no_data_there(tmp_path):
+    labels = np.zeros((64, 64), int)
+    write_scene(tmp_path / "a.tif", labels)
+    valid = np.ones(labels.shape, bool)
+    valid[:, :32] = False
+    write_scene(tmp_path / "b.tif", labels, valid)
+    failing = engine(detector=FailingOn(valid_share=1.0))
+    items = read_scenes([tmp_path / "a.tif", tmp_path / "b.tif"])
+    report = predict_scenes(InProcess(), items, out=tmp_path / "m.gpkg", model=failing, options=OPTIONS)
+    areas = read_layers(report.out).coverage.dissolve("status").area
+    assert areas.to_dict() == {"mapped": 64 * 32 * 16, "failed": 64 * 32 * 16}
+
+
 def test_undated_scenes_are_refused_for_newest_before_anything_is_computed(tmp_path, ground):
     _, folder = ground
     with pytest.raises(OptionsError, match=r"nothing tells of 2 of them: east, west"):
@@ -174,6 +220,9 @@ def test_scenes_are_named_in_every_way(tmp_path, ground):
     twin = tmp_path / "more" / "east.tif"
     twin.write_bytes((folder / "east.tif").read_bytes())
     assert [item.name for item in read_scenes([folder, twin])] == ["east", "west", "east-2"]
+    numbered = [tmp_path / "more" / name for name in ("east-2.tif", "west.tif", "east.tif")]
+    named = [item.name for item in read_scenes([folder, *numbered])]
+    assert named == ["east", "west", "east-2", "west-2", "east-3"]
 
 
 def test_tables_tell_scenes_their_dem_and_date(tmp_path, ground):

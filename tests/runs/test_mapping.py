@@ -193,6 +193,22 @@ def test_thresholds_change_without_computing_again(tmp_path, scene):
     assert report.footprints == (first["score"] >= middle).sum() < len(first)
 
 
+def test_another_least_area_computes_nothing_again(tmp_path):
+    labels = blob_labels((150, 150), 3, 12)
+    labels[70:72, 70:73] = 30  # too small for a slump, unless told otherwise
+    scene = write_scene(tmp_path / "s.tif", labels)
+    detector = CountingDetector()
+    given = {"out": tmp_path / "m.gpkg", "model": engine(detector=detector), "overwrite": True}
+    first = predict(scene.path, options=replace(EXACT, min_area_m2=None), **given)
+    seen = len(detector.seen)
+    larger = predict(scene.path, options=replace(EXACT, min_area_m2=1000.0), **given)
+    assert len(detector.seen) == seen
+    assert 0 < larger.footprints < first.footprints
+    assert larger.second_looks == first.second_looks
+    smaller = predict(scene.path, options=replace(EXACT, min_area_m2=80.0), **given)
+    assert smaller.footprints == first.footprints + 1
+
+
 def test_an_output_that_exists_is_refused_before_any_work(tmp_path, scene):
     detector = CountingDetector()
     (tmp_path / "m.gpkg").write_text("precious")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import sys
 from dataclasses import replace
 
 import pytest
@@ -72,6 +74,19 @@ def test_another_plan_is_refused_and_every_difference_named(tmp_path, changes, n
     assert named in str(caught.value)
 
 
+def test_a_run_learns_what_is_asked_for_now_unless_it_is_only_reopened(tmp_path):
+    path = tmp_path / "run" / "plan.json"
+    open_run(tmp_path / "run", some_plan(asked={"options": {"min_score": 0.5}}))
+    moved = some_plan(paths={"scene": "b.tif"}, asked={"options": {"min_score": 0.4}})
+    open_run(tmp_path / "run", moved, renew=False)
+    assert json.loads(path.read_text())["asked"] == {"options": {"min_score": 0.5}}
+    open_run(tmp_path / "run", moved)
+    assert json.loads(path.read_text())["asked"] == {"options": {"min_score": 0.4}}
+    assert json.loads(path.read_text())["paths"] == {"scene": "b.tif"}
+    with pytest.raises(PlanMismatchError):
+        open_run(tmp_path / "run", replace(moved, shard_tiles=9))
+
+
 def test_a_shifted_grid_is_another_plan(tmp_path):
     open_run(tmp_path / "run", some_plan())
     box = some_plan().geobox
@@ -123,6 +138,17 @@ def test_one_process_at_a_time_plans_or_merges(tmp_path, monkeypatch):
     finally:
         other.kill()
         other.join()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows locks otherwise")
+def test_a_file_system_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, caplog):
+    def knows_none(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(plan_module, "_LOCK_WAIT_S", 0.1)
+    monkeypatch.setattr(plan_module.fcntl, "flock", knows_none)
+    assert open_run(tmp_path / "run", some_plan()).directory.is_dir()
+    assert "without locks (Function not implemented)" in caplog.text
 
 
 def test_plans_are_values():

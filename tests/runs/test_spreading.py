@@ -197,6 +197,55 @@ def test_by_shares_one_after_the_other(tmp_path, inputs, noted):
     assert not (tmp_path / "early.gpkg").exists()
 
 
+@dataclass(frozen=True, slots=True)
+class FailingDetector:
+    """Finds blobs, and fails on one tile for good; looks have other numbers."""
+
+    tile: int
+
+    def detect(self, chips: Sequence[Chip]) -> list[list[Detection]]:
+        if any(chip.tile.index == self.tile for chip in chips):
+            raise RuntimeError("the network fell over")
+        return ThresholdDetector(low=160, high=255).detect(chips)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_the_last_share_goes_on_although_a_tile_of_another_one_fails(tmp_path, inputs, first):
+    run, model = tmp_path / "run", engine(detector=FailingDetector(0))
+    plan_run(inputs.scene, inputs.dem, run, model=model, options=OPTIONS)
+    for index in (first, 3 - first):
+        InProcess(wait=False).run(Job((run,), model, share=Share(index, 2)), tell_nobody)
+    report = merge_run(run, tmp_path / "m.gpkg", model=engine())
+    assert [tile for tile, _ in report.failed] == [0]
+    assert report.second_looks > 10
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut"])
+def test_a_shard_that_is_damaged_after_all_was_done_is_computed_again(tmp_path, inputs, damage):
+    out, given = tmp_path / "m.gpkg", {"model": engine(), "options": OPTIONS}
+    predict_with(InProcess(), inputs.scene, inputs.dem, out=out, **given)
+    run = out.with_suffix(".rtsrun")
+    shard = run / "shard-000005.arrow"
+    if damage == "removed":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:100])
+        with pytest.raises(RunError, match="rtsmap work"):
+            merge_run(run, out, model=engine(), overwrite=True)
+    done = InProcess().run(Job((run,), engine()), tell_nobody)
+    assert done.computed == 1
+    merge_run(run, out, model=engine(), overwrite=True)
+    assert content(out) == inputs.wanted
+
+
+def test_a_discarded_run_leaves_nothing_behind(tmp_path, inputs):
+    given = {"out": tmp_path / "m.gpkg", "model": engine(), "options": OPTIONS, "discard_run": True}
+    predict_with(InProcess(), inputs.scene, inputs.dem, **given)
+    assert not (tmp_path / "m.rtsrun").exists()
+    predict_with(InProcess(), inputs.scene, inputs.dem, overwrite=True, **given)
+    assert content(tmp_path / "m.gpkg") == inputs.wanted
+
+
 def test_bands_areas_and_dates_reach_workers_that_know_the_run_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     labels = blob_labels((150, 150), 3, 12)

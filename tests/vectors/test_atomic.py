@@ -122,6 +122,16 @@ def test_what_is_moved_has_the_rights_of_an_ordinary_file(tmp_path):
     assert (tmp_path / "ours.gpkg").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_files_whose_long_names_begin_alike_leave_each_other_alone(tmp_path):
+    """Scenes of one strip share the first 40 letters."""
+    name = "WV02_20160808225713_1030010059A0C100_16AUG08225713-P1BS-500807681080_01_P00{}.gpkg"
+    mine, other = (tmp_path / name.format(i) for i in (1, 2))
+    with whole_file(mine) as temporary:
+        assert parts_of(mine) == [temporary.parent]
+        assert parts_of(other) == []
+        temporary.write_text("content")
+
+
 def test_parts_of_killed_processes_are_removed_and_younger_ones_stay(tmp_path):
     out = tmp_path / "a [1].gpkg"
     old, young = (Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=tmp_path)) for _ in "ab")

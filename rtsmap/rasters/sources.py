@@ -275,7 +275,7 @@ def _nodata_notes(src: Any, *, has_alpha: bool, fill_is_zero: bool) -> tuple[str
     elif MaskFlags.per_dataset in flags:
         declared = "the file's mask says which pixels are data"
     elif MaskFlags.nodata in flags:
-        where = " in every band" if src.count > 1 else ""
+        where = "" if src.count == 1 else " in any band" if src.nodata < 0 else " in every band"
         declared = f"pixels with the declared nodata value {src.nodata:g}{where} are not data"
     else:
         declared = "no nodata is declared"
@@ -735,7 +735,9 @@ def _read_pixels(
     if info.has_alpha or info.has_mask:
         valid &= src.read_masks(1, window=where) >= 128
     elif info.nodata is not None:
-        valid &= ~_equals_nodata(data, info.nodata).all(axis=0)
+        empty = _equals_nodata(data, info.nodata)
+        # 0 or 255 in one band may be dark or bright ground, -9999 is no ground at all
+        valid &= ~(empty.any(axis=0) if info.nodata < 0 else empty.all(axis=0))
     if data.dtype.kind == "f":
         valid &= np.isfinite(data).all(axis=0)
     fill = None

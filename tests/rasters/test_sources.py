@@ -329,6 +329,18 @@ def test_zeros_in_one_band_are_data(tmp_path):
         assert np.argwhere(~valid).tolist() == [[2, 2]]
 
 
+@pytest.mark.parametrize(("nodata", "lost"), [(-9999, [[1, 1], [2, 2]]), (255, [[2, 2]])])
+def test_negative_nodata_in_one_band_is_no_data(tmp_path, nodata, lost):
+    scene = rgb((4, 4)).astype(np.int16)
+    scene[0, 1, 1] = nodata
+    scene[:, 2, 2] = nodata
+    path = write(tmp_path / "scene.tif", scene, photometric="RGB", nodata=nodata)
+    _, valid = sources.read_onto(path, [1, 2, 3], geobox((4, 4), 1.0))
+    assert np.argwhere(~valid).tolist() == lost
+    where = "in any band" if nodata < 0 else "in every band"
+    assert where in sources.probe(path).notes[0]
+
+
 def test_zeros_of_an_elevation_model_are_data(tmp_path):
     path = write(tmp_path / "dem.tif", np.zeros((6, 6), np.int16))
     assert sources.read_onto(path, [1], geobox((6, 6), 1.0))[1].all()

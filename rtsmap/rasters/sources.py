@@ -211,7 +211,7 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
     flags = src.mask_flag_enums[0]
     has_alpha = MaskFlags.alpha in flags
     overviews = tuple(src.overviews(1))
-    fill_is_zero = src.count >= 3 and np.dtype(src.dtypes[0]).kind in "iu"
+    fill_is_zero = src.count >= 3
     colors = tuple(color.name for color in src.colorinterp)
     return RasterInfo(
         path=name,

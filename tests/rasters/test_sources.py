@@ -317,8 +317,9 @@ def _with_holes(path, scene, holes, how):
     return write(path, np.where(holes, 0, scene).astype(np.uint8), photometric="RGB")
 
 
-def test_zeros_in_one_band_are_data(tmp_path):
-    scene = rgb((4, 4))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_zeros_in_one_band_are_data(tmp_path, dtype):
+    scene = rgb((4, 4)).astype(dtype)
     scene[0, 1, 1] = 0
     scene[:, 2, 2] = 0
     for profile in ({}, {"nodata": 0}):

@@ -208,8 +208,7 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
     gsd = float(np.sqrt(height_m * width_m))
     if not np.isfinite(gsd):
         raise InputError(f"{name}: its centre lies outside the domain of its CRS; check the georeferencing")
-    flags = src.mask_flag_enums[0]
-    has_alpha = MaskFlags.alpha in flags
+    has_alpha = _alpha_band(src) is not None
     overviews = tuple(src.overviews(1))
     fill_is_zero = src.count >= 3
     colors = tuple(color.name for color in src.colorinterp)
@@ -227,7 +226,7 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
         ground_sample_distance_m=gsd,
         block_shape=src.block_shapes[0],
         has_alpha=has_alpha,
-        has_mask=MaskFlags.per_dataset in flags and not has_alpha,
+        has_mask=MaskFlags.per_dataset in src.mask_flag_enums[0] and not has_alpha,
         fill_is_zero=fill_is_zero,
         compression=src.compression.name if src.compression else None,
         scale=src.scales[0],
@@ -236,6 +235,13 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
         notes=_nodata_notes(src, has_alpha=has_alpha, fill_is_zero=fill_is_zero),
         dataset=dataset,
     )
+
+
+def _alpha_band(src: Any) -> int | None:
+    """Number of the band of imagery that holds its transparency; GDAL's own masks know it of 2 and 4 bands."""
+    if src.count >= 4 and ColorInterp.alpha in src.colorinterp:
+        return int(src.colorinterp.index(ColorInterp.alpha)) + 1
+    return int(src.count) if MaskFlags.alpha in src.mask_flag_enums[0] else None
 
 
 def _refuse_other_planets(crs: CRS, name: str) -> None:
@@ -732,7 +738,9 @@ def _read_pixels(
     where = RasterioWindow(window.col0, window.row0, window.width, window.height)
     data = src.read(list(bands), window=where)
     valid = np.ones(window.shape, np.bool_)
-    if info.has_alpha or info.has_mask:
+    if info.has_alpha:
+        valid &= _is_opaque(src.read(_alpha_band(src), window=where))
+    elif info.has_mask:
         valid &= src.read_masks(1, window=where) >= 128
     elif info.nodata is not None:
         empty = _equals_nodata(data, info.nodata)
@@ -749,6 +757,12 @@ def _read_pixels(
     if not valid.all():
         data[:, ~valid] = 0
     return data.astype(np.float32), valid, fill
+
+
+def _is_opaque(alpha: npt.NDArray[Any]) -> Bools:
+    """Alpha of at least one half of what GDAL writes for opaque; anything above 0 of other types."""
+    whole = {"uint8": 255, "uint16": 65535, "int16": 32767}.get(alpha.dtype.name)
+    return np.asarray(alpha > 0 if whole is None else alpha > whole // 2, np.bool_)
 
 
 def _equals_nodata(data: npt.NDArray[Any], nodata: float) -> Bools:

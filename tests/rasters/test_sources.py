@@ -330,6 +330,22 @@ def test_zeros_in_one_band_are_data(tmp_path, dtype):
         assert np.argwhere(~valid).tolist() == [[2, 2]]
 
 
+@pytest.mark.parametrize(("dtype", "opaque"), [("uint8", 255), ("uint16", 65535), ("float32", 1)])
+@pytest.mark.parametrize("colors", [3, 4])
+def test_what_is_transparent_is_no_data_whatever_the_bands(tmp_path, dtype, opaque, colors):
+    """GDAL itself takes alpha for a mask only in rasters of 2 or 4 bands of 8 or 16 bit."""
+    scene = np.full((colors + 1, 4, 4), 7, dtype)
+    scene[-1] = opaque
+    scene[-1, 2, 2] = 0
+    path = write(tmp_path / "scene.tif", scene, photometric="RGB", alpha="YES")
+    with rasterio.open(path, "r+") as dst:
+        names = ["red", "green", "blue", "undefined"][:colors]
+        dst.colorinterp = [*(ColorInterp[name] for name in names), ColorInterp.alpha]
+    _, valid = sources.read_onto(path, [1, 2, 3], geobox((4, 4), 1.0))
+    assert np.argwhere(~valid).tolist() == [[2, 2]]
+    assert "alpha" in sources.probe(path).notes[0]
+
+
 @pytest.mark.parametrize(("nodata", "lost"), [(-9999, [[1, 1], [2, 2]]), (255, [[2, 2]])])
 def test_negative_nodata_in_one_band_is_no_data(tmp_path, nodata, lost):
     scene = rgb((4, 4)).astype(np.int16)

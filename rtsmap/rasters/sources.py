@@ -238,7 +238,7 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
 
 
 def _alpha_band(src: Any) -> int | None:
-    """Number of the band of imagery that holds its transparency; GDAL's own masks know it of 2 and 4 bands."""
+    """Number of the band that holds transparency; GDAL's own masks know it in 2 and 4 bands only."""
     if src.count >= 4 and ColorInterp.alpha in src.colorinterp:
         return int(src.colorinterp.index(ColorInterp.alpha)) + 1
     return int(src.count) if MaskFlags.alpha in src.mask_flag_enums[0] else None

@@ -100,13 +100,16 @@ def _near(item: SceneItem, tree: shapely.STRtree, files: Sequence[str]) -> tuple
 
 
 def _place(path: str) -> Any:
-    """Where a raster lies, in degrees; a box around it."""
+    """Where a raster lies, in degrees; a box around it, all around the Earth across the antimeridian."""
     geobox = probe(path).geobox
     box = geobox.boundingbox
     outline = shapely.segmentize(shapely.box(*box.bbox), max(box.span_x, box.span_y) / 16)
     to_degrees = Transformer.from_crs(geobox.crs.proj, "EPSG:4326", always_xy=True).transform
     degrees = shapely.transform(outline, lambda xy: np.column_stack(to_degrees(*xy.T)))
-    return shapely.box(*degrees.bounds)
+    west, south, east, north = degrees.bounds
+    if west < -180 or east > 180:
+        west, east = -180.0, 180.0
+    return shapely.box(west, south, east, north)
 
 
 def _items(name: str) -> Iterator[SceneItem]:

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import rasterio
+from affine import Affine
+from odc.geo.geobox import GeoBox
 from typer.testing import CliRunner
 
 from rtsmap.cli.main import app
@@ -220,6 +222,17 @@ def test_each_scene_gets_the_dem_tiles_near_it(tmp_path, ground):
         write_geotiff(tmp_path / f"far{i}.tif", np.zeros((10, 10), np.float32), far, nodata=-9999.0)
     items = read_scenes([folder], [str(tmp_path / "*.tif")])
     assert [item.dem for item in items] == [(str(near),), (str(near),)]
+
+
+def test_a_scene_across_the_antimeridian_gets_tiles_of_both_sides(tmp_path):
+    pixels = np.ones((3, 20, 20), np.uint8)
+    scene = GeoBox((20, 20), Affine(0.01, 0, 179.9, 0, -0.01, 71.1), "EPSG:4326")
+    write_geotiff(tmp_path / "scene.tif", pixels, scene, band_names=("red", "green", "blue"))
+    for lon in (*range(160, 180), -180):
+        tile = GeoBox((10, 10), Affine(0.1, 0, lon, 0, -0.1, 72), "EPSG:4326")
+        write_geotiff(tmp_path / f"{lon}_dem.tif", np.zeros((10, 10), np.float32), tile, nodata=-9999.0)
+    (item,) = read_scenes([tmp_path / "scene.tif"], [str(tmp_path / "*_dem.tif")])
+    assert {str(tmp_path / f"{lon}_dem.tif") for lon in (179, -180)} <= set(item.dem)
 
 
 def test_a_dem_for_all_need_not_reach_every_scene(tmp_path, ground):

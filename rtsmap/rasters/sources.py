@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 import numpy.typing as npt
@@ -209,8 +210,14 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
     if not np.isfinite(gsd):
         raise InputError(f"{name}: its centre lies outside the domain of its CRS; check the georeferencing")
     has_alpha = _alpha_band(src) is not None
+    has_mask = MaskFlags.per_dataset in src.mask_flag_enums[0] and not has_alpha
+    notes = _nodata_notes(src, has_alpha=has_alpha, fill_is_zero=src.count >= 3)
     overviews = tuple(src.overviews(1))
-    fill_is_zero = src.count >= 3
+    if has_mask and overviews and MaskFlags.nodata not in src.mask_flag_enums[0]:
+        told = {factor for factor in overviews if min(src.shape) / factor > _LEAST_OF_A_MASK_PX}
+        masked = told <= _mask_overviews(src)
+        overviews = overviews if told and masked else ()
+        notes = notes if masked else (*notes, _NO_MASK)
     colors = tuple(color.name for color in src.colorinterp)
     return RasterInfo(
         path=name,
@@ -226,15 +233,37 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
         ground_sample_distance_m=gsd,
         block_shape=src.block_shapes[0],
         has_alpha=has_alpha,
-        has_mask=MaskFlags.per_dataset in src.mask_flag_enums[0] and not has_alpha,
-        fill_is_zero=fill_is_zero,
+        has_mask=has_mask,
+        fill_is_zero=src.count >= 3,
         compression=src.compression.name if src.compression else None,
         scale=src.scales[0],
         offset=src.offsets[0],
         unit=(src.units[0] or "").lower(),
-        notes=_nodata_notes(src, has_alpha=has_alpha, fill_is_zero=fill_is_zero),
+        notes=notes,
         dataset=dataset,
     )
+
+
+_NO_MASK = (
+    "its overviews are without the mask, under which all would be data: they are not read. gdaladdo FILE.msk "
+    "2 4 8 adds it for a mask beside the file, gdaladdo -clean FILE and gdaladdo FILE 2 4 8 for one within"
+)
+
+
+_LEAST_OF_A_MASK_PX = 128
+"""Of smaller overviews GDAL's virtual rasters do not tell."""
+
+
+def _mask_overviews(src: Any) -> set[int]:
+    """Shrink factors of the overviews of a raster's mask; where there is none GDAL calls all pixels valid."""
+    name = escape(src.files[0] if src.files else src.name)
+    with opened(
+        f'<VRTDataset rasterXSize="{src.width}" rasterYSize="{src.height}">'
+        '<VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="0" shared="0">{name}</SourceFilename>'
+        "<SourceBand>mask,1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    ) as mask:
+        return set(mask.overviews(1))
 
 
 def _alpha_band(src: Any) -> int | None:

@@ -407,6 +407,28 @@ def test_fill_bled_into_overviews_is_widened_away(tmp_path):
         assert 0 <= lost <= 2 * resolution_m
 
 
+@pytest.mark.parametrize("within", [True, False])
+def test_overviews_without_the_mask_are_not_read(tmp_path, within):
+    """GDAL calls all of such an overview valid; gdaladdo makes some beside a mask in a file of its own."""
+    mask = np.ones((640, 640), bool)
+    mask[:, :320] = False
+    path = write(tmp_path / "scene.tif", rgb((640, 640)), photometric="RGB", tiled=True)
+    with rasterio.open(path, "r+") as dst:
+        dst.build_overviews([2, 4, 8], Resampling.average)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=within), rasterio.open(path, "r+") as dst:
+        dst.write_mask(mask)
+    info = sources.probe(path)
+    assert info.overviews == ()
+    assert "without the mask" in info.notes[-1]
+    assert np.array_equal(sources.read_onto(info, [1, 2, 3], geobox((160, 160)))[1], mask[::4, ::4])
+    masked = write(tmp_path / "masked.tif", rgb((640, 640)), mask=mask, photometric="RGB", tiled=True)
+    with rasterio.open(masked, "r+") as dst:
+        dst.build_overviews([2, 4, 8], Resampling.average)
+    info = sources.probe(masked)
+    assert info.overviews == (2, 4, 8)
+    assert np.array_equal(sources.read_onto(info, [1, 2, 3], geobox((160, 160)))[1], mask[::4, ::4])
+
+
 def test_a_mask_of_a_real_scene_is_honoured():
     path = shared("odd_rasters/rasterio_cogeo.tif")
     info = sources.probe(path)

@@ -54,8 +54,8 @@ class SceneItem:
 def is_one_file(given: Sequence[Path | str]) -> bool:
     """True for one raster, False for all that may be several scenes."""
     path = Path(given[0])
-    is_pattern = glob.has_magic(str(given[0])) and not path.exists()
-    return len(given) == 1 and not (path.is_dir() or is_pattern or path.suffix.lower() in _TABLES)
+    is_list = path.is_dir() or _is_pattern(str(given[0])) or path.suffix.lower() in _TABLES
+    return len(given) == 1 and not is_list
 
 
 def read_scenes(given: Sequence[Path | str], dem: Sequence[str] | None = None) -> list[SceneItem]:
@@ -119,7 +119,7 @@ def _items(name: str) -> Iterator[SceneItem]:
         if not rasters:
             raise InputError(f"{name}: a folder without rasters ({', '.join(sorted(RASTERS))})")
         yield from (_item_of_file(str(p)) for p in rasters)
-    elif glob.has_magic(name) and not path.exists():
+    elif _is_pattern(name):
         matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - a pattern may be absolute
         if not matches:
             raise InputError(f"no file matches the pattern {name}")
@@ -129,6 +129,15 @@ def _items(name: str) -> Iterator[SceneItem]:
         yield from _items_of_table(path)
     else:
         yield _item_of_file(name)
+
+
+def _is_pattern(name: str) -> bool:
+    return glob.has_magic(name) and not _is_address(name) and not Path(name).exists()
+
+
+def _is_address(name: str) -> bool:
+    """True for what GDAL finds elsewhere; a ? in it begins a signature and no pattern."""
+    return "://" in name or name.startswith("/vsi")
 
 
 def _item_of_file(name: str) -> SceneItem:
@@ -200,5 +209,4 @@ def _first(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
 
 def _beside(table: Path, name: str) -> str:
-    is_remote = "://" in name or name.startswith("/vsi")
-    return name if is_remote or Path(name).is_absolute() else str(table.parent / name)
+    return name if _is_address(name) or Path(name).is_absolute() else str(table.parent / name)

@@ -24,7 +24,7 @@ from rtsmap.runs.in_process import InProcess
 from rtsmap.runs.many import MAP, merge_scenes, predict_scenes
 from rtsmap.runs.mapping import PredictOptions, predict
 from rtsmap.runs.processes import Processes
-from rtsmap.runs.scene_lists import read_scenes
+from rtsmap.runs.scene_lists import is_one_file, read_scenes
 from rtsmap.vectors.geopackage import read_layers, read_map
 from tests.runs.blob_scenes import GROUND, LEFT, SLUMP, TOP, blob_labels, engine, grid, write_dem, write_scene
 from tests.runs.map_content import rows
@@ -176,6 +176,13 @@ def test_scenes_are_named_in_every_way(tmp_path, ground):
     twin = tmp_path / "more" / "east.tif"
     twin.write_bytes((folder / "east.tif").read_bytes())
     assert [item.name for item in read_scenes([folder, twin])] == ["east", "west", "east-2"]
+
+
+def test_a_signed_address_is_a_scene_and_no_pattern():
+    address = "https://host.example/scenes/s.tif?sv=2024&sig=a%2Bb"
+    assert is_one_file([address])
+    (item,) = read_scenes([address])
+    assert (item.scene, item.name) == (address, "s")
 
 
 def test_tables_tell_scenes_their_dem_and_date(tmp_path, ground):

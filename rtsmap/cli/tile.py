@@ -14,7 +14,7 @@ from rtsmap.cli.inputs import AoiOption, BandsOption, DemOption, ExcludeOption
 def command(
     *,
     scene: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(help="Optical scene: GeoTIFF, COG or VRT with red, green, blue; or chips (.npz)."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the chips.")],

@@ -6,7 +6,6 @@ import csv
 import glob
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,12 +67,14 @@ def read_scenes(given: Sequence[Path | str], dem: Sequence[str] | None = None) -
     if not items:
         raise InputError(f"no scenes are named by {', '.join(map(str, given))}")
     unique = list({(item.scene, item.dem): item for item in items}.values())
-    counts: Counter[str] = Counter()
+    taken: set[str] = set()
     named = []
     for item in unique:
         plain = re.sub(r"[^\w.-]+", "_", item.name).strip("._") or "scene"
-        counts[plain] += 1
-        named.append(replace(item, name=plain if counts[plain] == 1 else f"{plain}-{counts[plain]}"))
+        names = (plain, *(f"{plain}-{number}" for number in range(2, len(unique) + 1)))
+        name = next(name for name in names if name.lower() not in taken)
+        taken.add(name.lower())
+        named.append(replace(item, name=name))
     return with_dems(named, dem or ())
 
 

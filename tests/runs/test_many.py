@@ -176,6 +176,8 @@ def test_scenes_are_named_in_every_way(tmp_path, ground):
     twin = tmp_path / "more" / "east.tif"
     twin.write_bytes((folder / "east.tif").read_bytes())
     assert [item.name for item in read_scenes([folder, twin])] == ["east", "west", "east-2"]
+    named_so = [folder / "east.tif", twin, folder / "east-2.tif", folder / "East.tif"]
+    assert [item.name for item in read_scenes(named_so)] == ["east", "east-2", "east-2-2", "East-3"]
 
 
 def test_a_signed_address_is_a_scene_and_no_pattern():

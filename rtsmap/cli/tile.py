@@ -29,7 +29,10 @@ def command(
         ),
     ] = None,
     resolution_m: Annotated[
-        float | None, typer.Option(help="Metres per pixel; default: 4 for scenes, unknown for .npz chips.")
+        float | None,
+        typer.Option(
+            min=0.05, max=1000, help="Metres per pixel; default: 4 for scenes, unknown for .npz chips."
+        ),
     ] = None,
     chip_px: Annotated[
         int | None, typer.Option(min=16, help="Side of a chip in pixels; default: 256.")

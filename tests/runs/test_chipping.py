@@ -147,6 +147,7 @@ def test_the_command(tmp_path, scene):
     assert "11 chips" in done.stderr
     again = CliRunner().invoke(app, [*arguments, "--chip-px", "64"])
     assert again.exit_code == 1
+    assert CliRunner().invoke(app, [*arguments, "--resolution-m", "0"]).exit_code == 2
 
 
 def test_the_command_takes_scenes_in_archives(tmp_path, scene):

@@ -267,10 +267,15 @@ def _mask_overviews(src: Any) -> set[int]:
 
 
 def _alpha_band(src: Any) -> int | None:
-    """Number of the band that holds transparency; GDAL's own masks know it in 2 and 4 bands only."""
-    if src.count >= 4 and ColorInterp.alpha in src.colorinterp:
+    """Number of the band that holds transparency; GDAL's own masks know it in 2 and 4 bands only.
+
+    Where nodata or a mask is declared, that counts, and what is marked as alpha may be near infrared.
+    """
+    flags = src.mask_flag_enums[0]
+    is_marked = src.count >= 4 and ColorInterp.alpha in src.colorinterp
+    if is_marked and (MaskFlags.alpha in flags or MaskFlags.all_valid in flags):
         return int(src.colorinterp.index(ColorInterp.alpha)) + 1
-    return int(src.count) if MaskFlags.alpha in src.mask_flag_enums[0] else None
+    return int(src.count) if MaskFlags.alpha in flags else None
 
 
 def _refuse_other_planets(crs: CRS, name: str) -> None:

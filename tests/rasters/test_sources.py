@@ -344,6 +344,9 @@ def test_what_is_transparent_is_no_data_whatever_the_bands(tmp_path, dtype, opaq
     _, valid = sources.read_onto(path, [1, 2, 3], geobox((4, 4), 1.0))
     assert np.argwhere(~valid).tolist() == [[2, 2]]
     assert "alpha" in sources.probe(path).notes[0]
+    with rasterio.open(path, "r+") as dst:
+        dst.nodata = 9
+    assert sources.read_onto(path, [1, 2, 3], geobox((4, 4), 1.0))[1].all()
 
 
 @pytest.mark.parametrize(("nodata", "lost"), [(-9999, [[1, 1], [2, 2]]), (255, [[2, 2]])])

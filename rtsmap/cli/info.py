@@ -1,8 +1,7 @@
-"""`rtsmap info`: what rtsmap sees in a scene and an elevation model, before anything is read or run."""
+"""`rtsmap info`: what rtsmap sees in a scene and an elevation model, before anything is run."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ from rtsmap.cli.inputs import BandsOption, DemOption
 
 
 def command(
-    scene: Annotated[Path, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT.")],
+    scene: Annotated[str, typer.Argument(help="Optical scene: GeoTIFF, COG or VRT.")],
     dem: DemOption = None,
     bands: BandsOption = None,
     model: Annotated[
@@ -20,7 +19,8 @@ def command(
 ) -> None:
     """Show how a scene and an elevation model would be read, and what stands in the way.
 
-    Nothing is written, and no pixels are read. Exit code 1 if the scene cannot be mapped as it is.
+    Nothing is written, and of the pixels only a sample is read. Exit code 1 if the scene cannot be mapped
+    as it is.
 
     Examples: rtsmap info scene.tif · rtsmap info scene.tif --dem dem.tif --model my-bundle
     """

@@ -67,7 +67,9 @@ def _before_every_command(
 
 
 _NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-"""Errors of the place that is written to: nothing that rtsmap could know better."""
+_NO_PLACE |= {errno.ENOTDIR, errno.EEXIST}
+"""Errors of the place that is written to, a file where a folder should be too: nothing that rtsmap could
+know better."""
 
 
 def raise_bug(exc: Exception) -> NoReturn:

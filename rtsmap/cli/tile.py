@@ -14,7 +14,7 @@ from rtsmap.cli.inputs import AoiOption, BandsOption, DemOption, ExcludeOption
 def command(
     *,
     scene: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(help="Optical scene: GeoTIFF, COG or VRT with red, green, blue; or chips (.npz)."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the chips.")],
@@ -29,7 +29,10 @@ def command(
         ),
     ] = None,
     resolution_m: Annotated[
-        float | None, typer.Option(help="Metres per pixel; default: 4 for scenes, unknown for .npz chips.")
+        float | None,
+        typer.Option(
+            min=0.05, max=1000, help="Metres per pixel; default: 4 for scenes, unknown for .npz chips."
+        ),
     ] = None,
     chip_px: Annotated[
         int | None, typer.Option(min=16, help="Side of a chip in pixels; default: 256.")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio.enums import Interleaving
+from rasterio.enums import Interleaving, MaskFlags
 from rasterio.windows import Window
 
 from rtsmap.rasters.opening import AFRESH, GDAL_ERRORS, innermost, is_remote, opened
@@ -33,15 +33,20 @@ _SOURCES = 64
 _SAMPLED_BYTES = 64 << 20
 _SAMPLING_S = 2.0
 _BLOCKS_CHECKED = 2000
+_HALF = 128
+"""Alpha, as GDAL puts it to 0..255, from which on a pixel counts as data."""
 
 
 def look(path: str) -> dict[str, Any]:
     """What is wrong with a raster (`problems`, sentences), and a sample of its values by band.
 
     `bands` holds for each of the first bands: minimum, maximum, and the shares of values that are valid and
-    finite. `whole` is True when every pixel was read; `unread` tells of windows that could not be.
+    finite. `half_transparent` is the share of pixels whose alpha is neither 0 nor full, `alphas` how many
+    values of it there are. `whole` is True when every pixel was read; `unread` tells of windows that could
+    not be.
     """
     found: dict[str, Any] = {"problems": [], "bands": [], "whole": False, "sampled": 0, "unread": []}
+    found |= {"half_transparent": 0.0, "alphas": 0}
     problem = _problem_before_opening(path)
     if problem:
         return {**found, "problems": [problem]}
@@ -140,6 +145,8 @@ def _sample(src: Any, side: int) -> dict[str, Any]:
     bands = list(range(1, min(src.count, _BANDS) + 1))
     windows = list(_windows(src, side))
     totals = [_Values() for _ in bands]
+    has_alpha = MaskFlags.alpha in src.mask_flag_enums[0]
+    alphas = np.zeros(256, np.int64)
     unread, sampled, end = [], 0, time.monotonic() + _SAMPLING_S
     budget = max(1, _SAMPLED_BYTES // max(1, block_bytes(src)))
     for window in windows[:budget]:
@@ -147,16 +154,22 @@ def _sample(src: Any, side: int) -> dict[str, Any]:
             break
         try:
             pixels = src.read(bands, window=window, masked=True)
+            alpha = src.read_masks(1, window=window) if has_alpha else None
         except GDAL_ERRORS as exc:
             unread.append(f"rows {window.row_off}.., columns {window.col_off}..: {innermost(exc)}")
             continue
         sampled += 1
+        if alpha is not None:
+            pixels.mask = alpha < _HALF
+            alphas += np.bincount(alpha.ravel(), minlength=256)
         for band, values in zip(pixels, totals, strict=True):
             values.add(band)
     return {
         "bands": [values.told() for values in totals],
         "unread": unread,
         "sampled": sampled,
+        "half_transparent": float(alphas[1:255].sum() / max(1, alphas.sum())),
+        "alphas": int(np.count_nonzero(alphas)),
         "whole": sampled == len(windows)
         and sum(w.width * w.height for w in windows) == src.width * src.height,
     }

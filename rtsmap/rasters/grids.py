@@ -53,6 +53,7 @@ def run_grid(native: GeoBox, resolution_m: float) -> RunGrid:
     else:
         crs = _local_crs(native)
         left, bottom, right, top = _bounds_in(native, crs)
+        _refuse_beyond_crs(native, crs)
         left = floor(left / resolution_m) * resolution_m
         top = ceil(top / resolution_m) * resolution_m
         note = f"the scene's CRS {crs_name(native.crs)} {reason}; mapping in {crs_name(crs)}"
@@ -88,6 +89,9 @@ def to_pixels(target: GeoBox, source: GeoBox, rows: Any, cols: Any) -> tuple[Flo
     with np.errstate(invalid="ignore"):
         xs = np.where(np.isfinite(xs), xs, np.nan)
         ys = np.where(np.isfinite(ys), ys, np.nan)
+    if source.crs.geographic:
+        # 181 is -179: a raster across the antimeridian goes on beyond 180
+        xs = xs + 360 * np.round((_middle_x(source) - xs) / 360)
     inverse = ~source.affine
     source_rows = inverse.d * xs + inverse.e * ys + inverse.f
     return source_rows, inverse.a * xs + inverse.b * ys + inverse.c
@@ -158,6 +162,18 @@ def _bounds_in(geobox: GeoBox, crs: CRS) -> tuple[float, float, float, float]:
     return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
 
 
+def _refuse_beyond_crs(native: GeoBox, crs: CRS) -> None:
+    """Refuse a raster, in Web Mercator say, that goes on beyond 180 degrees: no way back leads there."""
+    height, width = native.shape
+    xs, ys = _place(native, height / 2, np.array([0.5, width - 0.5]))
+    back_xs, _ = crs.transformer_to_crs(native.crs)(*native.crs.transformer_to_crs(crs)(xs, ys))
+    if not (native.crs.geographic or (np.abs(back_xs - xs) < native.boundingbox.span_x / 2).all()):
+        raise InputError(
+            f"a part of the raster lies beyond 180 degrees in {crs_name(native.crs)}, where nothing of it "
+            "can be found; cut it there in two with gdal_translate -projwin, and map both"
+        )
+
+
 def _span(values: Floats, margin_px: int, size: int) -> tuple[int, int]:
     start = min(max(floor(float(np.nanmin(values))) - margin_px, 0), size)
     end = min(max(ceil(float(np.nanmax(values))) + margin_px, start), size)
@@ -213,6 +229,11 @@ def _cell_hull(grid: GeoBox, window: Window) -> Window:
         -(-window.col1 // CELL_PX) * CELL_PX,
     )
     return wide.intersection(Window(0, 0, *grid.shape))
+
+
+def _middle_x(geobox: GeoBox) -> float:
+    height, width = geobox.shape
+    return float((geobox.affine * (width / 2, height / 2))[0])
 
 
 def _place(geobox: GeoBox, rows: Any, cols: Any) -> tuple[Floats, Floats]:

@@ -34,6 +34,7 @@ _NO_ELEVATION = re.compile(
 )
 _FOOT_M = 0.3048
 _ABSURD = 1e7
+_MOST_HALF_TRANSPARENT, _MOST_ALPHAS = 0.5, 16
 _MANY_FILES = 32
 _FIRST_LOOK = "rtsmap.rasters.first_look"
 _LOOK, _OPEN = f"{_FIRST_LOOK}:look", f"{_FIRST_LOOK}:open_each"
@@ -202,6 +203,15 @@ _Verdict = tuple[list[str], list[str]]
 
 
 def _judge_scene(info: RasterInfo, look: Mapping[str, Any]) -> _Verdict:
+    if look["half_transparent"] > _MOST_HALF_TRANSPARENT and look["alphas"] > _MOST_ALPHAS:
+        sentence = (
+            f"its band {info.count} is marked as alpha, but {look['half_transparent']:.0%} of the pixels "
+            "would be half transparent: GDAL marks the last of four 8-bit bands so, near infrared too. If it "
+            f"is no alpha, say so: gdal_edit.py -colorinterp_{info.count} undefined FILE. Then check the "
+            "others, for their colours are a guess as well: --bands red=3,green=2,blue=1 where the order "
+            "is blue, green, red, near infrared"
+        )
+        return [sentence], []
     bands = [band for band in look["bands"] if band["low"] is not None]
     zeros = info.fill_is_zero and all(band["low"] == band["high"] == 0 for band in bands)
     if not bands or zeros:

@@ -236,9 +236,12 @@ def _both(first: RasterInfo, tile: RasterInfo) -> str:
 
 
 def _place(origin: GeoBox, other: GeoBox) -> tuple[float, float]:
-    """(row, col) of the upper left corner of `other` in pixels of `origin`."""
+    """(row, col) of the upper left corner of `other` in pixels of `origin`, the shorter way round."""
     start, corner = origin.affine, other.affine
-    return (corner.f - start.f) / start.e, (corner.c - start.c) / start.a
+    right = corner.c - start.c
+    if origin.crs.geographic:
+        right -= 360 * round(right / 360)
+    return (corner.f - start.f) / start.e, right / start.a
 
 
 def _virtual_raster(

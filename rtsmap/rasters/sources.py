@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 import numpy.typing as npt
@@ -208,10 +209,15 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
     gsd = float(np.sqrt(height_m * width_m))
     if not np.isfinite(gsd):
         raise InputError(f"{name}: its centre lies outside the domain of its CRS; check the georeferencing")
-    flags = src.mask_flag_enums[0]
-    has_alpha = MaskFlags.alpha in flags
+    has_alpha = _alpha_band(src) is not None
+    has_mask = MaskFlags.per_dataset in src.mask_flag_enums[0] and not has_alpha
+    notes = _nodata_notes(src, has_alpha=has_alpha, fill_is_zero=src.count >= 3)
     overviews = tuple(src.overviews(1))
-    fill_is_zero = src.count >= 3 and np.dtype(src.dtypes[0]).kind in "iu"
+    if has_mask and overviews and MaskFlags.nodata not in src.mask_flag_enums[0]:
+        told = {factor for factor in overviews if min(src.shape) / factor > _LEAST_OF_A_MASK_PX}
+        masked = told <= _mask_overviews(src)
+        overviews = overviews if told and masked else ()
+        notes = notes if masked else (*notes, _NO_MASK)
     colors = tuple(color.name for color in src.colorinterp)
     return RasterInfo(
         path=name,
@@ -227,15 +233,49 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
         ground_sample_distance_m=gsd,
         block_shape=src.block_shapes[0],
         has_alpha=has_alpha,
-        has_mask=MaskFlags.per_dataset in flags and not has_alpha,
-        fill_is_zero=fill_is_zero,
+        has_mask=has_mask,
+        fill_is_zero=src.count >= 3,
         compression=src.compression.name if src.compression else None,
         scale=src.scales[0],
         offset=src.offsets[0],
         unit=(src.units[0] or "").lower(),
-        notes=_nodata_notes(src, has_alpha=has_alpha, fill_is_zero=fill_is_zero),
+        notes=notes,
         dataset=dataset,
     )
+
+
+_NO_MASK = (
+    "its overviews are without the mask, under which all would be data: they are not read. gdaladdo FILE.msk "
+    "2 4 8 adds it for a mask beside the file, gdaladdo -clean FILE and gdaladdo FILE 2 4 8 for one within"
+)
+
+
+_LEAST_OF_A_MASK_PX = 128
+"""Of smaller overviews GDAL's virtual rasters do not tell."""
+
+
+def _mask_overviews(src: Any) -> set[int]:
+    """Shrink factors of the overviews of a raster's mask; where there is none GDAL calls all pixels valid."""
+    name = escape(src.files[0] if src.files else src.name)
+    with opened(
+        f'<VRTDataset rasterXSize="{src.width}" rasterYSize="{src.height}">'
+        '<VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="0" shared="0">{name}</SourceFilename>'
+        "<SourceBand>mask,1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    ) as mask:
+        return set(mask.overviews(1))
+
+
+def _alpha_band(src: Any) -> int | None:
+    """Number of the band that holds transparency; GDAL's own masks know it in 2 and 4 bands only.
+
+    Where nodata or a mask is declared, that counts, and what is marked as alpha may be near infrared.
+    """
+    flags = src.mask_flag_enums[0]
+    is_marked = src.count >= 4 and ColorInterp.alpha in src.colorinterp
+    if is_marked and (MaskFlags.alpha in flags or MaskFlags.all_valid in flags):
+        return int(src.colorinterp.index(ColorInterp.alpha)) + 1
+    return int(src.count) if MaskFlags.alpha in flags else None
 
 
 def _refuse_other_planets(crs: CRS, name: str) -> None:
@@ -275,7 +315,7 @@ def _nodata_notes(src: Any, *, has_alpha: bool, fill_is_zero: bool) -> tuple[str
     elif MaskFlags.per_dataset in flags:
         declared = "the file's mask says which pixels are data"
     elif MaskFlags.nodata in flags:
-        where = " in every band" if src.count > 1 else ""
+        where = "" if src.count == 1 else " in any band" if src.nodata < 0 else " in every band"
         declared = f"pixels with the declared nodata value {src.nodata:g}{where} are not data"
     else:
         declared = "no nodata is declared"
@@ -732,10 +772,14 @@ def _read_pixels(
     where = RasterioWindow(window.col0, window.row0, window.width, window.height)
     data = src.read(list(bands), window=where)
     valid = np.ones(window.shape, np.bool_)
-    if info.has_alpha or info.has_mask:
+    if info.has_alpha:
+        valid &= _is_opaque(src.read(_alpha_band(src), window=where))
+    elif info.has_mask:
         valid &= src.read_masks(1, window=where) >= 128
     elif info.nodata is not None:
-        valid &= ~_equals_nodata(data, info.nodata).all(axis=0)
+        empty = _equals_nodata(data, info.nodata)
+        # 0 or 255 in one band may be dark or bright ground, -9999 is no ground at all
+        valid &= ~(empty.any(axis=0) if info.nodata < 0 else empty.all(axis=0))
     if data.dtype.kind == "f":
         valid &= np.isfinite(data).all(axis=0)
     fill = None
@@ -747,6 +791,12 @@ def _read_pixels(
     if not valid.all():
         data[:, ~valid] = 0
     return data.astype(np.float32), valid, fill
+
+
+def _is_opaque(alpha: npt.NDArray[Any]) -> Bools:
+    """Alpha of at least one half of what GDAL writes for opaque; anything above 0 of other types."""
+    whole = {"uint8": 255, "uint16": 65535, "int16": 32767}.get(alpha.dtype.name)
+    return np.asarray(alpha > 0 if whole is None else alpha > whole // 2, np.bool_)
 
 
 def _equals_nodata(data: npt.NDArray[Any], nodata: float) -> Bools:

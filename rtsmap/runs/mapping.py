@@ -419,7 +419,7 @@ def _prepare(
     options: PredictOptions,
     given: Mapping[str, Any],
 ) -> Prepared:
-    chip_px = options.chip_px or engine.chip_px
+    chip_px = engine.chip_px if options.chip_px is None else options.chip_px
     # an overlap made for larger chips is too much for small ones
     overlap_px = min(engine.overlap_px, chip_px // 2) if options.overlap_px is None else options.overlap_px
     decisive = {

@@ -72,7 +72,8 @@ def cut_chips(
     The folders are those of `GROUPS`; colours are 8 bit with a mask, all else float32 with NaN where nothing
     is known, near infrared on the 8-bit scale by the percentiles of the whole set. `labels` is a COCO file
     whose images have the chips' names (suffixes may differ). `resolution_m` is what a pixel shows, if that
-    is known. The folder appears whole or not at all. Chips are not cut smaller.
+    is known. The folder appears whole or not at all; of one that is overwritten, what is not of chips stays.
+    Chips are not cut smaller.
     """
     out = Path(out)
     files = npz_files(given)
@@ -113,12 +114,15 @@ def _refuse_other_folders(out: Path, *, overwrite: bool) -> None:
 
 
 def _put_in_place(folder: Path, out: Path) -> None:
-    """Move the new folder to its place, and the old one, if any, to where it is removed."""
+    """Move the new folder to its place, and the old one, if any, to where its chips are removed."""
     if out.exists():
         old = Path(tempfile.mkdtemp(prefix=".old.", suffix=".part", dir=out.parent))
         out.rename(old / out.name)
         folder.chmod(0o755)
         folder.rename(out)
+        for other in (old / out.name).iterdir():
+            if other.name not in {INDEX, ANNOTATIONS, *GROUPS}:
+                other.rename(out / other.name)
         shutil.rmtree(old, ignore_errors=True)
     else:
         folder.chmod(0o755)

@@ -54,8 +54,8 @@ class SceneItem:
 def is_one_file(given: Sequence[Path | str]) -> bool:
     """True for one raster, False for all that may be several scenes."""
     path = Path(given[0])
-    is_pattern = glob.has_magic(str(given[0])) and not path.exists()
-    return len(given) == 1 and not (path.is_dir() or is_pattern or path.suffix.lower() in _TABLES)
+    is_list = path.is_dir() or _is_pattern(str(given[0])) or path.suffix.lower() in _TABLES
+    return len(given) == 1 and not is_list
 
 
 def read_scenes(given: Sequence[Path | str], dem: Sequence[str] | None = None) -> list[SceneItem]:
@@ -72,9 +72,10 @@ def read_scenes(given: Sequence[Path | str], dem: Sequence[str] | None = None) -
     numbers: dict[str, Iterator[int]] = {}
     for item in unique:
         name = plain = re.sub(r"[^\w.-]+", "_", item.name).strip("._") or "scene"
-        while name in named:
+        # folders that differ by capitals only are one on some disks
+        while name.lower() in named:
             name = f"{plain}-{next(numbers.setdefault(plain, count(2)))}"
-        named[name] = replace(item, name=name)
+        named[name.lower()] = replace(item, name=name)
     return with_dems(list(named.values()), dem or ())
 
 
@@ -101,13 +102,16 @@ def _near(item: SceneItem, tree: shapely.STRtree, files: Sequence[str]) -> tuple
 
 
 def _place(path: str) -> Any:
-    """Where a raster lies, in degrees; a box around it."""
+    """Where a raster lies, in degrees; a box around it, all around the Earth across the antimeridian."""
     geobox = probe(path).geobox
     box = geobox.boundingbox
     outline = shapely.segmentize(shapely.box(*box.bbox), max(box.span_x, box.span_y) / 16)
     to_degrees = Transformer.from_crs(geobox.crs.proj, "EPSG:4326", always_xy=True).transform
     degrees = shapely.transform(outline, lambda xy: np.column_stack(to_degrees(*xy.T)))
-    return shapely.box(*degrees.bounds)
+    west, south, east, north = degrees.bounds
+    if west < -180 or east > 180:
+        west, east = -180.0, 180.0
+    return shapely.box(west, south, east, north)
 
 
 def _items(name: str) -> Iterator[SceneItem]:
@@ -117,7 +121,7 @@ def _items(name: str) -> Iterator[SceneItem]:
         if not rasters:
             raise InputError(f"{name}: a folder without rasters ({', '.join(sorted(RASTERS))})")
         yield from (_item_of_file(str(p)) for p in rasters)
-    elif glob.has_magic(name) and not path.exists():
+    elif _is_pattern(name):
         matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - a pattern may be absolute
         if not matches:
             raise InputError(f"no file matches the pattern {name}")
@@ -127,6 +131,15 @@ def _items(name: str) -> Iterator[SceneItem]:
         yield from _items_of_table(path)
     else:
         yield _item_of_file(name)
+
+
+def _is_pattern(name: str) -> bool:
+    return glob.has_magic(name) and not _is_address(name) and not Path(name).exists()
+
+
+def _is_address(name: str) -> bool:
+    """True for what GDAL finds elsewhere; a ? in it begins a signature and no pattern."""
+    return "://" in name or name.startswith("/vsi")
 
 
 def _item_of_file(name: str) -> SceneItem:
@@ -198,5 +211,4 @@ def _first(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
 
 def _beside(table: Path, name: str) -> str:
-    is_remote = "://" in name or name.startswith("/vsi")
-    return name if is_remote or Path(name).is_absolute() else str(table.parent / name)
+    return name if _is_address(name) or Path(name).is_absolute() else str(table.parent / name)

@@ -286,7 +286,11 @@ def run_job(job: Job, run: Path, packs: Path | None) -> None:
         # where terrain is all there is, a chip without it teaches nothing
         chips = replace(chips, augment=replace(chips.augment, dem_missing_share=0.0))
     before = _peak_mib()
-    source, steps_done, cpu = SampleSource([(1.0, learnt)], spec, chips, options.seed), [], time.process_time()
+    source, steps_done, cpu = (
+        SampleSource([(1.0, learnt)], spec, chips, options.seed),
+        [],
+        time.process_time(),
+    )
     average = train(network, source, options, folder, tick=steps_done.append)
     result = {
         "steps": options.steps,

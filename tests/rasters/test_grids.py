@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from affine import Affine
@@ -69,6 +71,26 @@ def test_other_scenes_get_a_local_metric_crs(crs, lon, lat, wanted, words):
     assert rows.max() <= grid.geobox.shape[0]
     assert cols.max() <= grid.geobox.shape[1]
     assert grid.geobox.shape[0] - rows.max() < 1.01
+
+
+@pytest.mark.parametrize("middle", [180.0, -180.0])
+def test_a_raster_across_the_antimeridian_is_found_on_both_sides_of_it(middle):
+    native = GeoBox((100, 300), Affine(1e-3, 0, middle - 0.15, 0, -1e-3, 70), "EPSG:4326")
+    grid = grids.run_grid(native, 10.0).geobox
+    rows, cols = np.array([10.0, 50.0, 90.0]), np.array([1.0, 150.5, 299.0])
+    there = grids.to_pixels(native, grid, rows, cols)
+    back = grids.to_pixels(grid, native, *there)
+    np.testing.assert_allclose(back, [rows, cols], atol=1e-5)
+    assert grids.covering_window(grid, native, 0).shape == native.shape
+
+
+def test_web_mercator_beyond_180_degrees_is_refused():
+    edge = np.pi * 6378137
+    box = partial(GeoBox, (300, 300), crs="EPSG:3857")
+    within = grids.run_grid(box(affine=Affine(10, 0, edge - 3000, 0, -10, 1.1e7)), 4.0)
+    assert within.geobox.crs.epsg == 32660
+    with pytest.raises(InputError, match="beyond 180 degrees in EPSG:3857"):
+        grids.run_grid(box(affine=Affine(10, 0, edge - 1500, 0, -10, 1.1e7)), 4.0)
 
 
 def test_a_wide_scene_gets_a_projection_of_its_own():

@@ -171,6 +171,24 @@ def test_scenes_without_sense(tmp_path, pixels, profile, problem, note):
     assert bool(note) == bool(notes)
 
 
+def test_near_infrared_that_is_marked_as_alpha_is_refused_and_alpha_is_not(tmp_path):
+    pixels = RNG.integers(1, 255, (4, 64, 64)).astype(np.uint8)
+    # this is how GDAL marks four bands of 8 bit when nobody tells it otherwise
+    problems, _ = check(write(tmp_path / "s.tif", pixels, 4.0))
+    assert "its band 4 is marked as alpha" in problems
+    assert "gdal_edit.py -colorinterp_4 undefined FILE" in problems
+    pixels[3] = 255
+    pixels[3, :20], pixels[3, 20:22] = 0, 90
+    assert check(write(tmp_path / "s.tif", pixels, 4.0)) == ("", "")
+
+
+def test_alpha_that_is_nowhere_opaque_leaves_no_data(tmp_path):
+    pixels = RNG.integers(1, 255, (4, 64, 64)).astype(np.uint16)
+    pixels[3] = 255
+    path = write(tmp_path / "s.tif", pixels, 4.0, photometric="RGB", alpha="YES")
+    assert "no pixel has data" in check(path)[0]
+
+
 @pytest.mark.parametrize(
     ("values", "extra", "problem", "note"),
     [

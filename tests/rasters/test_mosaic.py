@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyproj import Transformer
 
 from rtsmap.errors import BandError, GridMismatchError, InputError, ReadError
 from rtsmap.rasters.elevation import ElevationReader
@@ -122,6 +124,22 @@ def test_only_tiles_that_meet_the_window_are_opened(tmp_path):
         np.testing.assert_array_equal(again.bands[band], first.bands[band])
     with pytest.raises(ReadError):
         reader.relief(Window(0, 0, 50, 300))
+
+
+def test_tiles_on_both_sides_of_the_antimeridian_lie_side_by_side(tmp_path):
+    rows, cols = np.indices((120, 240))
+    elevation = (cols + rows / 2).astype(np.float32)
+    for name, left, part in (("w", 179.9, slice(0, 120)), ("e", -180.0, slice(120, 240))):
+        affine = Affine(1 / 1200, 0, left, 0, -1 / 1200, 71.05)
+        write(tmp_path / f"{name}.tif", elevation[:, part], crs="EPSG:4326", transform=affine)
+    x, y = Transformer.from_crs(4326, 32660, always_xy=True).transform(180, 71)
+    grid = geobox((64, 64), 30.0, "EPSG:32660", (x - 960, y + 960))
+    reader = ElevationReader(str(tmp_path / "?.tif"), grid)
+    assert tuple(reader._info.geobox.shape) == (120, 240)
+    found, valid = reader.elevation(Window(0, 0, 64, 64))
+    assert valid.all()
+    assert (np.diff(found, axis=1) > 0.5).all()
+    assert (np.diff(found, axis=1) < 1.5).all()
 
 
 def test_tiles_away_from_the_scene_are_left_out(tmp_path, ground, single):

@@ -317,8 +317,9 @@ def _with_holes(path, scene, holes, how):
     return write(path, np.where(holes, 0, scene).astype(np.uint8), photometric="RGB")
 
 
-def test_zeros_in_one_band_are_data(tmp_path):
-    scene = rgb((4, 4))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_zeros_in_one_band_are_data(tmp_path, dtype):
+    scene = rgb((4, 4)).astype(dtype)
     scene[0, 1, 1] = 0
     scene[:, 2, 2] = 0
     for profile in ({}, {"nodata": 0}):
@@ -327,6 +328,37 @@ def test_zeros_in_one_band_are_data(tmp_path):
         assert valid[1, 1]
         assert pixels[0, 1, 1] == 0
         assert np.argwhere(~valid).tolist() == [[2, 2]]
+
+
+@pytest.mark.parametrize(("dtype", "opaque"), [("uint8", 255), ("uint16", 65535), ("float32", 1)])
+@pytest.mark.parametrize("colors", [3, 4])
+def test_what_is_transparent_is_no_data_whatever_the_bands(tmp_path, dtype, opaque, colors):
+    """GDAL itself takes alpha for a mask only in rasters of 2 or 4 bands of 8 or 16 bit."""
+    scene = np.full((colors + 1, 4, 4), 7, dtype)
+    scene[-1] = opaque
+    scene[-1, 2, 2] = 0
+    path = write(tmp_path / "scene.tif", scene, photometric="RGB", alpha="YES")
+    with rasterio.open(path, "r+") as dst:
+        names = ["red", "green", "blue", "undefined"][:colors]
+        dst.colorinterp = [*(ColorInterp[name] for name in names), ColorInterp.alpha]
+    _, valid = sources.read_onto(path, [1, 2, 3], geobox((4, 4), 1.0))
+    assert np.argwhere(~valid).tolist() == [[2, 2]]
+    assert "alpha" in sources.probe(path).notes[0]
+    with rasterio.open(path, "r+") as dst:
+        dst.nodata = 9
+    assert sources.read_onto(path, [1, 2, 3], geobox((4, 4), 1.0))[1].all()
+
+
+@pytest.mark.parametrize(("nodata", "lost"), [(-9999, [[1, 1], [2, 2]]), (255, [[2, 2]])])
+def test_negative_nodata_in_one_band_is_no_data(tmp_path, nodata, lost):
+    scene = rgb((4, 4)).astype(np.int16)
+    scene[0, 1, 1] = nodata
+    scene[:, 2, 2] = nodata
+    path = write(tmp_path / "scene.tif", scene, photometric="RGB", nodata=nodata)
+    _, valid = sources.read_onto(path, [1, 2, 3], geobox((4, 4), 1.0))
+    assert np.argwhere(~valid).tolist() == lost
+    where = "in any band" if nodata < 0 else "in every band"
+    assert where in sources.probe(path).notes[0]
 
 
 def test_zeros_of_an_elevation_model_are_data(tmp_path):
@@ -376,6 +408,28 @@ def test_fill_bled_into_overviews_is_widened_away(tmp_path):
         assert np.unique(pixels[:, valid & inside]).tolist() == [200]
         lost = (~valid & inside).sum(axis=1)[0] * resolution_m - 101.5
         assert 0 <= lost <= 2 * resolution_m
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_overviews_without_the_mask_are_not_read(tmp_path, within):
+    """GDAL calls all of such an overview valid; gdaladdo makes some beside a mask in a file of its own."""
+    mask = np.ones((640, 640), bool)
+    mask[:, :320] = False
+    path = write(tmp_path / "scene.tif", rgb((640, 640)), photometric="RGB", tiled=True)
+    with rasterio.open(path, "r+") as dst:
+        dst.build_overviews([2, 4, 8], Resampling.average)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=within), rasterio.open(path, "r+") as dst:
+        dst.write_mask(mask)
+    info = sources.probe(path)
+    assert info.overviews == ()
+    assert "without the mask" in info.notes[-1]
+    assert np.array_equal(sources.read_onto(info, [1, 2, 3], geobox((160, 160)))[1], mask[::4, ::4])
+    masked = write(tmp_path / "masked.tif", rgb((640, 640)), mask=mask, photometric="RGB", tiled=True)
+    with rasterio.open(masked, "r+") as dst:
+        dst.build_overviews([2, 4, 8], Resampling.average)
+    info = sources.probe(masked)
+    assert info.overviews == (2, 4, 8)
+    assert np.array_equal(sources.read_onto(info, [1, 2, 3], geobox((160, 160)))[1], mask[::4, ::4])
 
 
 def test_a_mask_of_a_real_scene_is_honoured():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import zipfile
 
 import geopandas
 import numpy as np
@@ -146,3 +147,17 @@ def test_the_command(tmp_path, scene):
     assert "11 chips" in done.stderr
     again = CliRunner().invoke(app, [*arguments, "--chip-px", "64"])
     assert again.exit_code == 1
+    assert CliRunner().invoke(app, [*arguments, "--resolution-m", "0"]).exit_code == 2
+
+
+def test_the_command_takes_scenes_in_archives(tmp_path, scene):
+    """A path with // in it must arrive as it is."""
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        archive.write(scene.path, "s.tif")
+    inside = f"/vsizip/{tmp_path}/s.zip/s.tif"
+    done = CliRunner().invoke(app, ["tile", inside, "--out", str(tmp_path / "c"), "--chip-px", "64"])
+    assert done.exit_code == 0, done.stderr
+    assert "11 chips" in done.stderr
+    told = CliRunner().invoke(app, ["info", inside])
+    assert told.exit_code == 0, told.stderr
+    assert "EPSG:32608" in told.stdout

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import rasterio
+from affine import Affine
+from odc.geo.geobox import GeoBox
 from typer.testing import CliRunner
 
 from rtsmap.cli.main import app
@@ -22,7 +24,7 @@ from rtsmap.runs.in_process import InProcess
 from rtsmap.runs.many import MAP, merge_scenes, predict_scenes
 from rtsmap.runs.mapping import PredictOptions, predict
 from rtsmap.runs.processes import Processes
-from rtsmap.runs.scene_lists import read_scenes
+from rtsmap.runs.scene_lists import is_one_file, read_scenes
 from rtsmap.vectors.geopackage import read_layers, read_map
 from tests.runs.blob_scenes import GROUND, LEFT, SLUMP, TOP, blob_labels, engine, grid, write_dem, write_scene
 from tests.runs.map_content import rows
@@ -223,6 +225,15 @@ def test_scenes_are_named_in_every_way(tmp_path, ground):
     numbered = [tmp_path / "more" / name for name in ("east-2.tif", "west.tif", "east.tif")]
     named = [item.name for item in read_scenes([folder, *numbered])]
     assert named == ["east", "west", "east-2", "west-2", "east-3"]
+    named_so = [folder / "east.tif", twin, folder / "east-2.tif", folder / "East.tif"]
+    assert [item.name for item in read_scenes(named_so)] == ["east", "east-2", "east-2-2", "East-3"]
+
+
+def test_a_signed_address_is_a_scene_and_no_pattern():
+    address = "https://host.example/scenes/s.tif?sv=2024&sig=a%2Bb"
+    assert is_one_file([address])
+    (item,) = read_scenes([address])
+    assert (item.scene, item.name) == (address, "s")
 
 
 def test_tables_tell_scenes_their_dem_and_date(tmp_path, ground):
@@ -269,6 +280,17 @@ def test_each_scene_gets_the_dem_tiles_near_it(tmp_path, ground):
         write_geotiff(tmp_path / f"far{i}.tif", np.zeros((10, 10), np.float32), far, nodata=-9999.0)
     items = read_scenes([folder], [str(tmp_path / "*.tif")])
     assert [item.dem for item in items] == [(str(near),), (str(near),)]
+
+
+def test_a_scene_across_the_antimeridian_gets_tiles_of_both_sides(tmp_path):
+    pixels = np.ones((3, 20, 20), np.uint8)
+    scene = GeoBox((20, 20), Affine(0.01, 0, 179.9, 0, -0.01, 71.1), "EPSG:4326")
+    write_geotiff(tmp_path / "scene.tif", pixels, scene, band_names=("red", "green", "blue"))
+    for lon in (*range(160, 180), -180):
+        tile = GeoBox((10, 10), Affine(0.1, 0, lon, 0, -0.1, 72), "EPSG:4326")
+        write_geotiff(tmp_path / f"{lon}_dem.tif", np.zeros((10, 10), np.float32), tile, nodata=-9999.0)
+    (item,) = read_scenes([tmp_path / "scene.tif"], [str(tmp_path / "*_dem.tif")])
+    assert {str(tmp_path / f"{lon}_dem.tif") for lon in (179, -180)} <= set(item.dem)
 
 
 def test_a_dem_for_all_need_not_reach_every_scene(tmp_path, ground):

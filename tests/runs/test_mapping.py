@@ -450,13 +450,9 @@ def test_options_are_checked_at_the_door():
 
 
 def test_impossible_tiles_are_refused(tmp_path, scene):
-    with pytest.raises(OptionsError, match="half a chip"):
-        predict(
-            scene.path,
-            out=tmp_path / "m.gpkg",
-            model=engine(),
-            options=PredictOptions(chip_px=32, overlap_px=30),
-        )
+    for options in (PredictOptions(chip_px=32, overlap_px=30), PredictOptions(chip_px=0)):
+        with pytest.raises(OptionsError, match="half a chip"):
+            predict(scene.path, out=tmp_path / "m.gpkg", model=engine(), options=options)
 
 
 def test_predict_in_python_gives_a_frame_and_leaves_nothing(tmp_path, scene, monkeypatch):

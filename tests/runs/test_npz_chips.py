@@ -193,6 +193,11 @@ def test_cut_chips_have_no_place_and_appear_whole_or_not_at_all(folder):
     with pytest.raises(InputError, match=r"30\.npz"):
         cut_chips([folder / "chips"], out=folder / "cut", overwrite=True)
     assert len(list((folder / "cut").rglob("*.tif"))) == 9
+    (folder / "cut" / "mine.pack").write_text("mine")
+    (folder / "chips" / "30.npz").unlink()
+    cut_chips([folder / "chips"], out=folder / "cut", overwrite=True)
+    assert (folder / "cut" / "mine.pack").read_text() == "mine"
+    assert not (folder / "cut" / "annotations.json").exists()
     assert not list(folder.glob(".*"))
 
 

@@ -6,6 +6,7 @@ ground), from which intervals are drawn: slumps of one valley are not independen
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def score_maps(
     the same over groups without a slump, `false_per_100_km2_empty`, and over whole maps without a slump,
     `false_per_100_km2_empty_maps`. Shares of nothing are NaN, except on maps that rightly show nothing.
     """
-    if outline_tolerance_m <= 0 or resamples < 1:
+    if not 0 < outline_tolerance_m < math.inf or resamples < 1:
         raise OptionsError(f"outline_tolerance_m={outline_tolerance_m} and resamples={resamples}: wanted > 0")
     by_group: dict[str, Tally] = {}
     for judged in maps:

@@ -149,5 +149,6 @@ def test_several_maps_are_one_sum():
 def test_impossible_requests_are_refused():
     with pytest.raises(OptionsError, match="no ground"):
         score_maps([])
-    with pytest.raises(OptionsError, match="outline_tolerance_m"):
-        score_maps([judged([], [])], outline_tolerance_m=0)
+    for tolerance in (0, math.nan, math.inf):
+        with pytest.raises(OptionsError, match="outline_tolerance_m"):
+            score_maps([judged([], [])], outline_tolerance_m=tolerance)

@@ -105,8 +105,7 @@ def export_map(
     """
     gpkg, out = Path(gpkg), Path(out)
     driver = driver_of(out)
-    if gpkg.resolve() == out.resolve():
-        raise OptionsError(f"{out}: a map cannot be exported onto itself; name another output")
+    refuse_onto_itself(gpkg, out)
     if layer != FOOTPRINT_LAYER and select != EVERYTHING:
         raise OptionsError(
             f"layer '{layer}': scores, areas and reviews choose footprints only; leave them out"
@@ -132,6 +131,12 @@ def export_map(
     elif driver == "CSV":
         notes += (f"CSV: outlines are WKT in {crs or 'longitude and latitude (EPSG:4326)'}",)
     return notes + write_frame(out, frame, layer=layer, overwrite=overwrite)
+
+
+def refuse_onto_itself(gpkg: Path, out: Path) -> None:
+    """Raise OptionsError where an export would take the place of its map."""
+    if gpkg.resolve() == out.resolve():
+        raise OptionsError(f"{out}: a map cannot be exported onto itself; name another output")
 
 
 def _target(driver: str, crs: str | None) -> pyproj.CRS | None:

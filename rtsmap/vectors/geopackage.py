@@ -160,6 +160,8 @@ def _told_of(path: Path) -> Iterator[None]:
 def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDataFrame:
     """Read the footprints of a map, or its `coverage`; raises InputError when it is not there."""
     path = Path(path)
+    if layer not in _NEEDED:
+        raise InputError(f"{path}: no layer '{layer}' is known in maps; there are {', '.join(_NEEDED)}")
     _check_is_map(path, layer)
     frame = _read(path, layer)
     missing = [name for name in _NEEDED[layer] if name not in frame.columns]

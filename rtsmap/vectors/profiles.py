@@ -25,7 +25,7 @@ from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geode
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.instances.run_lengths import coco_result
 from rtsmap.vectors.atomic import refuse_existing, whole_file
-from rtsmap.vectors.export import EVERYTHING, Selection
+from rtsmap.vectors.export import EVERYTHING, Selection, refuse_onto_itself
 from rtsmap.vectors.formats import write_frame
 from rtsmap.vectors.geopackage import (
     COVERAGE_LAYER,
@@ -105,6 +105,7 @@ def export_profile(
         raise OptionsError(f"the profile {profile} knows no chips")
     if layer != FOOTPRINT_LAYER and (profile, layer) != ("pdg", COVERAGE_LAYER):
         raise OptionsError(f"the profile {profile} has no layer '{layer}'")
+    refuse_onto_itself(gpkg, out)
     refuse_existing(out, overwrite=overwrite)
     if layer == COVERAGE_LAYER:
         return _write_pdg_coverage(gpkg, out, overwrite=overwrite)
@@ -301,7 +302,7 @@ def _grid_of(job: _Export) -> GeoBox:
 def _chips_of(folder: Path) -> Iterator[tuple[int, GeoBox]]:
     """Number and grid of each chip that `rtsmap tile` has written."""
     index = folder / CHIPS if folder.is_dir() else folder
-    if index.is_file() and index.suffix == ".parquet" and "geometry" not in read_schema(index).names:
+    if index.is_file() and index.suffix == ".parquet" and "geometry" not in _columns_of(index):
         raise InputError(
             f"{index}: these chips have no place on Earth, where the map is; `rtsmap predict CHIPS.npz -o "
             "results.json` writes results of such chips"
@@ -314,6 +315,14 @@ def _chips_of(folder: Path) -> Iterator[tuple[int, GeoBox]]:
         left, bottom, right, top = outline.bounds
         affine = Affine((right - left) / width, 0, left, 0, (bottom - top) / height, top)
         yield int(number), GeoBox((int(height), int(width)), affine, chips.crs)
+
+
+def _columns_of(index: Path) -> list[str]:
+    try:
+        names: list[str] = read_schema(index).names
+    except (OSError, ValueError) as exc:
+        raise InputError(f"{index}: cannot be read as the index of chips: {exc}") from exc
+    return names
 
 
 # STAC

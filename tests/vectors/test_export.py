@@ -323,4 +323,6 @@ def test_impossible_exports_are_refused(map_path, tmp_path):
         export_map(tmp_path / "no.gpkg", tmp_path / "a.shp")
     with pytest.raises(InputError, match="no layer 'slumps'"):
         export_map(map_path, tmp_path / "a.shp", layer="slumps")
+    with pytest.raises(InputError, match=r"no layer 'run_record'.* rts_footprints, coverage"):
+        export_map(map_path, tmp_path / "a.csv", layer="run_record")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]

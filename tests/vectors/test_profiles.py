@@ -328,3 +328,14 @@ def test_what_a_profile_cannot_be_told_is_refused(map_path, tmp_path):
     write_map(tmp_path / "old.gpkg", footprints(2), POLAR, [], {})
     with pytest.raises(InputError, match="the map's record has no grid"):
         export_profile(tmp_path / "old.gpkg", tmp_path / "b.json", "challenge")
+    (tmp_path / "chips.parquet").write_text("garbage")
+    chips = ProfileOptions(chips=tmp_path / "chips.parquet")
+    with pytest.raises(InputError, match="cannot be read as the index of chips"):
+        export_profile(map_path, tmp_path / "b.json", "challenge", options=chips)
+
+
+def test_a_profile_never_takes_the_place_of_its_map(map_path):
+    before = map_path.read_bytes()
+    with pytest.raises(OptionsError, match="onto itself"):
+        export_profile(map_path, map_path, "pdg", overwrite=True)
+    assert map_path.read_bytes() == before

@@ -17,6 +17,7 @@ from odc.geo.crs import CRS
 from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geodesic_perimeter_m
 from rtsmap.instances.coverage import MAPPED, STATUSES
 from rtsmap.instances.overlaps import Seen, reconcile
+from rtsmap.vectors.formats import with_short_edges
 from rtsmap.vectors.geopackage import COVERAGE_COLUMNS, MapLayers, read_layers, write_layers
 from rtsmap.vectors.repair import make_polygons_valid
 
@@ -47,7 +48,7 @@ def unite_maps(
     layers = [read_layers(one.path) for one in ordered]
     crs = _common_crs([layer.coverage for layer in layers])
     footprints = [layer.footprints.to_crs(crs) for layer in layers]
-    coverage = [layer.coverage.to_crs(crs) for layer in layers]
+    coverage = [_in_crs(layer.coverage, crs) for layer in layers]
     together = pd.concat(footprints, ignore_index=True)
     seen = Seen(
         ids=together["id"].tolist(),
@@ -84,6 +85,11 @@ def _common_crs(frames: Sequence[geopandas.GeoDataFrame]) -> str:
         return str(found.pop())
     south = min(frame.to_crs(_WHOLE_EARTH).total_bounds[1] for frame in frames)
     return _POLAR if south > _ARCTIC_LAT else _WHOLE_EARTH
+
+
+def _in_crs(coverage: geopandas.GeoDataFrame, crs: str) -> geopandas.GeoDataFrame:
+    """Coverage has edges of many kilometres, which bend where the CRS is another one."""
+    return coverage if coverage.crs == crs else with_short_edges(coverage).to_crs(crs)
 
 
 def _union(frame: geopandas.GeoDataFrame) -> Any:

@@ -10,12 +10,15 @@ import geopandas
 import numpy as np
 import pandas as pd
 import pyogrio
+import pyproj
 import pytest
 import shapely
 import shapely.affinity
+from odc.geo.crs import CRS
 
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import geodesic_area_m2
+from rtsmap.instances.coverage import MAPPED, CoverageArea
 from rtsmap.vectors import formats
 from rtsmap.vectors.export import SHAPEFILE_NAMES, Selection, export_map
 from rtsmap.vectors.formats import DRIVERS
@@ -36,6 +39,7 @@ from tests.vectors.samples import (
     RECORD,
     UTM,
     assert_same_geometries,
+    blob,
     coverage,
     footprint,
     footprints,
@@ -228,6 +232,30 @@ def test_long_edges_of_coverage_bend_with_the_crs(map_path, tmp_path):
     export_map(map_path, tmp_path / "a.fgb", layer=COVERAGE_LAYER, crs="EPSG:4326")
     after = pyogrio.read_dataframe(tmp_path / "a.fgb").set_index("area_m2").loc[before["area_m2"]]
     assert_same_geometries(after.to_crs(POLAR.proj).geometry, before.geometry, tolerance=0.05)
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".kml", ".csv"])
+def test_long_edges_of_coverage_bend_in_longitude_and_latitude_too(tmp_path, suffix):
+    ground = shapely.box(-2_000_000, 1_000_000, -1_980_000, 1_100_000)
+    mapped = [CoverageArea(ground, MAPPED, "", geodesic_area_m2(ground, POLAR))]
+    write_map(tmp_path / "map.gpkg", [], POLAR, mapped, {})
+    export_map(tmp_path / "map.gpkg", tmp_path / f"a{suffix}", layer=COVERAGE_LAYER)
+    (shape,) = read_any(tmp_path / f"a{suffix}").geometry.to_crs(POLAR.proj)
+    # straight from corner to corner they would lie 594 m off
+    assert shapely.hausdorff_distance(shape, ground, densify=0.01) < 0.5
+
+
+def test_polygons_across_180_degrees_never_go_around_the_earth(tmp_path):
+    x, y = pyproj.Transformer.from_crs("EPSG:4326", POLAR.proj, always_xy=True).transform(180, 71)
+    write_map(tmp_path / "map.gpkg", [footprint(blob(0, x, y))], POLAR, [], {})
+    export_map(tmp_path / "map.gpkg", tmp_path / "a.shp", crs="EPSG:4326")
+    (shape,) = pyogrio.read_dataframe(tmp_path / "a.shp").geometry
+    assert sum(geodesic_area_m2(part, CRS("EPSG:4326")) for part in shape.geoms) == pytest.approx(
+        geodesic_area_m2(blob(0, x, y), POLAR), rel=1e-6
+    )
+    for crs in ("EPSG:3857", "EPSG:4269"):
+        with pytest.raises(OptionsError, match="1 polygons cross 180 degrees"):
+            export_map(tmp_path / "map.gpkg", tmp_path / "b.shp", crs=crs)
 
 
 def test_a_crs_that_cannot_be_is_refused(map_path, tmp_path):

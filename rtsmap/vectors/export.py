@@ -49,6 +49,7 @@ SHAPEFILE_NAMES: Mapping[str, str] = {
     "reason": "reason",
     "review": "review",
     "review_comment": "rev_comm",
+    "superseded_by": "superseded",
 }
 """Names in a shapefile, which has ten characters for each."""
 

@@ -38,6 +38,7 @@ from rtsmap.vectors.geopackage import (
 )
 from rtsmap.vectors.labels import read_polygons
 from rtsmap.vectors.stac import stac_item
+from rtsmap.vectors.united import standing
 
 ARTS_REQUIRED = (
     "CentroidLat",
@@ -84,7 +85,7 @@ def export_profile(
     options: ProfileOptions = NO_OPTIONS,
     overwrite: bool = False,
 ) -> tuple[str, ...]:
-    """Write a map as a profile of `PROFILES` wants it; whole or not at all. Returns notes for people.
+    """Write what stands in a map as a profile of `PROFILES` wants it; whole or not at all. Returns notes.
 
     `arts` is GeoJSON with the fields of the ARTS data set, without what a review has rejected. `pdg` is a
     GeoPackage of single polygons without missing numbers for the gateway's staging; with the layer
@@ -109,8 +110,11 @@ def export_profile(
     refuse_existing(out, overwrite=overwrite)
     if layer == COVERAGE_LAYER:
         return _write_pdg_coverage(gpkg, out, overwrite=overwrite)
-    footprints = select.of(read_map(gpkg))
-    return write(_Export(gpkg, footprints, read_run_record(gpkg), options, out, overwrite))
+    footprints = read_map(gpkg)
+    stand = standing(footprints)
+    gone = len(footprints) - len(stand)
+    notes = (f"{gone} footprints that gave way to those of other scenes are left out",) if gone else ()
+    return notes + write(_Export(gpkg, select.of(stand), read_run_record(gpkg), options, out, overwrite))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,7 @@ def _write_arts(job: _Export) -> tuple[str, ...]:
     unseen = int(footprints[REVIEW_COLUMN].isna().sum()) if REVIEW_COLUMN in footprints else len(footprints)
     if unseen:
         notes.append(f"ARTS: {unseen} of {len(footprints)} footprints were accepted by nobody yet")
-    given = _arts_given(job)
+    given = _arts_given(job, footprints)
     rows = [_arts_row(slump, given, job) for slump in footprints.drop(columns="geometry").to_dict("records")]
     frame = geopandas.GeoDataFrame(
         pd.DataFrame(rows, columns=list(ARTS_FIELDS)),
@@ -166,7 +170,8 @@ def _write_arts(job: _Export) -> tuple[str, ...]:
     return tuple(notes) + write_frame(job.out, frame, layer="ARTS", overwrite=job.overwrite)
 
 
-def _arts_given(job: _Export) -> dict[str, Any]:
+def _arts_given(job: _Export, footprints: geopandas.GeoDataFrame) -> dict[str, Any]:
+    """What is told once for all; None where the footprints themselves know better."""
     fields = job.options.fields
     allowed = (*ARTS_GIVEN, "BaseMapResolution", "BaseMapID", "ContributionDate")
     strangers = sorted(set(fields) - set(allowed))
@@ -176,11 +181,14 @@ def _arts_given(job: _Export) -> dict[str, Any]:
     if known.get("acquired"):
         fields = {"BaseMapDate": known["acquired"][:10], **fields}
     missing = [name for name in ARTS_GIVEN if not fields.get(name, "").strip()]
+    if len(footprints) and "acquired" in footprints and footprints["acquired"].notna().all():
+        missing = [name for name in missing if name != "BaseMapDate"]
     if missing:
         told = " ".join(f"--field {name}=..." for name in missing)
         raise OptionsError(f"ARTS wants {', '.join(missing)}, which the map does not know; give {told}")
     given: dict[str, Any] = {
         "BaseMapID": known.get("scene_id") or _scene(job.record),
+        "BaseMapDate": None,
         "ContributionDate": None,
         **fields,
     }
@@ -220,6 +228,8 @@ def _arts_row(slump: Mapping[str, Any], given: Mapping[str, Any], job: _Export) 
     row: dict[str, Any] = {
         **dict.fromkeys(ARTS_RELATIONS),
         **given,
+        "BaseMapDate": given["BaseMapDate"] or slump["acquired"][:10],
+        "BaseMapID": given["BaseMapID"] or slump.get("scene_id"),
         "CentroidLat": round(slump["centroid_lat"], 5),
         "CentroidLon": round(slump["centroid_lon"], 5),
         "TrainClass": "Positive",

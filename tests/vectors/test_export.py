@@ -33,6 +33,7 @@ from rtsmap.vectors.geopackage import (
     write_map,
 )
 from rtsmap.vectors.labels import read_polygons
+from rtsmap.vectors.united import SUPERSEDED
 from tests.vectors.samples import (
     LOCAL,
     POLAR,
@@ -150,7 +151,8 @@ def test_the_coverage_can_be_exported(map_path, tmp_path, suffix):
 
 def test_shapefile_names_are_short_different_and_complete():
     names = list(SHAPEFILE_NAMES.values())
-    assert set(SHAPEFILE_NAMES) == {*FOOTPRINT_COLUMNS, *COVERAGE_COLUMNS, REVIEW_COLUMN, COMMENT_COLUMN}
+    added = {REVIEW_COLUMN, COMMENT_COLUMN, SUPERSEDED}
+    assert set(SHAPEFILE_NAMES) == {*FOOTPRINT_COLUMNS, *COVERAGE_COLUMNS, *added}
     assert len(set(names)) == len(names)
     assert all(0 < len(name) <= 10 and name.isascii() and name.islower() for name in names)
 

@@ -308,6 +308,49 @@ def test_run_lengths_at_the_corners_of_an_image(box):
     assert coco_result(1, shapely.box(2.6, 2.6, 3.4, 3.4), (5, 7), 0.5) is None
 
 
+# Maps of many scenes
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A map of two scenes of different years, of whose four footprints the second gives way to the first."""
+    west, north = -2_000_000, 1_000_000
+    made = [
+        footprint(
+            blob(0, west + 300 * k, north),
+            number=k,
+            scene_id=f"scene {k // 2}",
+            acquired=f"{2021 + k}-08-01T10:00:00Z",
+        )
+        for k in range(4)
+    ]
+    path = tmp_path / "in" / "many.gpkg"
+    path.parent.mkdir()
+    write_map(path, made, POLAR, coverage(), {"scenes": [{"name": "a"}, {"name": "b"}]})
+    layers = read_layers(path)
+    frame = layers.footprints.assign(superseded_by=None)
+    frame.loc[frame["id"] == made[1].id, "superseded_by"] = made[0].id
+    write_layers(path, MapLayers(frame, layers.coverage, layers.run_record), overwrite=True)
+    return path
+
+
+def test_what_gave_way_is_in_no_profile(many, tmp_path):
+    fields = {name: text for name, text in GIVEN.items() if name != "BaseMapDate"} | {
+        "BaseMapResolution": "4"
+    }
+    notes = arts(many, tmp_path / "a.geojson", fields)
+    assert notes[0] == "1 footprints that gave way to those of other scenes are left out"
+    rows = geopandas.read_file(tmp_path / "a.geojson", engine="pyogrio")
+    assert sorted(str(date)[:10] for date in rows["BaseMapDate"]) == [
+        "2021-08-01",
+        "2023-08-01",
+        "2024-08-01",
+    ]
+    assert sorted(rows["BaseMapID"]) == ["scene 0", "scene 1", "scene 1"]
+    export_profile(many, tmp_path / "a.gpkg", "pdg")
+    assert len(geopandas.read_file(tmp_path / "a.gpkg", engine="pyogrio")) == 3
+
+
 # All of them
 
 

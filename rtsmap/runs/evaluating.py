@@ -118,8 +118,10 @@ def judged_map(
     plane = _plane_around(mapped.to_crs("EPSG:4326").total_bounds)
     ground = shapely.union_all(make_polygons_valid(mapped.to_crs(plane.proj).geometry.to_numpy()))
     found = standing(read_map(map_path))
-    found = found[found["score"] >= min_score].to_crs(plane.proj)
     notes = [f"{labels_path}: {note}" for note in labels.notes]
+    if by_hand := int(found["score"].isna().sum()):
+        notes.append(f"{map_path}: {by_hand} footprints without a score, added by hand, are not judged")
+    found = found[found["score"] >= min_score].to_crs(plane.proj)
     truth = [polygon for polygon in labels.to_crs(plane).geometries if _mostly_within(polygon, ground)]
     if len(truth) < len(labels):
         notes.append(

@@ -80,7 +80,9 @@ class Selection:
 
     def of(self, footprints: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
         """The chosen ones of a map's footprints."""
-        chosen = (footprints["score"] >= self.min_score) & (footprints["area_m2"] >= self.min_area_m2)
+        # what was drawn by hand has no score, and is left out only where scores are asked for
+        scores, areas = footprints["score"].fillna(0), footprints["area_m2"].fillna(0)
+        chosen = (scores >= self.min_score) & (areas >= self.min_area_m2)
         if self.without_rejected and REVIEW_COLUMN in footprints:
             chosen &= footprints[REVIEW_COLUMN] != REJECTED
         return footprints[chosen].reset_index(drop=True)

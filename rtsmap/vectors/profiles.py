@@ -235,9 +235,14 @@ def _arts_row(slump: Mapping[str, Any], given: Mapping[str, Any], job: _Export) 
         "TrainClass": "Positive",
         "LabelType": "Polygon",
         "Area": round(slump["area_m2"], 1),
-        "Notes": f"{made} {job.model.get('version', '')}, score {slump['score']:.3f}, id {slump['id']}",
+        "Notes": f"{made} {job.model.get('version', '')}, {_how_found(slump)}",
     }
     return row | {"UID": arts_uid(row)}
+
+
+def _how_found(slump: Mapping[str, Any]) -> str:
+    score, identity = slump["score"], slump["id"]
+    return "added by hand" if pd.isna(score) or pd.isna(identity) else f"score {score:.3f}, id {identity}"
 
 
 # Permafrost Discovery Gateway
@@ -283,7 +288,7 @@ def _write_pdg_coverage(gpkg: Path, out: Path, *, overwrite: bool) -> tuple[str,
 def _write_challenge(job: _Export) -> tuple[str, ...]:
     images = {1: _grid_of(job)} if job.options.chips is None else dict(_chips_of(job.options.chips))
     results: list[dict[str, Any]] = []
-    ranked = job.footprints.sort_values("score", ascending=False, kind="stable")
+    ranked = job.footprints.dropna(subset="score").sort_values("score", ascending=False, kind="stable")
     for image, geobox in images.items():
         shapes = ranked.to_crs(geobox.crs.proj) if geobox.crs.proj != ranked.crs else ranked
         to_pixels = (~geobox.affine).to_shapely()
@@ -296,7 +301,10 @@ def _write_challenge(job: _Export) -> tuple[str, ...]:
                 results.append(result)
     with whole_file(job.out, overwrite=job.overwrite) as temporary:
         temporary.write_text(json.dumps(results), encoding="utf-8")
-    return (f"challenge: {len(results)} results on {len(images)} images",)
+    notes = [f"challenge: {len(results)} results on {len(images)} images"]
+    if by_hand := len(job.footprints) - len(ranked):
+        notes.append(f"challenge: {by_hand} footprints without a score are left out")
+    return tuple(notes)
 
 
 def _grid_of(job: _Export) -> GeoBox:

@@ -15,7 +15,7 @@ from rtsmap.rasters.tiling import TileOptions, plan_tiles
 from rtsmap.runs.evaluating import evaluate_maps, judged_map
 from rtsmap.vectors.geopackage import write_map
 from rtsmap.vectors.labels import Polygons, write_polygons
-from tests.vectors.samples import GRID, POLAR, RECORD, blob, footprint
+from tests.vectors.samples import GRID, POLAR, RECORD, add_by_hand, blob, footprint
 
 WEST, NORTH = -2_000_000, 1_000_000
 
@@ -83,6 +83,17 @@ def test_footprints_below_the_score_are_left_out(tmp_path):
     assert all_of_them.footprints == 4
     assert some.footprints == 2
     assert some.figures["recall_50"].value == 0.5
+
+
+def test_slumps_added_by_hand_are_not_the_maps(tmp_path):
+    pair = (
+        written_map(tmp_path / "map.gpkg", [slump(0)]),
+        written_labels(tmp_path / "labels.gpkg", [slump(1)]),
+    )
+    add_by_hand(pair[0], slump(1))
+    result = evaluate_maps([pair])
+    assert (result.footprints, result.figures["recall_30"].value) == (1, 0)
+    assert any("1 footprints without a score" in note for note in result.notes)
 
 
 def test_ground_without_slumps_counts_false_alarms(tmp_path):

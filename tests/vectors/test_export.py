@@ -39,6 +39,7 @@ from tests.vectors.samples import (
     POLAR,
     RECORD,
     UTM,
+    add_by_hand,
     assert_same_geometries,
     blob,
     coverage,
@@ -124,6 +125,21 @@ def test_outlines_of_pixels_stay_valid_and_keep_their_area(tmp_path, suffix):
     assert sum(geodesic_area_m2(shape, again.crs) for shape in again.geometries) == pytest.approx(
         sum(one.area_m2 for one in made), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_slumps_added_by_hand_are_exported_with_their_size(map_path, tmp_path, suffix):
+    before, drawn = read_map(map_path), blob(0, -1_999_000, 999_000)
+    add_by_hand(map_path, drawn)
+    export_map(map_path, tmp_path / f"a{suffix}")
+    got = read_any(tmp_path / f"a{suffix}")
+    hand, found = got[got["score"].isna()], got[got["score"].notna()]
+    assert_same_attributes(found.set_index("id", drop=False).loc[before["id"]], before, rel=1e-12)
+    assert hand["area_m2"].tolist() == pytest.approx([geodesic_area_m2(drawn, POLAR)])
+    assert hand["n_parts"].tolist() == [1]
+    assert hand["id"].isna().all()
+    export_map(map_path, tmp_path / f"b{suffix}", select=Selection(min_score=0.01))
+    assert len(read_any(tmp_path / f"b{suffix}")) == len(before)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

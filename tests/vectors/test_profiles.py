@@ -19,6 +19,7 @@ from odc.geo.geobox import GeoBox
 from pycocotools import mask as coco_mask
 
 from rtsmap.errors import InputError, OptionsError
+from rtsmap.instances.attributes import geodesic_area_m2
 from rtsmap.instances.run_lengths import coco_result
 from rtsmap.vectors.export import Selection
 from rtsmap.vectors.geopackage import (
@@ -34,7 +35,16 @@ from rtsmap.vectors.geopackage import (
 from rtsmap.vectors.labels import Polygons, write_polygons
 from rtsmap.vectors.profiles import ARTS_FIELDS, ARTS_REQUIRED, PDG_UNKNOWN, ProfileOptions, export_profile
 from tests.shared_data import shared
-from tests.vectors.samples import GRID, POLAR, assert_same_geometries, blob, coverage, footprint, footprints
+from tests.vectors.samples import (
+    GRID,
+    POLAR,
+    add_by_hand,
+    assert_same_geometries,
+    blob,
+    coverage,
+    footprint,
+    footprints,
+)
 
 GIVEN = {
     "RegionName": "Banks Island",
@@ -306,6 +316,17 @@ def test_run_lengths_at_the_corners_of_an_image(box):
     wanted = inside(shapely.box(*box), GeoBox((5, 7), GRID.affine.identity(), None))
     assert (decoded(result) == wanted).all()
     assert coco_result(1, shapely.box(2.6, 2.6, 3.4, 3.4), (5, 7), 0.5) is None
+
+
+def test_slumps_added_by_hand_are_in_profiles_that_want_no_score(map_path, tmp_path):
+    drawn = blob(0, -1_999_500, 999_500)
+    add_by_hand(map_path, drawn)
+    arts(map_path, tmp_path / "a.geojson")
+    row = geopandas.read_file(tmp_path / "a.geojson", engine="pyogrio").iloc[-1]
+    assert row["Area"] == pytest.approx(geodesic_area_m2(drawn, POLAR), abs=0.1)
+    assert row["Notes"].endswith("added by hand")
+    assert export_profile(map_path, tmp_path / "a.json", "challenge")[1].startswith("challenge: 1 footprints")
+    assert "NaN" not in (tmp_path / "a.json").read_text()
 
 
 # Maps of many scenes

@@ -215,12 +215,17 @@ def read_run_record(path: Path | str) -> dict[str, Any]:
         raise InputError(f"{path}: the record of its run cannot be read ({reason})") from exc
 
 
+def is_of_many(record: Mapping[str, Any]) -> bool:
+    """True for the record of a map of many scenes."""
+    return "plan" not in record and isinstance(record.get("scenes"), list)
+
+
 def refuse_many(path: Path, record: Mapping[str, Any], what: str) -> None:
     """Refuse a map of many scenes for what takes one scene."""
-    if "plan" not in record and isinstance(scenes := record.get("scenes"), list):
+    if is_of_many(record):
         raise InputError(
-            f"{path}: is a map of {len(scenes)} scenes, and {what} is of one; the map of each lies in the "
-            "run directory: RUN/SCENE/map.gpkg"
+            f"{path}: is a map of {len(record['scenes'])} scenes, and {what} is of one; the map of each lies "
+            "in the run directory: RUN/SCENE/map.gpkg"
         )
 
 

@@ -22,6 +22,9 @@ from rtsmap.vectors.geopackage import COVERAGE_COLUMNS, MapLayers, read_layers, 
 from rtsmap.vectors.repair import make_polygons_valid
 
 SUPERSEDED = "superseded_by"
+MADE_FROM = "made_from"
+"""In the record of a map of many: by name of the scene, a part of the record of its own map."""
+
 _POLAR, _WHOLE_EARTH, _ARCTIC_LAT = "EPSG:3413", "EPSG:4326", 45.0
 _UNION_NAMESPACE = uuid.UUID("7a1c7e0a-8d0b-5d7e-9a43-3b1b6a6f0d11")
 
@@ -69,6 +72,10 @@ def unite_maps(
             {name: kind for name, kind in together.dtypes.items() if name != "geometry"}
         )
         together = pd.concat([together, more[together.columns]], ignore_index=True)
+    made_from = {
+        one.scene_id: _made_from(layer.run_record) for one, layer in zip(ordered, layers, strict=True)
+    }
+    record = {**record, MADE_FROM: made_from}
     write_layers(out, MapLayers(together, _unite_coverage(coverage, crs), record), overwrite=overwrite)
     gone = int(together[SUPERSEDED].notna().sum())
     return len(together) - gone, gone
@@ -77,6 +84,14 @@ def unite_maps(
 def standing(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
     """The footprints that do not give way to others; all of a map of one scene."""
     return frame[frame[SUPERSEDED].isna()] if SUPERSEDED in frame.columns else frame
+
+
+def _made_from(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the record of one scene's run, where its inputs were and which they are."""
+    plan = record.get("plan", {})
+    known = {"inputs": {"scene": plan.get("inputs", {}).get("scene")}}
+    options = {"options": {"bands": plan.get("options", {}).get("bands")}}
+    return {"paths": record.get("paths", {}), "plan": {**known, **options}}
 
 
 def _common_crs(frames: Sequence[geopandas.GeoDataFrame]) -> str:

@@ -40,7 +40,7 @@ def main(folder: Path, size_px: int = 256) -> None:
     print(f"{report.slumps} detections on {report.chips} chip: {report.out}")
 
     chips = LabelledChips.read(labels, folder / "npz")
-    figures = score_chips(chips, read_results(report.out), min_score=0.5, settings="challenge")
+    figures = score_chips(chips, read_results(report.out, chips), min_score=0.5, settings="challenge")
     print(f"AP50 {figures['AP50'].value:.2f}")
 
     cut = cut_chips([folder / "npz"], out=folder / "chips", labels=labels, resolution_m=4.0, overwrite=True)

@@ -19,6 +19,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ _UNSAFE_SUFFIXES = frozenset(
     (".pkl", ".pickle", ".pth", ".pt", ".pyth", ".ckpt", ".joblib", ".py", ".pyc", ".so")
 )
 _MAX_WEIGHTS_BYTES = 8 << 30
+_MAX_HEADER_BYTES = 16 << 20
+"""A thousand times that of a large network; JSON takes up to thirty times its bytes in memory."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -153,7 +156,9 @@ def find_bundle(name_or_path: str | Path | None = None) -> Path:
         for root in bundle_roots():
             if (root / wanted / CARD).is_file():
                 return root / wanted
-    folder = Path(wanted).expanduser()
+    folder = Path(wanted)
+    with suppress(RuntimeError):  # ~ of somebody who is not known here
+        folder = folder.expanduser()
     folder = folder.parent if folder.name == CARD else folder
     if (folder / CARD).is_file():
         return folder
@@ -285,7 +290,7 @@ def read_scores(path: Path) -> tuple[Score, ...]:
     """Scores from a JSON list of objects with name, value, data and command. Raises CardError."""
     try:
         listed = json.loads(_read_text(path))
-    except json.JSONDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         raise CardError(f"{path} is not JSON: {exc}") from exc
     except OSError as exc:
         raise CardError(f"{path}: cannot be read ({exc})") from exc
@@ -309,7 +314,7 @@ def _read_spec(data: Mapping[str, Any], folder: Path) -> InputSpec:
 def _parse_toml(path: Path) -> dict[str, Any]:
     try:
         data: dict[str, Any] = tomllib.loads(_read_text(path))
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         raise CardError(f"{path} is not TOML: {exc}") from exc
     return data
 
@@ -376,14 +381,15 @@ def _check_safetensors(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(size - 8, 100 << 20):
+        if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
             raise WeightsError(f"{path} is not a safetensors file")
         try:
             header = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
+            ends = (entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
+            end = max(ends, default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as exc:
             raise WeightsError(f"{path} is not a safetensors file: its header is broken") from exc
-    if max(ends, default=0) != size - 8 - length:
+    if end != size - 8 - length:
         raise WeightsError(f"{path}: the header does not fit the file's size, it is damaged")
 
 
@@ -444,7 +450,7 @@ def write_bundle(
         sha256=_sha256(weights),
         scores=tuple(scores),
     )
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    staging = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
@@ -491,7 +497,7 @@ def write_calibrated(
     if folder.exists() and not in_place:
         raise CardError(f"{folder} exists; choose another folder")
     verify(card)
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    staging = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:

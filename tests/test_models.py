@@ -120,6 +120,22 @@ def test_a_pickle_is_no_weights_file(tmp_path):
     assert not (tmp_path / "tiny").exists()
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[" * 100_000,
+        b'{"a": {"data_offsets": [0, 1]}, "b": {"data_offsets": [0, "x"]}}',
+        b'{"a": {"data_offsets": [0, 1]}, "b": {"data_offsets": [0, [1]]}}',
+        b" " * (17 << 20) + b"{}",
+    ],
+    ids=["deep", "a text", "a list", "huge"],
+)
+def test_a_header_that_cannot_be_is_refused_with_a_sentence(tmp_path, header):
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"0")
+    with pytest.raises(WeightsError, match="not a safetensors"):
+        bundle(tmp_path / "tiny", weights=tmp_path / "w.safetensors")
+
+
 def test_altered_network_is_refused(tmp_path):
     card = bundle(tmp_path / "tiny")
     (card.folder / "model.json").write_text('{"embed_dim": 64}')
@@ -143,6 +159,8 @@ def test_altered_network_is_refused(tmp_path):
         ("resolution_m = 4.0", "", "input spec"),
         ("[tiles]", "[tiles", "is not TOML"),
         ('command = "true"', 'command = " "', "command"),
+        ('name = "tiny"', f"name = {'[' * 5000}", "is not TOML"),
+        ("chip_px = 64", f"chip_px = {'9' * 5000}", "is not TOML"),
     ],
 )
 def test_a_wrong_card_is_refused_with_a_sentence(tmp_path, old, new, says):
@@ -189,6 +207,11 @@ def test_shipped_bundles_are_found_by_name_and_others_by_path(tmp_path, monkeypa
         find_bundle("nowhere")
 
 
+def test_the_home_of_a_stranger_is_no_bundle():
+    with pytest.raises(CardError, match="no model bundle '~nobody-of-that-name/x'"):
+        find_bundle("~nobody-of-that-name/x")
+
+
 def test_impossible_cards_cannot_be_made(tmp_path):
     card = bundle(tmp_path / "tiny")
     for change in ({"name": "a/b"}, {"classes": ()}, {"mask_threshold": 0}, {"sha256": "abc"}):
@@ -209,7 +232,7 @@ def test_a_temperature_is_written_read_and_limited(tmp_path):
         read_card(card.folder)
 
 
-def test_a_calibrated_card_is_written_in_place_or_to_a_copy(tmp_path):
+def test_a_calibrated_card_is_written_in_place_or_to_a_copy(tmp_path, monkeypatch):
     card = bundle(tmp_path / "tiny")
     before = {path.name: path.read_bytes() for path in card.folder.iterdir()}
     new = Score("precision at score 0.4", 0.8, "two maps", "rtsmap evaluate calibration")
@@ -225,7 +248,9 @@ def test_a_calibrated_card_is_written_in_place_or_to_a_copy(tmp_path):
     own = write_calibrated(card, card.folder, **values)
     assert own == replace(copy, weights=card.weights)
     verify(own)
-    again = write_calibrated(own, own.folder, score_threshold=0.3, temperature=1.0)
+    monkeypatch.chdir(own.folder)
+    here = read_card(Path())
+    again = write_calibrated(here, here.folder, score_threshold=0.3, temperature=1.0)
     assert [score.data for score in again.scores] == [
         "nothing; before calibration",
         "two maps; before calibration",

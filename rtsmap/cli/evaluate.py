@@ -135,11 +135,19 @@ def evaluate_chips(
       rtsmap evaluate chips coco_val.json --sheet sheet.png
     """
     from rtsmap.cli.console import progress_bars
-    from rtsmap.runs.chip_scores import LabelledChips, find_on_chips, read_results, score_chips, write_results
+    from rtsmap.runs.chip_scores import (
+        LabelledChips,
+        find_on_chips,
+        read_results,
+        score_chips,
+        settings_named,
+        write_results,
+    )
     from rtsmap.runs.chip_sheet import draw_sheet
     from rtsmap.runs.engine import engine_of
     from rtsmap.runs.figures import check_outputs, write_figures
 
+    settings_named(settings)
     check_outputs(figures=out, picture=sheet, others=(submission,), overwrite=overwrite)
     chips = LabelledChips.read(labels, images, groups)
     if results is None:
@@ -148,7 +156,7 @@ def evaluate_chips(
         with progress_bars() as progress:
             found = find_on_chips(chips, engine, progress)
     else:
-        found = read_results(results)
+        found = read_results(results, chips)
         threshold = 0.5 if min_score is None else min_score
     if submission is not None:
         write_results(submission, found, overwrite=overwrite)

@@ -30,7 +30,7 @@ def command(
 
     The page has a map, histograms, coverage, and a gallery of footprints on imagery and shaded relief, the
     most uncertain first. Accept, reject or comment on them, save the review, and write it into the map with
-    rtsmap review apply.
+    rtsmap review apply. A map of many scenes gives one page with a map of each scene, up to 40.
 
     Examples:
       rtsmap report slumps.gpkg --scene scene.tif --dem dem.tif

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -117,52 +118,149 @@ def coco_intervals(
 def object_matches(
     document: Mapping[str, Any], results: Sequence[Mapping[str, Any]], iou: float
 ) -> dict[int, Matches]:
-    """One-to-one matches on each image at an IoU threshold; the best scored chooses first."""
+    """One-to-one matches on each image at an IoU threshold; the best scored chooses first.
+
+    Crowds are no slumps to be found, and what lies in one, by so much of its own area, is not judged.
+    """
     shapes = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
     truth: dict[int, list[Any]] = {image: [] for image in shapes}
+    crowds: dict[int, list[Any]] = {image: [] for image in shapes}
     for annotation in document["annotations"]:
         image = annotation["image_id"]
-        truth[image].append(_runs(annotation["segmentation"], shapes[image]))
+        kind = crowds if annotation.get("iscrowd") else truth
+        kind[image].append(_runs(annotation["segmentation"], shapes[image]))
     found: dict[int, list[Mapping[str, Any]]] = {image: [] for image in shapes}
     for result in results:
         found[result["image_id"]].append(result)
-    return {image: _matches(found[image], truth[image], iou) for image in shapes}
+    return {image: _matches(found[image], truth[image], crowds[image], iou) for image in shapes}
 
 
 def pixel_overlaps(
     document: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> dict[int, tuple[int, int]]:
-    """Of each image the pixels that are both true and found, and those that are either."""
+    """Of each image the pixels that are both true and found, and those that are either; none in crowds."""
     true = {
         image["id"]: np.zeros((image["height"], image["width"]), np.bool_) for image in document["images"]
     }
-    found = {image: np.zeros_like(mask) for image, mask in true.items()}
-    for masks, segments in ((true, document["annotations"]), (found, results)):
+    found, crowds = ({image: np.zeros_like(mask) for image, mask in true.items()} for _ in range(2))
+    labels = document["annotations"]
+    for masks, segments in (
+        (true, [one for one in labels if not one.get("iscrowd")]),
+        (crowds, [one for one in labels if one.get("iscrowd")]),
+        (found, results),
+    ):
         for one in segments:
             mask = masks[one["image_id"]]
             mask |= mask_of(one["segmentation"], mask.shape)
     return {
-        image: (int((mask & found[image]).sum()), int((mask | found[image]).sum()))
+        image: (int((mask & found[image] & judged).sum()), int(((mask | found[image]) & judged).sum()))
         for image, mask in true.items()
+        for judged in [~crowds[image]]
     }
 
 
 def mask_of(segmentation: Any, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     """A segmentation of any of COCO's three kinds as a mask (h, w), True = slump."""
     height, width = shape
+    return _decoded(_runs(segmentation, (height, width)))
+
+
+def _decoded(runs: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
     with warnings.catch_warnings():
         # pycocotools speaks to numpy 2 as to numpy 1
         warnings.simplefilter("ignore", DeprecationWarning)
-        return np.asarray(coco_mask.decode(_runs(segmentation, (height, width))), np.bool_)
+        return np.asarray(coco_mask.decode(runs), np.bool_)
 
 
-def _matches(found: Sequence[Mapping[str, Any]], truth: Sequence[Any], iou: float) -> Matches:
+def _matches(
+    found: Sequence[Mapping[str, Any]], truth: Sequence[Any], crowds: Sequence[Any], iou: float
+) -> Matches:
     pairs: list[Pair] = []
+    masks = [one["segmentation"] for one in found]
     if found and truth:
-        table = coco_mask.iou([one["segmentation"] for one in found], list(truth), [0] * len(truth))
+        table = coco_mask.iou(masks, list(truth), [0] * len(truth))
         pairs = [Pair(int(i), int(j), float(table[i, j])) for i, j in zip(*np.nonzero(table), strict=True)]
     chosen = match_pairs(pairs, iou, [one["score"] for one in found])
-    return Matches(iou, tuple(chosen), len(found), len(truth))
+    ignored: set[int] = set()
+    if found and crowds:
+        # of a crowd, pycocotools takes the share of the found one that lies in it
+        inside = coco_mask.iou(masks, list(crowds), [1] * len(crowds)).max(axis=1) >= iou
+        ignored = set(np.flatnonzero(inside).tolist()) - {pair.predicted for pair in chosen}
+    return Matches(iou, tuple(chosen), len(found) - len(ignored), len(truth))
+
+
+def usable_document(document: Any) -> dict[str, Any]:
+    """A COCO dataset with what scores need: annotations of its images only, with class, area and crowd.
+
+    Raises LabelError, with what is wrong of which entry, for one that cannot be used.
+    """
+    missing = [key for key in ("images", "annotations") if not isinstance(_entry(document, key), list)]
+    if missing:
+        raise LabelError(f"no {' and no '.join(missing)}; wanted a COCO dataset")
+    for number, image in enumerate(document["images"]):
+        lacking = [key for key in ("id", "file_name", "height", "width") if _entry(image, key) is None]
+        if lacking:
+            raise LabelError(f"image {number} has no {' and no '.join(lacking)}")
+    shapes = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
+    classes = document.get("categories") or [{"id": 1, "name": "rts"}]
+    annotations = []
+    for number, label in enumerate(document["annotations"], start=1):
+        if _entry(label, "image_id") not in shapes:
+            continue
+        try:
+            runs = compressed(label.get("segmentation"), shapes[label["image_id"]])
+        except ValueError as exc:
+            raise LabelError(f"annotation {label.get('id', number)}: {exc}") from exc
+        whole = {"id": number, "category_id": classes[0]["id"], "iscrowd": 0, **label}
+        annotations.append(
+            {"area": float(coco_mask.area(runs)), "bbox": coco_mask.toBbox(runs).tolist(), **whole}
+        )
+    return {**document, "annotations": annotations, "categories": classes}
+
+
+def usable_results(document: Mapping[str, Any], results: Any) -> list[dict[str, Any]]:
+    """COCO results with compressed run lengths, whichever of COCO's three kinds they came in.
+
+    Raises LabelError, with what is wrong of which one, for what is no result on the dataset's images.
+    """
+    wanted = {"image_id", "segmentation", "score"}
+    if not isinstance(results, list) or not all(isinstance(r, dict) and wanted <= set(r) for r in results):
+        raise LabelError(f"wanted a list of COCO results, each with {', '.join(sorted(wanted))}")
+    shapes = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
+    _refuse_strangers(results, shapes)
+    usable = []
+    for number, result in enumerate(results):
+        score = result["score"]
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise LabelError(f"result {number}: its score is {score!r}, wanted a number")
+        try:
+            runs = compressed(result["segmentation"], shapes[result["image_id"]])
+        except ValueError as exc:
+            raise LabelError(f"result {number}: {exc}") from exc
+        first = {"category_id": document["categories"][0]["id"]}
+        usable.append({**first, **result, "segmentation": runs})
+    return usable
+
+
+def compressed(segmentation: Any, shape: tuple[int, int]) -> dict[str, Any]:
+    """A segmentation as compressed run lengths that JSON can hold; ValueError for what is none."""
+    if isinstance(segmentation, list) and not all(
+        isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 for ring in segmentation or [None]
+    ):
+        raise ValueError("its segmentation is empty or no polygon; wanted rings of x, y, x, y, x, y ...")
+    try:
+        runs = _runs(segmentation, shape)
+        size, counts = [int(side) for side in runs["size"]], runs["counts"]
+        _decoded({"size": size, "counts": counts})
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as exc:
+        raise ValueError(f"its segmentation cannot be read ({type(exc).__name__}: {exc})") from exc
+    if size != list(shape):
+        raise ValueError(f"its segmentation is of {size} pixels (rows, columns), its image of {list(shape)}")
+    return {"size": size, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+
+
+def _entry(table: Any, key: str) -> Any:
+    return table.get(key) if isinstance(table, dict) else None
 
 
 def _runs(segmentation: Any, shape: tuple[int, int]) -> Any:
@@ -191,13 +289,7 @@ def _scores(evaluation: COCOeval, settings: CocoSettings) -> dict[str, float]:
 def _evaluated(
     document: Mapping[str, Any], results: Sequence[Mapping[str, Any]], settings: CocoSettings
 ) -> COCOeval:
-    known = {image["id"] for image in document["images"]}
-    strangers = sorted({result["image_id"] for result in results} - known)
-    if strangers:
-        raise LabelError(
-            f"results name {len(strangers)} images that the labels lack, first {strangers[0]}; "
-            "are they of another split?"
-        )
+    _refuse_strangers(results, {image["id"] for image in document["images"]})
     # pycocotools writes areas and boxes into what it is given, and prints
     with redirect_stdout(io.StringIO()):
         truth = COCO()
@@ -211,6 +303,15 @@ def _evaluated(
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
+
+
+def _refuse_strangers(results: Iterable[Mapping[str, Any]], known: Collection[int]) -> None:
+    strangers = sorted({str(result["image_id"]) for result in results if result["image_id"] not in known})
+    if strangers:
+        raise LabelError(
+            f"results name {len(strangers)} images that the labels lack, first {strangers[0]}; "
+            "are they of another split?"
+        )
 
 
 def _nothing(truth: COCO) -> COCO:

@@ -6,6 +6,7 @@ ground), from which intervals are drawn: slumps of one valley are not independen
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def score_maps(
     the same over groups without a slump, `false_per_100_km2_empty`, and over whole maps without a slump,
     `false_per_100_km2_empty_maps`. Shares of nothing are NaN, except on maps that rightly show nothing.
     """
-    if outline_tolerance_m <= 0 or resamples < 1:
+    if not 0 < outline_tolerance_m < math.inf or resamples < 1:
         raise OptionsError(f"outline_tolerance_m={outline_tolerance_m} and resamples={resamples}: wanted > 0")
     by_group: dict[str, Tally] = {}
     for judged in maps:
@@ -73,9 +74,12 @@ def score_maps(
         raise OptionsError("no ground to judge: wanted at least one map whose coverage says 'mapped'")
     keys = sorted({key for tally in by_group.values() for key in tally})
     table = np.array([[tally[key] for key in keys] for tally in by_group.values()], dtype=float)
+    shows_nothing = not any(tally["predicted"] or tally["true"] for tally in by_group.values())
+    # draws of empty ground alone say nothing of maps that show something
+    of_nothing = 1.0 if shows_nothing else float("nan")
 
     def figures_of(groups: npt.NDArray[np.int64]) -> dict[str, float]:
-        return _figures(dict(zip(keys, table[groups].sum(axis=0), strict=True)))
+        return _figures(dict(zip(keys, table[groups].sum(axis=0), strict=True)), of_nothing)
 
     values = figures_of(np.arange(len(table)))
     intervals = group_intervals(len(table), figures_of, resamples=resamples, seed=seed)
@@ -175,16 +179,14 @@ def _near(outlines: Sequence[BaseGeometry], others: Sequence[BaseGeometry], dist
     return lengths
 
 
-def _figures(sums: Mapping[str, float]) -> dict[str, float]:
-    """Figures from sums."""
+def _figures(sums: Mapping[str, float], of_nothing: float) -> dict[str, float]:
+    """Figures from sums; shares of nothing are `of_nothing`."""
 
     def of(key: str) -> float:
         return sums.get(key, 0.0)
 
-    nothing = of("predicted") == of("true") == 0
-
     def share(part: float, whole: float) -> float:
-        return part / whole if whole else 1.0 if nothing else float("nan")
+        return part / whole if whole else of_nothing
 
     figures = {}
     for iou in IOUS:
@@ -197,8 +199,9 @@ def _figures(sums: Mapping[str, float]) -> dict[str, float]:
     figures["pixel_iou"] = share(both, of("cover_m2") + of("true_cover_m2") - both)
     near, outline = of("near_outline_m"), of("outline_m")
     near_true, true_outline = of("near_true_outline_m"), of("true_outline_m")
-    precision, recall = share(near, outline), share(near_true, true_outline)
-    figures["outline_f1"] = share(2 * precision * recall, precision + recall)
+    # the harmonic mean of both shares, and 0 as F1 is where no outline is near another
+    whole = near * true_outline + near_true * outline
+    figures["outline_f1"] = share(2 * near * near_true, whole or outline + true_outline)
     figures["area_ratio"] = share(of("predicted_m2"), of("true_m2"))
     for name in SIZE_CLASS_NAMES:
         figures[f"recall_30_{name}"] = share(of(f"found_30_{name}"), of(f"true_{name}"))

@@ -27,7 +27,7 @@ from rtsmap.instances.intervals import group_intervals
 from rtsmap.instances.map_scores import Figure
 from rtsmap.instances.outcomes import Outcomes, outcomes_of
 from rtsmap.models import ModelCard, Score, is_shipped, write_calibrated
-from rtsmap.runs.evaluating import judged_map
+from rtsmap.runs.evaluating import check_block, judged_map
 from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.geopackage import read_run_record
 
@@ -105,8 +105,7 @@ def calibrate_maps(
             f"{len(maps)} maps, but {len(labels)} files of labels: wanted one for each map, in the same "
             "order, or one for all"
         )
-    if block_km <= 0:
-        raise OptionsError(f"block_km={block_km}: wanted > 0")
+    check_block(block_km)
     origins = tuple(MapOrigin.of(path) for path in maps)
     lowest = max(origin.min_score for origin in origins)
     judged, notes = [], list[str]()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from rtsmap.instances.coco_scores import (
     coco_results,
     coco_scores,
     object_matches,
+    usable_document,
+    usable_results,
 )
 from rtsmap.instances.intervals import group_intervals
 from rtsmap.instances.map_scores import Figure
@@ -60,16 +63,14 @@ class LabelledChips:
         `groups` is a JSON list of lists of file names that show common ground; a chip in none of them is a
         group of its own. Raises InputError or LabelError for files that cannot be used.
         """
-        document = _json_of(labels)
-        missing = [key for key in ("images", "annotations") if key not in document]
-        if missing:
-            raise LabelError(f"{labels}: no {' and no '.join(missing)}; wanted a COCO dataset")
+        with _told_of(labels):
+            document = usable_document(_json_of(labels))
         folder = images or labels.parent / "images"
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; name the folder of the pictures")
-        if "categories" not in document:
-            document = {**document, "categories": [{"id": 1, "name": "rts"}]}
         listed = _json_of(groups) if groups else []
+        if not isinstance(listed, list) or not all(isinstance(names, list) for names in listed):
+            raise InputError(f"{groups}: wanted a list of lists of file names")
         group = {name: f"group {number}" for number, names in enumerate(listed) for name in names}
         return cls(
             document,
@@ -128,13 +129,10 @@ def _shown(chip: Chip, without: Collection[str]) -> Chip:
     return replace(chip, layers=hidden)
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """COCO results from a file; raises InputError or LabelError."""
-    results = _json_of(path)
-    wanted = {"image_id", "segmentation", "score"}
-    if not isinstance(results, list) or not all(isinstance(r, dict) and wanted <= set(r) for r in results):
-        raise LabelError(f"{path}: wanted a list of COCO results, each with {', '.join(sorted(wanted))}")
-    return results
+def read_results(path: Path, chips: LabelledChips) -> list[dict[str, Any]]:
+    """COCO results on chips from a file, as compressed run lengths; raises InputError or LabelError."""
+    with _told_of(path):
+        return usable_results(chips.document, _json_of(path))
 
 
 def write_results(path: Path, results: Sequence[Mapping[str, Any]], *, overwrite: bool = False) -> None:
@@ -152,9 +150,7 @@ def score_chips(
     resamples: int = 200,
 ) -> dict[str, Figure]:
     """COCO's scores, and precision, recall and F1 of objects with at least `min_score`, with intervals."""
-    if settings not in SETTINGS:
-        raise OptionsError(f"settings '{settings}': wanted one of {', '.join(SETTINGS)}")
-    chosen: CocoSettings = SETTINGS[settings]
+    chosen = settings_named(settings)
     values = coco_scores(chips.document, results, chosen)
     intervals = coco_intervals(
         chips.document, results, chips.group_of.__getitem__, chosen, resamples=resamples
@@ -164,6 +160,13 @@ def score_chips(
     for iou in OBJECT_IOUS:
         figures |= _object_figures(chips, sure, iou)
     return figures
+
+
+def settings_named(name: str) -> CocoSettings:
+    """Settings of average precision; raises OptionsError for a name that there is not."""
+    if name not in SETTINGS:
+        raise OptionsError(f"settings '{name}': wanted one of {', '.join(SETTINGS)}")
+    return SETTINGS[name]
 
 
 def _object_figures(
@@ -251,8 +254,17 @@ def _bands(pixels: npt.NDArray[np.float32], names: Sequence[str]) -> npt.NDArray
     return np.ascontiguousarray(pixels[[order.index(name) for name in names]])
 
 
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Begin what is wrong with labels with the name of their file."""
+    try:
+        yield
+    except LabelError as exc:
+        raise LabelError(f"{path}: {exc}") from exc
+
+
 def _json_of(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise InputError(f"{path}: cannot be read as JSON: {exc}") from exc

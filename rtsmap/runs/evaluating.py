@@ -54,8 +54,9 @@ def evaluate_maps(
     from drawing blocks of `block_km` a side. Raises InputError or LabelError for files
     that cannot be used.
     """
-    if block_km <= 0 or not 0 <= min_score <= 1:
-        raise OptionsError(f"block_km={block_km} (wanted > 0), min_score={min_score} (wanted 0..1)")
+    check_block(block_km)
+    if not 0 <= min_score <= 1:
+        raise OptionsError(f"min_score={min_score}: wanted 0..1")
     judged, notes, problems = list[JudgedMap](), list[str](), Problems()
     for number, (map_path, labels_path) in enumerate(pairs):
         with problems.collected():
@@ -72,6 +73,12 @@ def evaluate_maps(
         _sizes(judged),
         {iou: _curve(judged, iou) for iou in IOUS},
     )
+
+
+def check_block(block_km: float) -> None:
+    """Raise OptionsError for blocks of ground that cannot be."""
+    if not 0 < block_km < math.inf:
+        raise OptionsError(f"block_km={block_km}: wanted kilometres, more than 0")
 
 
 def write_curves(path: Path, curves: Mapping[float, Curve], *, overwrite: bool = False) -> None:
@@ -111,8 +118,10 @@ def judged_map(
     plane = _plane_around(mapped.to_crs("EPSG:4326").total_bounds)
     ground = shapely.union_all(make_polygons_valid(mapped.to_crs(plane.proj).geometry.to_numpy()))
     found = standing(read_map(map_path))
-    found = found[found["score"] >= min_score].to_crs(plane.proj)
     notes = [f"{labels_path}: {note}" for note in labels.notes]
+    if by_hand := int(found["score"].isna().sum()):
+        notes.append(f"{map_path}: {by_hand} footprints without a score, added by hand, are not judged")
+    found = found[found["score"] >= min_score].to_crs(plane.proj)
     truth = [polygon for polygon in labels.to_crs(plane).geometries if _mostly_within(polygon, ground)]
     if len(truth) < len(labels):
         notes.append(
@@ -131,8 +140,9 @@ def judged_map(
 
 
 def _plane_around(bounds: Sequence[float]) -> CRS:
+    """An equal-area plane; ground whose longitudes go all around lies at 180 degrees, or around the pole."""
     west, south, east, north = bounds
-    lon = 0.0 if north > 89 or east - west > 180 else (west + east) / 2
+    lon = 180.0 if east - west > 180 else (west + east) / 2
     return CRS(f"+proj=laea +lat_0={(south + north) / 2} +lon_0={lon} +datum=WGS84 +units=m")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rtsmap.errors import OptionsError
+from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.map_scores import Figure
 from rtsmap.vectors.atomic import refuse_existing, whole_file
 
@@ -44,13 +45,21 @@ def check_outputs(
     others: Sequence[Path | None] = (),
     overwrite: bool = False,
 ) -> None:
-    """Raise, before anything is computed, for outputs that exist or have a suffix that cannot be written."""
+    """Raise, before anything is computed, for outputs that cannot be written.
+
+    They exist, lie in no folder, have a suffix that is unknown, or are asked for twice.
+    """
     if picture is not None and picture.suffix not in PICTURES:
         raise OptionsError(f"{picture}: pictures are written as {', '.join(PICTURES)}")
     written = () if figures is None else written_with(figures)
-    for path in (*written, picture, *others):
-        if path is not None:
-            refuse_existing(path, overwrite=overwrite)
+    outputs = [path for path in (*written, picture, *others) if path is not None]
+    for path in outputs:
+        refuse_existing(path, overwrite=overwrite)
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}; create it first")
+    twice = [path for path, times in Counter(path.resolve() for path in outputs).items() if times > 1]
+    if twice:
+        raise OptionsError(f"{twice[0]} would be written twice; give the outputs different names")
 
 
 def _write(path: Path, figures: Mapping[str, Figure], facts: Mapping[str, Any], *, overwrite: bool) -> None:

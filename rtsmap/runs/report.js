@@ -3,9 +3,11 @@
   const facts = JSON.parse(document.getElementById("facts").textContent);
   const cards = [...document.querySelectorAll("article")];
   const byId = new Map(cards.map((card) => [card.dataset.id, card]));
-  const outlines = new Map(
-    [...document.querySelectorAll(".map a")].map((link) => [link.getAttribute("href").slice(3), link.firstElementChild]),
-  );
+  // where scenes overlap, a footprint is drawn on both
+  const outlines = new Map(cards.map((card) => [card.dataset.id, []]));
+  for (const link of document.querySelectorAll(".map a")) {
+    outlines.get(link.getAttribute("href").slice(3))?.push(link.firstElementChild);
+  }
   const [save, count, told, filter] = ["save", "count", "told", "filter"].map((id) => document.getElementById(id));
   const draftKey = `rtsmap-review:${facts.plan_sha256}:${facts.map}`;
   const touched = new Set();
@@ -18,7 +20,9 @@
     for (const button of card.querySelectorAll("[data-verdict]")) {
       button.setAttribute("aria-pressed", String(button.dataset.verdict === verdictOf(card)));
     }
-    outlines.get(card.dataset.id)?.classList.toggle("rejected", verdictOf(card) === "rejected");
+    for (const outline of outlines.get(card.dataset.id)) {
+      outline.classList.toggle("rejected", verdictOf(card) === "rejected");
+    }
   }
 
   function showAll() {
@@ -111,9 +115,9 @@
   });
 
   filter.addEventListener("change", showAll);
-  document.getElementById("relief")?.addEventListener("change", (event) => {
-    document.querySelector(".map").classList.toggle("with-relief", event.target.checked);
-  });
+  for (const box of document.querySelectorAll(".switch input")) {
+    box.addEventListener("change", () => box.closest(".map").classList.toggle("with-relief", box.checked));
+  }
   window.addEventListener("beforeunload", (event) => { if (!saved) event.preventDefault(); });
 
   try {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 from odc.geo.geobox import GeoBox
 from PIL import Image
+from pyproj import Transformer
 from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 
@@ -29,7 +31,8 @@ from rtsmap.rasters.tiling import Window
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.report_page import Card, Outline, Overview, Page, page_html
 from rtsmap.vectors.atomic import refuse_existing, whole_file
-from rtsmap.vectors.geopackage import MapLayers, read_layers, refuse_many
+from rtsmap.vectors.geopackage import COVERAGE_COLUMNS, is_of_many, read_layers
+from rtsmap.vectors.united import MADE_FROM, standing
 
 OVERVIEW_PX = 1000
 CROP_PX = 256
@@ -39,6 +42,10 @@ GALLERY = 200
 DOTS = 50_000
 """Further footprints on the overview, each as a dot."""
 
+SCENES = 40
+"""Scenes that have a map of their own on the page of a map of many."""
+
+_PROBLEMS = 5
 _LEAST_CROP_M = 240.0
 _AROUND = 1.8
 _RELIEF_CONTRAST_DN = 40.0
@@ -68,8 +75,9 @@ def write_report(
     """Write one HTML file that needs nothing else: no network, no other file.
 
     It shows the `limit` most uncertain footprints of the map with pictures, most uncertain first. Scene, DEM
-    and bands are those that the map was made from unless told. Raises InputError for files that cannot be
-    used, or when `out` exists and `overwrite` is false.
+    and bands are those that the map was made from unless told. Of a map of many scenes it shows what stands,
+    and each scene, up to `SCENES` of them. Raises InputError for files that cannot be used, or when `out`
+    exists and `overwrite` is false.
     """
     gpkg, out = Path(gpkg), Path(out)
     if not 1 <= limit <= 5000:
@@ -79,36 +87,61 @@ def write_report(
     refuse_existing(out, overwrite=overwrite)
     layers = read_layers(gpkg)
     record = layers.run_record
-    scene = scene or _recorded(record, "scene")
-    if scene is None:
-        refuse_many(gpkg, record, "a report")
-        raise InputError(f"{gpkg}: the scene is not where it was when the map was made; name it with --scene")
-    dem = dem or _recorded(record, "dem")
-    bands = bands or record.get("plan", {}).get("options", {}).get("bands") or None
-    pictures = _Pictures(scene, dem, bands)
-    notes = _differences(scene, record)
-    ranked = _ranked(layers).to_crs(pictures.crs.proj)
-    overview = _overview(pictures, ranked, layers.coverage.to_crs(pictures.crs.proj), limit)
-    cards = []
+    parts, problems = _scenes_of(gpkg, record, _Told(scene, dem, bands))
+    footprints, notes = _reviewable(standing(layers.footprints), parts)
+    ranked = _ranked(footprints)
     shown = ranked.head(limit)
-    for row, shape in zip(shown.drop(columns="geometry").to_dict("records"), shown.geometry, strict=True):
-        cards.append(_card(pictures, row, shape))
-        progress("pictures", len(cards), len(shown))
+    overviews, cards, more = _pictured(parts, ranked, shown, layers.coverage, progress)
+    problems += more
+    if not overviews:
+        raise InputError(f"{gpkg}: none of its scenes can be shown: {problems[0]}")
+    if len(overviews) == SCENES < len(parts):
+        notes.append(f"maps are of {SCENES} scenes out of {len(parts)}, those of the gallery first")
+    notes += _counted(problems)
     page = Page(
         name=gpkg.name,
         record=record,
-        scene=Path(str(scene)).name,
-        has_relief=dem is not None,
-        overview=overview,
-        cards=tuple(cards),
-        scores=layers.footprints["score"].to_numpy(),
-        areas_m2=layers.footprints["area_m2"].to_numpy(),
-        coverage=tuple(layers.coverage.drop(columns="geometry").itertuples(index=False, name=None)),
-        notes=notes,
+        scene=f"scene {parts[0].name}" if parts[0].scene_id is None else f"{len(parts)} scenes",
+        overviews=overviews,
+        cards=tuple(cards[identity] for identity in shown["id"] if identity in cards),
+        scores=footprints["score"].to_numpy(),
+        areas_m2=footprints["area_m2"].to_numpy(),
+        coverage=tuple(layers.coverage[list(COVERAGE_COLUMNS)].itertuples(index=False, name=None)),
+        notes=tuple(notes),
     )
     with whole_file(out, overwrite=overwrite) as temporary:
         temporary.write_text(page_html(page), encoding="utf-8")
-    return ReportFacts(out, len(layers.footprints), len(cards), notes)
+    return ReportFacts(out, len(footprints), len(page.cards), page.notes)
+
+
+def _pictured(
+    parts: Sequence[_Part], ranked: Any, shown: Any, coverage: Any, progress: Progress
+) -> tuple[tuple[Overview, ...], dict[str, Card], list[str]]:
+    """Overviews of scenes, those of the gallery first, cards of `shown` by id, and what was wrong.
+
+    Scenes are opened one after another: only what is on the page stays in memory.
+    """
+    gallery, overviews, cards, problems = set(shown["id"]), list[Overview](), dict[str, Card](), list[str]()
+    for part in sorted(parts, key=_first_in(shown)):
+        own = part.of(ranked)
+        if len(overviews) == SCENES and not gallery & set(own["id"]):
+            continue
+        try:
+            pictures = _Pictures(part.scene, part.dem, part.bands)
+        except InputError as exc:
+            if part.scene_id is None:
+                raise
+            problems.append(f"{part.name} has no pictures: {exc}")
+            continue
+        problems += part.differences()
+        if len(overviews) < SCENES:
+            overviews.append(_overview(part.name, pictures, ranked, gallery, coverage))
+        own = own[own["id"].isin(gallery)].to_crs(pictures.crs.proj)
+        rows = own.drop(columns="geometry").to_dict("records")
+        for row, shape in zip(rows, own.geometry, strict=True):
+            cards[row["id"]] = _card(pictures, row, shape, None if part.scene_id is None else part.name)
+            progress("pictures", len(cards), len(shown))
+    return tuple(overviews), cards, problems
 
 
 def uncertainty(score: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -116,6 +149,112 @@ def uncertainty(score: npt.ArrayLike) -> npt.NDArray[np.float64]:
     clipped = np.clip(np.asarray(score, np.float64), 1e-12, 1 - 1e-12)
     bits: npt.NDArray[np.float64] = -(clipped * np.log2(clipped) + (1 - clipped) * np.log2(1 - clipped))
     return bits
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Inputs that are named for a report; None are those that the map was made from."""
+
+    scene: Path | str | None
+    dem: DemFiles | None
+    bands: Mapping[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A scene on the page, and its inputs; `scene_id` is None where all footprints are of one scene.
+
+    `fingerprint` is that of the scene that the map was made from, None where it is not known.
+    """
+
+    name: str
+    scene_id: str | None
+    scene: Path | str
+    dem: DemFiles | None
+    bands: Mapping[str, int] | None
+    fingerprint: Any
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any], told: _Told, scene_id: str | None = None) -> _Part | None:
+        """The scene of a run's record; None where it is not there any more."""
+        scene = told.scene or _recorded(record, "scene")
+        if scene is None:
+            return None
+        plan = record.get("plan", {})
+        return cls(
+            scene_id or Path(str(scene)).name,
+            scene_id,
+            scene,
+            told.dem or _recorded(record, "dem"),
+            told.bands or plan.get("options", {}).get("bands") or None,
+            plan.get("inputs", {}).get("scene"),
+        )
+
+    def of(self, footprints: Any) -> Any:
+        """The footprints that this scene shows."""
+        return footprints if self.scene_id is None else footprints[footprints["scene_id"] == self.scene_id]
+
+    def differences(self) -> list[str]:
+        """What people should know of a scene that is another file than the map was made from."""
+        if self.fingerprint is None or sources.fingerprint(self.scene) == self.fingerprint:
+            return []
+        return [f"{Path(str(self.scene)).name} is not the very file that the map was made from"]
+
+
+def _scenes_of(gpkg: Path, record: Mapping[str, Any], told: _Told) -> tuple[list[_Part], list[str]]:
+    """The scenes of a map that are there, and what is wrong with others; InputError where none is."""
+    if not is_of_many(record):
+        one = _Part.of_record(record, told)
+        if one is None:
+            raise InputError(
+                f"{gpkg}: the scene is not where it was when the map was made; name it with --scene"
+            )
+        return [one], []
+    entries = [entry for entry in record["scenes"] if not entry.get("problem")]
+    if told.scene is not None:
+        raise OptionsError(
+            f"{gpkg}: is a map of {len(entries)} scenes, which are looked for where they were; --scene names "
+            "one. The map of each scene lies in the run directory: RUN/SCENE/map.gpkg"
+        )
+    made_from = record.get(MADE_FROM, {})
+    parts, problems = list[_Part](), list[str]()
+    for entry in entries:
+        own = {"paths": {"scene": entry["scene"]}, **made_from.get(entry["name"], {})}
+        part = _Part.of_record(own, told, entry["scene_id"])
+        if part is None:
+            problems.append(f"{entry['scene_id']} has no pictures: it is not where it was")
+        else:
+            parts.append(part)
+    if not parts:
+        raise InputError(f"{gpkg}: none of its {len(entries)} scenes is where it was when the map was made")
+    return parts, problems
+
+
+def _reviewable(footprints: Any, parts: Sequence[_Part]) -> tuple[Any, list[str]]:
+    """The footprints that can be shown and judged, and how many cannot."""
+    notes = []
+    named = footprints["id"].notna() & footprints["score"].notna()
+    if by_hand := int((~named).sum()):
+        notes.append(f"{by_hand} footprints without id or score, added by hand, are left out")
+    footprints = footprints[named]
+    if parts[0].scene_id is not None:
+        there = footprints["scene_id"].isin([part.scene_id for part in parts])
+        if gone := int((~there).sum()):
+            notes.append(f"{gone} footprints of scenes that are not there are left out")
+        footprints = footprints[there]
+    return footprints, notes
+
+
+def _first_in(shown: Any) -> Callable[[_Part], tuple[int, str]]:
+    """Sorts scenes by their first footprint in the gallery, then by name."""
+    scene_ids = shown["scene_id"].tolist() if "scene_id" in shown else []
+    places = {scene_id: place for place, scene_id in reversed(list(enumerate(scene_ids)))}
+    return lambda part: (places.get(part.scene_id, len(places)), part.name)
+
+
+def _counted(problems: Sequence[str]) -> list[str]:
+    more = f"; and {len(problems) - _PROBLEMS} more" if len(problems) > _PROBLEMS else ""
+    return ["; ".join(problems[:_PROBLEMS]) + more] if problems else []
 
 
 def _recorded(record: Mapping[str, Any], what: str) -> Any:
@@ -126,16 +265,8 @@ def _recorded(record: Mapping[str, Any], what: str) -> Any:
     return found if files and there else None
 
 
-def _differences(scene: Path | str, record: Mapping[str, Any]) -> tuple[str, ...]:
-    made_from = record.get("plan", {}).get("inputs", {}).get("scene")
-    if made_from is None or sources.fingerprint(scene) == made_from:
-        return ()
-    return (f"{Path(str(scene)).name} is not the very file that the map was made from",)
-
-
-def _ranked(layers: MapLayers) -> Any:
-    frame = layers.footprints
-    unsure = frame.assign(uncertainty=uncertainty(frame["score"].to_numpy()))
+def _ranked(footprints: Any) -> Any:
+    unsure = footprints.assign(uncertainty=uncertainty(footprints["score"].to_numpy()))
     return unsure.sort_values(["uncertainty", "id"], ascending=[False, True], kind="stable")
 
 
@@ -180,15 +311,23 @@ class _Pictures:
         return reader
 
 
-def _overview(pictures: _Pictures, ranked: Any, coverage: Any, limit: int) -> Overview:
-    """The whole scene, with outlines of what is in the gallery and dots for the rest."""
+def _overview(
+    name: str, pictures: _Pictures, ranked: Any, gallery: Collection[str], coverage: Any
+) -> Overview:
+    """A whole scene, with outlines of what is in the gallery and dots for the rest, of other scenes too."""
     zoom = pictures.overview_zoom()
     grid = pictures.grid(zoom)
     whole = Window(0, 0, *grid.shape)
     optical, relief = pictures.read(zoom, whole)
     to_pixels, pixel_m = _to_pixels(grid, whole), abs(float(grid.resolution.x))
-    shown, rest = ranked.head(limit), ranked.iloc[limit : limit + DOTS]
+    to_map = Transformer.from_crs(grid.crs.proj, coverage.crs, always_xy=True)
+    around = to_map.transform_bounds(*grid.extent.boundingbox)
+    unseen = coverage[coverage["status"] != MAPPED].clip(around).to_crs(grid.crs.proj)
+    near = ranked[ranked.intersects(shapely.box(*around))].to_crs(grid.crs.proj)
+    in_gallery = near["id"].isin(gallery)
+    shown, rest = near[in_gallery], near[~in_gallery]
     return Overview(
+        name=name,
         optical=optical,
         relief=relief,
         width=whole.width,
@@ -198,16 +337,16 @@ def _overview(pictures: _Pictures, ranked: Any, coverage: Any, limit: int) -> Ov
             Outline(identity, score, to_pixels(shape.simplify(pixel_m)))
             for identity, score, shape in zip(shown["id"], shown["score"], shown.geometry, strict=True)
         ),
-        dots=tuple(to_pixels(shape.representative_point()) for shape in rest.geometry),
+        dots=tuple(to_pixels(shape.representative_point()) for shape in rest.geometry.iloc[:DOTS]),
         unseen=tuple(
             (status, to_pixels(shape))
-            for status, shape in zip(coverage["status"], coverage.geometry, strict=True)
-            if status != MAPPED
+            for status, shape in zip(unseen["status"], unseen.geometry, strict=True)
+            if shape.area > 0
         ),
     )
 
 
-def _card(pictures: _Pictures, row: Mapping[str, Any], shape: BaseGeometry) -> Card:
+def _card(pictures: _Pictures, row: Mapping[str, Any], shape: BaseGeometry, scene: str | None) -> Card:
     left, bottom, right, top = shape.bounds
     side_m = max(_LEAST_CROP_M, _AROUND * max(right - left, top - bottom))
     zoom = pictures.zoom_for(side_m)
@@ -219,7 +358,7 @@ def _card(pictures: _Pictures, row: Mapping[str, Any], shape: BaseGeometry) -> C
     window = Window(rows[0], cols[0], rows[1], cols[1])
     optical, relief = pictures.read(zoom, window)
     outline = _to_pixels(grid, window)(shape)
-    return Card(row, optical, relief, window.width, window.height, pixel_m, outline)
+    return Card(row, scene, optical, relief, window.width, window.height, pixel_m, outline)
 
 
 def _span(middle: float, size: int, limit: int) -> tuple[int, int]:

@@ -47,11 +47,12 @@ class Outline:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The scene as a picture, its relief, and what is drawn on it, in its pixels.
+    """A scene as a picture, its relief, and what is drawn on it, in its pixels.
 
     `dots` are footprints that are not in the gallery, `unseen` (status, area) what was not mapped.
     """
 
+    name: str
     optical: str
     relief: str | None
     width: int
@@ -64,9 +65,13 @@ class Overview:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A footprint of the gallery: its attributes, pictures as data addresses, outline in their pixels."""
+    """A footprint of the gallery: its attributes, pictures as data addresses, outline in their pixels.
+
+    `scene` is told on maps of many.
+    """
 
     row: Mapping[str, Any]
+    scene: str | None
     optical: str
     relief: str | None
     width: int
@@ -77,13 +82,15 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Everything on the page; `scores` and `areas_m2` are of all footprints, `coverage` its columns."""
+    """Everything on the page; `scores` and `areas_m2` are of all footprints, `coverage` its columns.
+
+    `overviews` are one or more, one a scene.
+    """
 
     name: str
     record: Mapping[str, Any]
     scene: str
-    has_relief: bool
-    overview: Overview
+    overviews: tuple[Overview, ...]
     cards: tuple[Card, ...]
     scores: npt.NDArray[np.float64]
     areas_m2: npt.NDArray[np.float64]
@@ -104,7 +111,7 @@ def page_html(page: Page) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(page.name)} - rtsmap</title>\n<style>\n{style}</style>\n</head>\n<body>",
             *_header(page),
-            *_map(page.overview, page),
+            *_maps(page),
             *_gallery(page),
             f'<script type="application/json" id="facts">{_json(facts)}</script>',
             f"<script>\n{script}</script>\n</body>\n</html>\n",
@@ -124,18 +131,42 @@ def _header(page: Page) -> Iterator[str]:
     yield f"<header><h1>{escape(page.name)}</h1>"
     told = [
         f"<b>{len(page.scores):,}</b> slumps, {total_km2:.3g} km²",
-        f"scene {escape(page.scene)}",
-        f"model {escape(str(model.get('name', 'unknown')))} {escape(str(model.get('version', '')))}",
+        escape(page.scene),
+        f"model {escape(str(model['name']))} {escape(str(model.get('version', '')))}"
+        if "name" in model
+        else "",
         f"rtsmap {escape(str(page.record.get('rtsmap_version', '')))}",
-        escape(str(page.record.get("finished_utc", "")).replace("T", " ")[:16]),
+        _told_time(str(page.record.get("finished_utc", ""))),
     ]
     yield f"<p>{' · '.join(part for part in told if part)}</p>"
     yield from (f'<p class="note">{escape(note)}</p>' for note in page.notes)
     yield "</header>"
 
 
+def _told_time(finished_utc: str) -> str:
+    return escape(f"{finished_utc[:16].replace('T', ' ')} UTC") if finished_utc else ""
+
+
+def _maps(page: Page) -> Iterator[str]:
+    first, *others = page.overviews
+    yield '<section class="top">'
+    yield from _map(first, page)
+    yield '<div class="figures">'
+    yield from _histogram("Score", page.scores, _SCORE_EDGES, _SCORE_EDGES[::5], "{:.2f}".format)
+    yield from _area_histogram(page.areas_m2)
+    yield from _coverage_table(page)
+    yield "</div></section>"
+    if others:
+        yield '<section class="others">'
+        for overview in others:
+            yield from _map(overview, page)
+        yield "</section>"
+
+
 def _map(overview: Overview, page: Page) -> Iterator[str]:
-    yield '<section class="top"><figure class="map">'
+    yield '<figure class="map">'
+    if len(page.overviews) > 1:
+        yield f"<h3>{escape(overview.name)}</h3>"
     yield _svg(overview.width, overview.height, "Map of the footprints")
     yield from _pictures(overview.optical, overview.relief, overview.width, overview.height)
     for status, shape in overview.unseen:
@@ -152,13 +183,8 @@ def _map(overview: Overview, page: Page) -> Iterator[str]:
     yield _scale_bar(overview)
     yield "</svg>"
     if overview.relief:
-        yield '<label class="switch"><input type="checkbox" id="relief"> relief</label>'
+        yield '<label class="switch"><input type="checkbox"> relief</label>'
     yield "<figcaption>Click an outline to see the slump in the gallery.</figcaption></figure>"
-    yield '<div class="figures">'
-    yield from _histogram("Score", page.scores, _SCORE_EDGES, _SCORE_EDGES[::5], "{:.2f}".format)
-    yield from _area_histogram(page.areas_m2)
-    yield from _coverage_table(page)
-    yield "</div></section>"
 
 
 def _pictures(optical: str, relief: str | None, width: int, height: int) -> Iterator[str]:
@@ -295,6 +321,8 @@ def _told(row: Mapping[str, Any], card: Card) -> Iterator[str]:
     if row.get("modalities"):
         yield escape(str(row["modalities"]).replace(",", " + "))
     yield f"picture {card.width * card.pixel_m:,.0f} m wide"
+    if card.scene is not None:
+        yield f"scene {escape(card.scene)}"
 
 
 def _text(value: Any) -> str:

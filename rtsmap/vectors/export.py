@@ -13,7 +13,7 @@ from pandas.api.types import is_bool_dtype
 
 from rtsmap.errors import OptionsError
 from rtsmap.vectors.atomic import refuse_existing
-from rtsmap.vectors.formats import IN_LONLAT, driver_of, in_lonlat, write_frame
+from rtsmap.vectors.formats import IN_LONLAT, driver_of, in_lonlat, with_short_edges, write_frame
 from rtsmap.vectors.geopackage import (
     FOOTPRINT_LAYER,
     REJECTED,
@@ -23,7 +23,7 @@ from rtsmap.vectors.geopackage import (
     write_layers,
 )
 from rtsmap.vectors.kml import ID_COLUMN
-from rtsmap.vectors.repair import make_polygons_valid
+from rtsmap.vectors.repair import Shapes, make_polygons_valid
 
 SHAPEFILE_NAMES: Mapping[str, str] = {
     "id": "id",
@@ -49,12 +49,15 @@ SHAPEFILE_NAMES: Mapping[str, str] = {
     "reason": "reason",
     "review": "review",
     "review_comment": "rev_comm",
+    "superseded_by": "superseded",
 }
 """Names in a shapefile, which has ten characters for each."""
 
 SHAPEFILE_TEXT_BYTES = 254
 
-_EDGE_M = 1000.0
+_WGS84 = (("EPSG", "4326"), ("OGC", "CRS84"))
+_HALF_THE_WORLD = {True: 180.0, False: 1e7}
+"""In degrees, and in metres: no polygon is as wide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,9 @@ class Selection:
 
     def of(self, footprints: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
         """The chosen ones of a map's footprints."""
-        chosen = (footprints["score"] >= self.min_score) & (footprints["area_m2"] >= self.min_area_m2)
+        # what was drawn by hand has no score, and is left out only where scores are asked for
+        scores, areas = footprints["score"].fillna(0), footprints["area_m2"].fillna(0)
+        chosen = (scores >= self.min_score) & (areas >= self.min_area_m2)
         if self.without_rejected and REVIEW_COLUMN in footprints:
             chosen &= footprints[REVIEW_COLUMN] != REJECTED
         return footprints[chosen].reset_index(drop=True)
@@ -105,8 +110,7 @@ def export_map(
     """
     gpkg, out = Path(gpkg), Path(out)
     driver = driver_of(out)
-    if gpkg.resolve() == out.resolve():
-        raise OptionsError(f"{out}: a map cannot be exported onto itself; name another output")
+    refuse_onto_itself(gpkg, out)
     if layer != FOOTPRINT_LAYER and select != EVERYTHING:
         raise OptionsError(
             f"layer '{layer}': scores, areas and reviews choose footprints only; leave them out"
@@ -134,6 +138,12 @@ def export_map(
     return notes + write_frame(out, frame, layer=layer, overwrite=overwrite)
 
 
+def refuse_onto_itself(gpkg: Path, out: Path) -> None:
+    """Raise OptionsError where an export would take the place of its map."""
+    if gpkg.resolve() == out.resolve():
+        raise OptionsError(f"{out}: a map cannot be exported onto itself; name another output")
+
+
 def _target(driver: str, crs: str | None) -> pyproj.CRS | None:
     """The CRS to turn polygons into; None where the format or the map has its own."""
     if crs is None:
@@ -146,7 +156,7 @@ def _target(driver: str, crs: str | None) -> pyproj.CRS | None:
         raise OptionsError(f"--crs {crs}: {target.type_name} has no place for outlines; name a map CRS")
     if driver not in IN_LONLAT:
         return target
-    if target.to_authority() not in {("EPSG", "4326"), ("OGC", "CRS84")}:
+    if target.to_authority() not in _WGS84:
         raise OptionsError(f"--crs {crs}: {driver} is always in longitude and latitude; leave --crs out")
     return None
 
@@ -170,11 +180,15 @@ def reprojected(
 ) -> tuple[geopandas.GeoDataFrame, tuple[str, ...]]:
     """The frame in another CRS, repaired where that broke polygons, and what was repaired.
 
-    Long edges, which only coverage has, get vertices every `_EDGE_M`, for they bend.
+    In longitude and latitude of WGS84 polygons are cut at 180 degrees; OptionsError for another CRS that
+    ends there, where polygons go on.
     """
-    edge = _EDGE_M if frame.crs.is_projected else _EDGE_M / 111_000
-    turned = frame.set_geometry(frame.geometry.segmentize(edge)).to_crs(crs)
+    if crs.to_authority() in _WGS84:
+        turned, notes = in_lonlat(frame, "export")
+        return turned.set_crs(crs, allow_override=True), notes
+    turned = with_short_edges(frame).to_crs(crs)
     shapes = turned.geometry.to_numpy()
+    _refuse_torn(shapes, crs)
     broken = int((~shapely.is_valid(shapes)).sum())
     if not broken:
         return turned, ()
@@ -182,6 +196,17 @@ def reprojected(
     return turned.set_geometry(shapes), (
         f"{broken} of {len(turned)} polygons had to be repaired in {crs.to_string()}",
     )
+
+
+def _refuse_torn(shapes: Shapes, crs: pyproj.CRS) -> None:
+    """Raise OptionsError where a polygon would go all around the Earth, as its ends lie on both sides."""
+    left, _, right, _ = shapely.bounds(shapely.get_parts(shapes)).T
+    torn = int((right - left > _HALF_THE_WORLD[crs.is_geographic]).sum())
+    if torn:
+        raise OptionsError(
+            f"--crs {crs.to_string()[:40]}: {torn} polygons cross 180 degrees, where this CRS ends; choose "
+            "EPSG:4326, in which they are cut there, or one that goes on, such as EPSG:3413"
+        )
 
 
 def _for_shapefile(frame: geopandas.GeoDataFrame) -> tuple[geopandas.GeoDataFrame, tuple[str, ...]]:

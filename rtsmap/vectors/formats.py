@@ -42,6 +42,9 @@ WKT_COLUMN = "WKT"
 GPKG_VERSION = {"VERSION": "1.2"}
 """Read by every GDAL and QGIS in use; nothing of later versions is needed."""
 
+EDGE_M = 1000.0
+"""Longer edges, which only coverage has, get vertices before they go to another CRS, for they bend."""
+
 _GEOJSON_OPTIONS = {"RFC7946": "YES", "COORDINATE_PRECISION": "9"}
 
 
@@ -92,7 +95,7 @@ def in_lonlat(frame: geopandas.GeoDataFrame, what: str) -> tuple[geopandas.GeoDa
     if frame.empty:
         return frame.to_crs(LONLAT), ()
     text = BytesIO()
-    outlines = geopandas.GeoDataFrame(geometry=frame.geometry)
+    outlines = geopandas.GeoDataFrame(geometry=with_short_edges(frame).geometry)
     pyogrio.write_dataframe(outlines, text, driver="GeoJSON", layer_options=_GEOJSON_OPTIONS)
     _, _, wkb, _ = pyogrio.raw.read(text.getvalue(), columns=[])
     shapes = shapely.from_wkb(wkb)
@@ -101,6 +104,12 @@ def in_lonlat(frame: geopandas.GeoDataFrame, what: str) -> tuple[geopandas.GeoDa
     if not broken:
         return turned, ()
     return turned, (f"{what}: {broken} of {len(frame)} polygons had to be repaired in {LONLAT}",)
+
+
+def with_short_edges(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+    """The same outlines without an edge longer than `EDGE_M`."""
+    edge = EDGE_M if frame.crs.is_projected else EDGE_M / 111_000
+    return frame.set_geometry(frame.geometry.segmentize(edge))
 
 
 def _is_good(shapes: Shapes) -> npt.NDArray[np.bool_]:

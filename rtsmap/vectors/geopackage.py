@@ -21,7 +21,12 @@ import shapely
 from odc.geo.crs import CRS
 
 from rtsmap.errors import InputError, RunError
-from rtsmap.instances.attributes import Footprint
+from rtsmap.instances.attributes import (
+    Footprint,
+    centroid_lonlat,
+    geodesic_area_m2,
+    geodesic_perimeter_m,
+)
 from rtsmap.instances.coverage import CoverageArea
 from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.formats import GPKG_VERSION
@@ -158,8 +163,13 @@ def _told_of(path: Path) -> Iterator[None]:
 
 
 def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDataFrame:
-    """Read the footprints of a map, or its `coverage`; raises InputError when it is not there."""
+    """Read the footprints of a map, or its `coverage`; raises InputError when it is not there.
+
+    Slumps that were added by hand, in QGIS say, get figures of size and place; id and score they lack.
+    """
     path = Path(path)
+    if layer not in _NEEDED:
+        raise InputError(f"{path}: no layer '{layer}' is known in maps; there are {', '.join(_NEEDED)}")
     _check_is_map(path, layer)
     frame = _read(path, layer)
     missing = [name for name in _NEEDED[layer] if name not in frame.columns]
@@ -168,6 +178,28 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
         raise InputError(f"{path}: layer '{layer}' has {what}, so this is not a whole map of rtsmap")
     if nowhere := int(frame.geometry.isna().sum()):
         raise InputError(f"{path}: layer '{layer}' has {nowhere} rows without geometry; the file is damaged")
+    return _measured(frame) if layer == FOOTPRINT_LAYER else frame
+
+
+def _measured(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+    """The frame with figures of slumps that were added by hand: their size and place, one part, no seam."""
+    added = frame["area_m2"].isna()
+    if not added.any():
+        return frame
+    crs, shapes = CRS(frame.crs), frame.geometry[added]
+    places = [centroid_lonlat(shape, crs) for shape in shapes]
+    figures = {
+        "area_m2": [geodesic_area_m2(shape, crs) for shape in shapes],
+        "perimeter_m": [geodesic_perimeter_m(shape, crs) for shape in shapes],
+        "centroid_lon": [lon for lon, _ in places],
+        "centroid_lat": [lat for _, lat in places],
+    }
+    for name, values in figures.items():
+        frame.loc[added, name] = values
+    # a column of whole numbers, or of yes and no, comes as one of fractions where a row is empty
+    for name, value in (("n_parts", 1), ("seam_unconfirmed", 0)):
+        if name in frame:
+            frame[name] = frame[name].fillna(value).astype(FOOTPRINT_COLUMNS[name])
     return frame
 
 
@@ -183,12 +215,17 @@ def read_run_record(path: Path | str) -> dict[str, Any]:
         raise InputError(f"{path}: the record of its run cannot be read ({reason})") from exc
 
 
+def is_of_many(record: Mapping[str, Any]) -> bool:
+    """True for the record of a map of many scenes."""
+    return "plan" not in record and isinstance(record.get("scenes"), list)
+
+
 def refuse_many(path: Path, record: Mapping[str, Any], what: str) -> None:
     """Refuse a map of many scenes for what takes one scene."""
-    if "plan" not in record and isinstance(scenes := record.get("scenes"), list):
+    if is_of_many(record):
         raise InputError(
-            f"{path}: is a map of {len(scenes)} scenes, and {what} is of one; the map of each lies in the "
-            "run directory: RUN/SCENE/map.gpkg"
+            f"{path}: is a map of {len(record['scenes'])} scenes, and {what} is of one; the map of each lies "
+            "in the run directory: RUN/SCENE/map.gpkg"
         )
 
 

@@ -81,12 +81,12 @@ def _placemarks(shapes: Sequence[BaseGeometry], columns: Mapping[str, pd.Series]
 
 def _title(data: Mapping[str, Any], row: int) -> str:
     score = data.get("score")
-    return str(row + 1) if score is None else f"score {score:.2f}"
+    return str(row + 1) if pd.isna(score) else f"score {score:.2f}"
 
 
 def _style_url(data: Mapping[str, Any]) -> str:
     score = data.get("score")
-    if score is None:
+    if score is None or pd.isna(score):
         return ""
     limits = list(pairwise(SCORE_LIMITS))
     number = next((i for i, (_, upper) in enumerate(limits) if score < upper), len(limits) - 1)

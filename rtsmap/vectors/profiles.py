@@ -25,7 +25,7 @@ from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geode
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.instances.run_lengths import coco_result
 from rtsmap.vectors.atomic import refuse_existing, whole_file
-from rtsmap.vectors.export import EVERYTHING, Selection
+from rtsmap.vectors.export import EVERYTHING, Selection, refuse_onto_itself
 from rtsmap.vectors.formats import write_frame
 from rtsmap.vectors.geopackage import (
     COVERAGE_LAYER,
@@ -38,6 +38,7 @@ from rtsmap.vectors.geopackage import (
 )
 from rtsmap.vectors.labels import read_polygons
 from rtsmap.vectors.stac import stac_item
+from rtsmap.vectors.united import standing
 
 ARTS_REQUIRED = (
     "CentroidLat",
@@ -84,7 +85,7 @@ def export_profile(
     options: ProfileOptions = NO_OPTIONS,
     overwrite: bool = False,
 ) -> tuple[str, ...]:
-    """Write a map as a profile of `PROFILES` wants it; whole or not at all. Returns notes for people.
+    """Write what stands in a map as a profile of `PROFILES` wants it; whole or not at all. Returns notes.
 
     `arts` is GeoJSON with the fields of the ARTS data set, without what a review has rejected. `pdg` is a
     GeoPackage of single polygons without missing numbers for the gateway's staging; with the layer
@@ -105,11 +106,15 @@ def export_profile(
         raise OptionsError(f"the profile {profile} knows no chips")
     if layer != FOOTPRINT_LAYER and (profile, layer) != ("pdg", COVERAGE_LAYER):
         raise OptionsError(f"the profile {profile} has no layer '{layer}'")
+    refuse_onto_itself(gpkg, out)
     refuse_existing(out, overwrite=overwrite)
     if layer == COVERAGE_LAYER:
         return _write_pdg_coverage(gpkg, out, overwrite=overwrite)
-    footprints = select.of(read_map(gpkg))
-    return write(_Export(gpkg, footprints, read_run_record(gpkg), options, out, overwrite))
+    footprints = read_map(gpkg)
+    stand = standing(footprints)
+    gone = len(footprints) - len(stand)
+    notes = (f"{gone} footprints that gave way to those of other scenes are left out",) if gone else ()
+    return notes + write(_Export(gpkg, select.of(stand), read_run_record(gpkg), options, out, overwrite))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,7 @@ def _write_arts(job: _Export) -> tuple[str, ...]:
     unseen = int(footprints[REVIEW_COLUMN].isna().sum()) if REVIEW_COLUMN in footprints else len(footprints)
     if unseen:
         notes.append(f"ARTS: {unseen} of {len(footprints)} footprints were accepted by nobody yet")
-    given = _arts_given(job)
+    given = _arts_given(job, footprints)
     rows = [_arts_row(slump, given, job) for slump in footprints.drop(columns="geometry").to_dict("records")]
     frame = geopandas.GeoDataFrame(
         pd.DataFrame(rows, columns=list(ARTS_FIELDS)),
@@ -165,7 +170,8 @@ def _write_arts(job: _Export) -> tuple[str, ...]:
     return tuple(notes) + write_frame(job.out, frame, layer="ARTS", overwrite=job.overwrite)
 
 
-def _arts_given(job: _Export) -> dict[str, Any]:
+def _arts_given(job: _Export, footprints: geopandas.GeoDataFrame) -> dict[str, Any]:
+    """What is told once for all; None where the footprints themselves know better."""
     fields = job.options.fields
     allowed = (*ARTS_GIVEN, "BaseMapResolution", "BaseMapID", "ContributionDate")
     strangers = sorted(set(fields) - set(allowed))
@@ -175,11 +181,14 @@ def _arts_given(job: _Export) -> dict[str, Any]:
     if known.get("acquired"):
         fields = {"BaseMapDate": known["acquired"][:10], **fields}
     missing = [name for name in ARTS_GIVEN if not fields.get(name, "").strip()]
+    if len(footprints) and "acquired" in footprints and footprints["acquired"].notna().all():
+        missing = [name for name in missing if name != "BaseMapDate"]
     if missing:
         told = " ".join(f"--field {name}=..." for name in missing)
         raise OptionsError(f"ARTS wants {', '.join(missing)}, which the map does not know; give {told}")
     given: dict[str, Any] = {
         "BaseMapID": known.get("scene_id") or _scene(job.record),
+        "BaseMapDate": None,
         "ContributionDate": None,
         **fields,
     }
@@ -219,14 +228,21 @@ def _arts_row(slump: Mapping[str, Any], given: Mapping[str, Any], job: _Export) 
     row: dict[str, Any] = {
         **dict.fromkeys(ARTS_RELATIONS),
         **given,
+        "BaseMapDate": given["BaseMapDate"] or slump["acquired"][:10],
+        "BaseMapID": given["BaseMapID"] or slump.get("scene_id"),
         "CentroidLat": round(slump["centroid_lat"], 5),
         "CentroidLon": round(slump["centroid_lon"], 5),
         "TrainClass": "Positive",
         "LabelType": "Polygon",
         "Area": round(slump["area_m2"], 1),
-        "Notes": f"{made} {job.model.get('version', '')}, score {slump['score']:.3f}, id {slump['id']}",
+        "Notes": f"{made} {job.model.get('version', '')}, {_how_found(slump)}",
     }
     return row | {"UID": arts_uid(row)}
+
+
+def _how_found(slump: Mapping[str, Any]) -> str:
+    score, identity = slump["score"], slump["id"]
+    return "added by hand" if pd.isna(score) or pd.isna(identity) else f"score {score:.3f}, id {identity}"
 
 
 # Permafrost Discovery Gateway
@@ -272,7 +288,7 @@ def _write_pdg_coverage(gpkg: Path, out: Path, *, overwrite: bool) -> tuple[str,
 def _write_challenge(job: _Export) -> tuple[str, ...]:
     images = {1: _grid_of(job)} if job.options.chips is None else dict(_chips_of(job.options.chips))
     results: list[dict[str, Any]] = []
-    ranked = job.footprints.sort_values("score", ascending=False, kind="stable")
+    ranked = job.footprints.dropna(subset="score").sort_values("score", ascending=False, kind="stable")
     for image, geobox in images.items():
         shapes = ranked.to_crs(geobox.crs.proj) if geobox.crs.proj != ranked.crs else ranked
         to_pixels = (~geobox.affine).to_shapely()
@@ -285,7 +301,10 @@ def _write_challenge(job: _Export) -> tuple[str, ...]:
                 results.append(result)
     with whole_file(job.out, overwrite=job.overwrite) as temporary:
         temporary.write_text(json.dumps(results), encoding="utf-8")
-    return (f"challenge: {len(results)} results on {len(images)} images",)
+    notes = [f"challenge: {len(results)} results on {len(images)} images"]
+    if by_hand := len(job.footprints) - len(ranked):
+        notes.append(f"challenge: {by_hand} footprints without a score are left out")
+    return tuple(notes)
 
 
 def _grid_of(job: _Export) -> GeoBox:
@@ -301,7 +320,7 @@ def _grid_of(job: _Export) -> GeoBox:
 def _chips_of(folder: Path) -> Iterator[tuple[int, GeoBox]]:
     """Number and grid of each chip that `rtsmap tile` has written."""
     index = folder / CHIPS if folder.is_dir() else folder
-    if index.is_file() and index.suffix == ".parquet" and "geometry" not in read_schema(index).names:
+    if index.is_file() and index.suffix == ".parquet" and "geometry" not in _columns_of(index):
         raise InputError(
             f"{index}: these chips have no place on Earth, where the map is; `rtsmap predict CHIPS.npz -o "
             "results.json` writes results of such chips"
@@ -314,6 +333,14 @@ def _chips_of(folder: Path) -> Iterator[tuple[int, GeoBox]]:
         left, bottom, right, top = outline.bounds
         affine = Affine((right - left) / width, 0, left, 0, (bottom - top) / height, top)
         yield int(number), GeoBox((int(height), int(width)), affine, chips.crs)
+
+
+def _columns_of(index: Path) -> list[str]:
+    try:
+        names: list[str] = read_schema(index).names
+    except (OSError, ValueError) as exc:
+        raise InputError(f"{index}: cannot be read as the index of chips: {exc}") from exc
+    return names
 
 
 # STAC

@@ -17,10 +17,14 @@ from odc.geo.crs import CRS
 from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geodesic_perimeter_m
 from rtsmap.instances.coverage import FAILED, LEFT_OUT, MAPPED, NO_DATA
 from rtsmap.instances.overlaps import Seen, reconcile
+from rtsmap.vectors.formats import with_short_edges
 from rtsmap.vectors.geopackage import COVERAGE_COLUMNS, MapLayers, read_layers, write_layers
 from rtsmap.vectors.repair import make_polygons_valid
 
 SUPERSEDED = "superseded_by"
+MADE_FROM = "made_from"
+"""In the record of a map of many: by name of the scene, a part of the record of its own map."""
+
 _POLAR, _WHOLE_EARTH, _ARCTIC_LAT = "EPSG:3413", "EPSG:4326", 45.0
 _UNION_NAMESPACE = uuid.UUID("7a1c7e0a-8d0b-5d7e-9a43-3b1b6a6f0d11")
 
@@ -47,7 +51,7 @@ def unite_maps(
     layers = [read_layers(one.path) for one in ordered]
     crs = _common_crs([layer.coverage for layer in layers])
     footprints = [layer.footprints.to_crs(crs) for layer in layers]
-    coverage = [layer.coverage.to_crs(crs) for layer in layers]
+    coverage = [_in_crs(layer.coverage, crs) for layer in layers]
     together = pd.concat(footprints, ignore_index=True)
     seen = Seen(
         ids=together["id"].tolist(),
@@ -68,6 +72,10 @@ def unite_maps(
             {name: kind for name, kind in together.dtypes.items() if name != "geometry"}
         )
         together = pd.concat([together, more[together.columns]], ignore_index=True)
+    made_from = {
+        one.scene_id: _made_from(layer.run_record) for one, layer in zip(ordered, layers, strict=True)
+    }
+    record = {**record, MADE_FROM: made_from}
     write_layers(out, MapLayers(together, _unite_coverage(coverage, crs), record), overwrite=overwrite)
     gone = int(together[SUPERSEDED].notna().sum())
     return len(together) - gone, gone
@@ -78,12 +86,25 @@ def standing(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
     return frame[frame[SUPERSEDED].isna()] if SUPERSEDED in frame.columns else frame
 
 
+def _made_from(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the record of one scene's run, where its inputs were and which they are."""
+    plan = record.get("plan", {})
+    known = {"inputs": {"scene": plan.get("inputs", {}).get("scene")}}
+    options = {"options": {"bands": plan.get("options", {}).get("bands")}}
+    return {"paths": record.get("paths", {}), "plan": {**known, **options}}
+
+
 def _common_crs(frames: Sequence[geopandas.GeoDataFrame]) -> str:
     found = {frame.crs.to_wkt() for frame in frames}
     if len(found) == 1:
         return str(found.pop())
     south = min(frame.to_crs(_WHOLE_EARTH).total_bounds[1] for frame in frames)
     return _POLAR if south > _ARCTIC_LAT else _WHOLE_EARTH
+
+
+def _in_crs(coverage: geopandas.GeoDataFrame, crs: str) -> geopandas.GeoDataFrame:
+    """Coverage has edges of many kilometres, which bend where the CRS is another one."""
+    return coverage if coverage.crs == crs else with_short_edges(coverage).to_crs(crs)
 
 
 def _union(frame: geopandas.GeoDataFrame) -> Any:

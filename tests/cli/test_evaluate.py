@@ -36,6 +36,16 @@ def test_figures_are_printed_and_written(tmp_path):
     assert evaluate_map(*pair, "--out", tmp_path / "figures.json", "--overwrite").exit_code == 0
 
 
+def test_a_curve_does_not_take_the_place_of_figures(tmp_path):
+    slumps = [slump(0)]
+    pair = written_map(tmp_path / "map.gpkg", slumps), written_labels(tmp_path / "labels.gpkg", slumps)
+    outputs = ("--out", tmp_path / "one.json", "--curve", tmp_path / "one.png", "--overwrite")
+    done = evaluate_map(*pair, *outputs)
+    assert done.exit_code == 1
+    assert "would be written twice" in " ".join(done.stderr.split())
+    assert not list(tmp_path.glob("one.*"))
+
+
 def test_files_come_in_pairs(tmp_path):
     done = evaluate_map(tmp_path / "map.gpkg")
     assert done.exit_code == 1

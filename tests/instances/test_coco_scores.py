@@ -17,7 +17,11 @@ from rtsmap.instances.coco_scores import (
     coco_intervals,
     coco_results,
     coco_scores,
+    mask_of,
     object_matches,
+    pixel_overlaps,
+    usable_document,
+    usable_results,
 )
 from rtsmap.instances.detections import Detection, Side
 from rtsmap.rasters.tiling import Window
@@ -159,3 +163,82 @@ def test_object_matches_of_a_known_case():
     assert (at_half.true_positives, at_half.false_positives, at_half.false_negatives) == (1, 1, 1)
     assert at_half.pairs[0].iou == pytest.approx(0.5)
     assert object_matches(truth, results, 0.51)[7].true_positives == 0
+
+
+def square(x, y, side=10):
+    return [[x, y, x + side, y, x + side, y + side, x, y + side]]
+
+
+def one_image(*labels):
+    picture = {"id": 7, "file_name": "a.png", "height": 40, "width": 40}
+    annotations = [{"image_id": 7, **label} for label in labels]
+    return {"images": [picture], "annotations": annotations}
+
+
+def test_crowds_are_neither_found_nor_missed():
+    truth = usable_document(
+        one_image({"segmentation": square(0, 0)}, {"segmentation": square(20, 20, 20), "iscrowd": 1})
+    )
+    places = ((0, 0), (25, 25), (0, 30))
+    found = [{"image_id": 7, "segmentation": square(x, y), "score": 0.9} for x, y in places]
+    results = usable_results(truth, found)
+    matches = object_matches(truth, results, 0.5)[7]
+    assert (matches.true_positives, matches.false_positives, matches.false_negatives) == (1, 1, 0)
+    assert pixel_overlaps(truth, results) == {7: (100, 200)}
+    assert coco_scores(truth, results[:2])["AP50"] == pytest.approx(1)
+
+
+def test_scores_are_the_same_whichever_kind_of_segmentation_results_have():
+    truth = document(1)
+    rings = [
+        {"image_id": label["image_id"], "segmentation": label["segmentation"], "score": 0.1 * number}
+        for number, label in enumerate(truth["annotations"][:-1])
+    ]
+    runs = usable_results(truth, rings)
+    lists = [{**one, "segmentation": uncompressed(one["segmentation"])} for one in runs]
+    assert usable_results(truth, runs) == usable_results(truth, lists) == runs
+
+
+def uncompressed(runs):
+    pixels = mask_of(runs, tuple(runs["size"])).ravel(order="F").astype(int)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], pixels, [2]])))
+    return {"size": runs["size"], "counts": np.diff(edges, prepend=0).tolist()}
+
+
+def test_labels_without_area_crowd_or_class_get_them():
+    (label,) = usable_document(one_image({"segmentation": square(0, 0)}))["annotations"]
+    assert {key: label[key] for key in ("id", "category_id", "iscrowd", "area", "bbox")} == {
+        "id": 1,
+        "category_id": 1,
+        "iscrowd": 0,
+        "area": 100,
+        "bbox": [0, 0, 10, 10],
+    }
+    strangers = one_image({"segmentation": square(0, 0), "image_id": 8})
+    assert usable_document(strangers)["annotations"] == []
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "says"),
+    [
+        ([], "empty or no polygon"),
+        ([[1, 2, 3, 4]], "empty or no polygon"),
+        (None, "cannot be read"),
+        ({"size": [40, 40], "counts": [0, 5000]}, "cannot be read"),
+        ({"size": [40, 40], "counts": "garbage"}, "cannot be read"),
+        ({"size": [20, 20], "counts": [0, 400]}, "is of .20, 20. pixels"),
+    ],
+)
+def test_segmentations_that_are_none_are_told(segmentation, says):
+    with pytest.raises(LabelError, match=f"annotation 5: .*{says}"):
+        usable_document(one_image({"segmentation": segmentation, "id": 5}))
+    result = {"image_id": 7, "segmentation": segmentation, "score": 0.5}
+    with pytest.raises(LabelError, match=f"result 0: .*{says}"):
+        usable_results(usable_document(one_image()), [result])
+
+
+@pytest.mark.parametrize("score", ["0.5", None, True, float("nan")])
+def test_scores_that_are_none_are_told(score):
+    result = {"image_id": 7, "segmentation": square(0, 0), "score": score}
+    with pytest.raises(LabelError, match="result 0: its score is"):
+        usable_results(usable_document(one_image()), [result])

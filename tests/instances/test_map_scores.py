@@ -120,6 +120,26 @@ def test_intervals_hold_the_value_and_widen_when_groups_differ():
     assert score_maps([alone])["f1_30"].interval is None
 
 
+def test_draws_of_empty_ground_alone_are_no_perfect_ones():
+    blocks = {f"{number}": box(number * KM, 0, (number + 1) * KM, KM) for number in range(10)}
+    one_false = JudgedMap(
+        [square(100, 100)], [1.0], [square(500, 500)], blocks, lambda shape: f"{int(shape.bounds[0] // KM)}"
+    )
+    figures = score_maps([one_false])
+    for name in ("precision_30", "recall_30", "f1_50", "pixel_iou", "outline_f1"):
+        assert (figures[name].value, figures[name].interval) == (0, (0, 0)), name
+    assert figures["area_ratio"].interval == pytest.approx((1, 1))
+    above = figures[f"recall_30_{SIZE_CLASS_NAMES[-1]}"]
+    assert math.isnan(above.value)
+    assert above.interval is None
+
+
+def test_outlines_of_which_none_is_near_agree_not_at_all():
+    for predicted in ([], [square(9000, 100)]):
+        figures = score_maps([judged(predicted, [square(100, 100)])])
+        assert value(figures, "outline_f1") == value(figures, "f1_30") == 0
+
+
 def test_several_maps_are_one_sum():
     first = judged([square(1000, 1000)], [square(1000, 1000), square(2000, 1000)])
     second = judged([square(3000, 1000)], [square(3000, 1000)])
@@ -129,5 +149,6 @@ def test_several_maps_are_one_sum():
 def test_impossible_requests_are_refused():
     with pytest.raises(OptionsError, match="no ground"):
         score_maps([])
-    with pytest.raises(OptionsError, match="outline_tolerance_m"):
-        score_maps([judged([], [])], outline_tolerance_m=0)
+    for tolerance in (0, math.nan, math.inf):
+        with pytest.raises(OptionsError, match="outline_tolerance_m"):
+            score_maps([judged([], [])], outline_tolerance_m=tolerance)

@@ -91,7 +91,7 @@ def test_unusable_files_are_named(labelled, tmp_path):
     with pytest.raises(InputError, match="name the folder"):
         LabelledChips.read(labelled / "coco.json", images=tmp_path / "pictures")
     with pytest.raises(LabelError, match="a list of COCO results"):
-        read_results(tmp_path / "odd.json")
+        read_results(tmp_path / "odd.json", LabelledChips.read(labelled / "coco.json"))
     with pytest.raises(InputError, match="cannot be read as a picture"):
         picture_chip(tmp_path / "odd.json", SPEC)
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "grey.png")

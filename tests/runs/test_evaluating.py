@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import math
+
+import numpy as np
+import pyproj
 import pytest
 import shapely
 from odc.geo.crs import CRS
 
 from rtsmap.errors import InputError, OptionsError
-from rtsmap.instances.coverage import FAILED, MAPPED, TileCoverage, coverage_areas
+from rtsmap.instances.attributes import geodesic_area_m2, geodesic_perimeter_m
+from rtsmap.instances.coverage import FAILED, MAPPED, CoverageArea, TileCoverage, coverage_areas
 from rtsmap.rasters.tiling import TileOptions, plan_tiles
-from rtsmap.runs.evaluating import evaluate_maps
+from rtsmap.runs.evaluating import evaluate_maps, judged_map
 from rtsmap.vectors.geopackage import write_map
 from rtsmap.vectors.labels import Polygons, write_polygons
-from tests.vectors.samples import GRID, POLAR, RECORD, blob, footprint
+from tests.vectors.samples import GRID, POLAR, RECORD, add_by_hand, blob, footprint
 
 WEST, NORTH = -2_000_000, 1_000_000
 
@@ -59,6 +64,18 @@ def test_only_mapped_ground_counts(tmp_path):
         evaluate_maps([(failed, labels)])
 
 
+def test_lengths_are_true_on_both_sides_of_180_degrees(tmp_path):
+    x, y = pyproj.Transformer.from_crs("EPSG:4326", POLAR.proj, always_xy=True).transform(180, 71)
+    ground = shapely.Point(x, y).buffer(2000, quad_segs=1)
+    slump_of_200_m = shapely.box(x - 100, y - 100, x + 100, y + 100)
+    mapped = [CoverageArea(ground, MAPPED, "", geodesic_area_m2(ground, POLAR))]
+    write_map(tmp_path / "map.gpkg", [footprint(slump_of_200_m)], POLAR, mapped, RECORD)
+    labels = written_labels(tmp_path / "labels.gpkg", [slump_of_200_m])
+    judged, _ = judged_map(tmp_path / "map.gpkg", labels, 0.0, 5.0)
+    sides = np.hypot(*np.diff(shapely.get_coordinates(judged.truth[0]), axis=0).T)
+    assert sides == pytest.approx([geodesic_perimeter_m(slump_of_200_m, POLAR) / 4] * 4, rel=1e-3)
+
+
 def test_footprints_below_the_score_are_left_out(tmp_path):
     slumps = [slump(i) for i in range(4)]
     pair = written_map(tmp_path / "map.gpkg", slumps), written_labels(tmp_path / "labels.gpkg", slumps)
@@ -66,6 +83,17 @@ def test_footprints_below_the_score_are_left_out(tmp_path):
     assert all_of_them.footprints == 4
     assert some.footprints == 2
     assert some.figures["recall_50"].value == 0.5
+
+
+def test_slumps_added_by_hand_are_not_the_maps(tmp_path):
+    pair = (
+        written_map(tmp_path / "map.gpkg", [slump(0)]),
+        written_labels(tmp_path / "labels.gpkg", [slump(1)]),
+    )
+    add_by_hand(pair[0], slump(1))
+    result = evaluate_maps([pair])
+    assert (result.footprints, result.figures["recall_30"].value) == (1, 0)
+    assert any("1 footprints without a score" in note for note in result.notes)
 
 
 def test_ground_without_slumps_counts_false_alarms(tmp_path):
@@ -77,7 +105,13 @@ def test_ground_without_slumps_counts_false_alarms(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"block_km": 0}, "block_km"), ({"min_score": 2}, "min_score")]
+    ("options", "message"),
+    [
+        ({"block_km": 0}, "block_km"),
+        ({"block_km": math.nan}, "block_km"),
+        ({"block_km": math.inf}, "block_km"),
+        ({"min_score": 2}, "min_score"),
+    ],
 )
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(OptionsError, match=message):

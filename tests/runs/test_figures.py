@@ -60,3 +60,11 @@ def test_outputs_are_checked_before_any_work(tmp_path):
     check_outputs(figures=tmp_path / "a.json", overwrite=True)
     with pytest.raises(OptionsError, match=r"a\.tif: pictures"):
         check_outputs(picture=tmp_path / "a.tif")
+
+
+def test_outputs_of_one_name_or_without_a_folder_are_refused_before_any_work(tmp_path):
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(OptionsError, match=r"a\.csv would be written twice"):
+            check_outputs(figures=tmp_path / "a.json", others=(tmp_path / "a.csv",), **options)
+    with pytest.raises(InputError, match=r"no folder .*nowhere; create it"):
+        check_outputs(others=(tmp_path / "nowhere" / "a.json",))

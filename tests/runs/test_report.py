@@ -12,16 +12,22 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import shapely
+from odc.geo.geobox import GeoBox
 from PIL import Image
 
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.coverage import CoverageArea
+from rtsmap.rasters.sources import write_geotiff
+from rtsmap.runs.in_process import InProcess
+from rtsmap.runs.many import predict_scenes
 from rtsmap.runs.mapping import PredictOptions, predict
 from rtsmap.runs.report import uncertainty, write_report
+from rtsmap.runs.scene_lists import read_scenes
 from rtsmap.vectors.geopackage import MapLayers, read_layers, read_map, write_layers, write_map
 from rtsmap.vectors.reviews import apply_review
-from tests.runs.blob_scenes import blob_labels, engine, grid, write_dem, write_scene
-from tests.vectors.samples import RECORD, UTM, footprint
+from rtsmap.vectors.united import standing
+from tests.runs.blob_scenes import LEFT, TOP, blob_labels, engine, grid, write_dem, write_scene
+from tests.vectors.samples import RECORD, UTM, add_by_hand, footprint
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = '"><img src=x onerror=alert(1)></script><script>document.title="broken"</script>&<b>\'Ж🛰 -->'
@@ -226,6 +232,104 @@ def test_another_scene_than_the_maps_is_told(inputs, tmp_path):
     other = write_scene(tmp_path / "other.tif", blob_labels((300, 400), seed=6, count=3))
     facts = write_report(inputs / "map.gpkg", tmp_path / "page.html", scene=other.path, limit=1)
     assert facts.notes == ("other.tif is not the very file that the map was made from",)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A map of two scenes of one ground, which overlap by half, and a third one in another zone."""
+    folder = tmp_path_factory.mktemp("many")
+    labels = blob_labels((120, 250), seed=7, count=25, radius=14)
+    for name, left_px in (("west", 0), ("east", 50)):
+        own = labels[:, left_px : left_px + 200]
+        pixels = np.stack([np.where(own > 0, 200, 90), np.full_like(own, 100), np.full_like(own, 80)])
+        box = grid(own.shape, left=LEFT + 4.0 * left_px)
+        bands = ("red", "green", "blue")
+        write_geotiff(folder / f"{name}.tif", pixels.astype(np.uint8), box, band_names=bands)
+    box = GeoBox.from_bbox((LEFT, TOP - 480, LEFT + 800, TOP), "EPSG:32612", shape=(120, 200))
+    write_geotiff(folder / "far.tif", pixels.astype(np.uint8), box, band_names=bands)
+    items = read_scenes([folder / "west.tif", folder / "east.tif", folder / "far.tif"])
+    options = PredictOptions(second_look=False)
+    predict_scenes(InProcess(), items, out=folder / "many.gpkg", model=engine(), options=options)
+    return folder
+
+
+def test_a_map_of_many_scenes_has_a_picture_of_each(many, tmp_path):
+    facts = write_report(many / "many.gpkg", tmp_path / "page.html")
+    reader = Reader((tmp_path / "page.html").read_text(encoding="utf-8"))
+    slumps = standing(read_map(many / "many.gpkg"))
+    assert facts.footprints == facts.shown == len(slumps) < len(read_map(many / "many.gpkg"))
+    assert facts.notes == ()
+    assert len(reader.find("figure", **{"class": "map"})) == 3
+    titles = {"".join(text) for attrs, text in reader.find("h3") if "score" not in text}
+    assert titles == set(slumps["scene_id"]) == {"west", "east", "far"}
+    # where scenes overlap, a slump is drawn on both
+    links = [attrs["href"] for attrs, _ in reader.find("a")]
+    assert set(links) == {f"#c-{identity}" for identity in slumps["id"]}
+    assert len(links) > len(slumps)
+    scenes = [text for _, text in reader.find("span") if text.startswith("scene ")]
+    assert sorted(scenes) == sorted(f"scene {name}" for name in slumps["scene_id"])
+    away = (
+        slumps.set_index("id").loc[[a["data-id"] for a, _ in reader.find("article")], "score"] - 0.5
+    ).abs()
+    assert away.is_monotonic_increasing
+
+
+def test_slumps_of_many_scenes_lie_under_their_outlines(many, tmp_path):
+    write_report(many / "many.gpkg", tmp_path / "page.html", limit=20)
+    seen = 0
+    for identity in read_map(many / "many.gpkg")["id"]:
+        if f'id="c-{identity}"' not in (tmp_path / "page.html").read_text(encoding="utf-8"):
+            continue
+        picture, _, path = first_picture(tmp_path / "page.html", identity)
+        ring = np.array(re.findall(r"(-?[\d.]+) (-?[\d.]+)", path.split("Z")[0]), float)
+        inside = shapely.Polygon(ring).buffer(-2)
+        rows, cols = np.mgrid[: picture.shape[0], : picture.shape[1]]
+        mask = shapely.contains_xy(inside, cols + 0.5, rows + 0.5)
+        if mask.sum() > 20:
+            red = picture[..., 0].astype(int) - picture[..., 1]
+            assert np.median(red[mask]) > 50
+            seen += 1
+    assert seen > 5
+
+
+def test_a_scene_that_is_gone_takes_only_its_own_footprints_from_the_page(many, tmp_path, monkeypatch):
+    (many / "far.tif").rename(many / "away.tif")
+    try:
+        facts = write_report(many / "many.gpkg", tmp_path / "page.html")
+    finally:
+        (many / "away.tif").rename(many / "far.tif")
+    gone = int((standing(read_map(many / "many.gpkg"))["scene_id"] == "far").sum())
+    assert gone > 0
+    assert facts.notes == (
+        f"{gone} footprints of scenes that are not there are left out",
+        "far has no pictures: it is not where it was",
+    )
+    monkeypatch.setattr("rtsmap.runs.report.SCENES", 1)
+    facts = write_report(many / "many.gpkg", tmp_path / "one.html")
+    assert facts.shown == facts.footprints
+    assert facts.notes == ("maps are of 1 scenes out of 3, those of the gallery first",)
+    with pytest.raises(OptionsError, match=r"map of 3 scenes.* --scene names one"):
+        write_report(many / "many.gpkg", tmp_path / "b.html", scene=many / "far.tif")
+
+
+def test_a_review_of_many_scenes_comes_into_their_map(many, tmp_path):
+    gpkg = tmp_path / "many.gpkg"
+    shutil.copy(many / "many.gpkg", gpkg)
+    identity = read_map(gpkg)["id"][0]
+    review = {"format": "rtsmap-review-1", "plan_sha256": None}
+    review["reviews"] = [{"id": identity, "review": "rejected", "comment": ""}]
+    (tmp_path / "r.json").write_text(json.dumps(review))
+    assert apply_review(gpkg, tmp_path / "r.json").rejected == 1
+
+
+def test_columns_and_slumps_that_people_added_do_no_harm(inputs, tmp_path):
+    layers = read_layers(inputs / "map.gpkg")
+    coverage = layers.coverage.assign(inspector="Ж")
+    write_layers(tmp_path / "map.gpkg", MapLayers(layers.footprints, coverage, layers.run_record))
+    add_by_hand(tmp_path / "map.gpkg", layers.footprints.geometry[0])
+    facts = write_report(tmp_path / "map.gpkg", tmp_path / "page.html")
+    assert facts.footprints == len(layers.footprints)
+    assert facts.notes == ("1 footprints without id or score, added by hand, are left out",)
 
 
 def test_uncertainty_is_greatest_in_the_middle():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import geopandas
 import numpy as np
+import pyogrio
 import shapely
 import shapely.affinity
 from affine import Affine
@@ -19,6 +21,7 @@ from rtsmap.instances.attributes import (
 from rtsmap.instances.coverage import FAILED, MAPPED, TileCoverage, core_cells, coverage_areas
 from rtsmap.instances.rectangles import dissolve_boxes
 from rtsmap.rasters.tiling import TileOptions, plan_tiles
+from rtsmap.vectors.geopackage import FOOTPRINT_LAYER
 
 POLAR = CRS("EPSG:3413")
 UTM = CRS("EPSG:32608")
@@ -108,3 +111,10 @@ def assert_same_geometries(got, wanted, tolerance=0.0):
 
 def as_multi(shape):
     return shape if shape.geom_type == "MultiPolygon" else shapely.MultiPolygon([shape])
+
+
+def add_by_hand(path, polygon):
+    """Add a slump to a map as QGIS does: an outline, and nothing in any column."""
+    crs = pyogrio.read_info(path, layer=FOOTPRINT_LAYER)["crs"]
+    frame = geopandas.GeoDataFrame(geometry=[polygon], crs=crs)
+    pyogrio.write_dataframe(frame, path, layer=FOOTPRINT_LAYER, append=True, promote_to_multi=True)

@@ -10,12 +10,15 @@ import geopandas
 import numpy as np
 import pandas as pd
 import pyogrio
+import pyproj
 import pytest
 import shapely
 import shapely.affinity
+from odc.geo.crs import CRS
 
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import geodesic_area_m2
+from rtsmap.instances.coverage import MAPPED, CoverageArea
 from rtsmap.vectors import formats
 from rtsmap.vectors.export import SHAPEFILE_NAMES, Selection, export_map
 from rtsmap.vectors.formats import DRIVERS
@@ -30,12 +33,15 @@ from rtsmap.vectors.geopackage import (
     write_map,
 )
 from rtsmap.vectors.labels import read_polygons
+from rtsmap.vectors.united import SUPERSEDED
 from tests.vectors.samples import (
     LOCAL,
     POLAR,
     RECORD,
     UTM,
+    add_by_hand,
     assert_same_geometries,
+    blob,
     coverage,
     footprint,
     footprints,
@@ -122,6 +128,21 @@ def test_outlines_of_pixels_stay_valid_and_keep_their_area(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_slumps_added_by_hand_are_exported_with_their_size(map_path, tmp_path, suffix):
+    before, drawn = read_map(map_path), blob(0, -1_999_000, 999_000)
+    add_by_hand(map_path, drawn)
+    export_map(map_path, tmp_path / f"a{suffix}")
+    got = read_any(tmp_path / f"a{suffix}")
+    hand, found = got[got["score"].isna()], got[got["score"].notna()]
+    assert_same_attributes(found.set_index("id", drop=False).loc[before["id"]], before, rel=1e-12)
+    assert hand["area_m2"].tolist() == pytest.approx([geodesic_area_m2(drawn, POLAR)])
+    assert hand["n_parts"].tolist() == [1]
+    assert hand["id"].isna().all()
+    export_map(map_path, tmp_path / f"b{suffix}", select=Selection(min_score=0.01))
+    assert len(read_any(tmp_path / f"b{suffix}")) == len(before)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_map_without_slumps_is_exported_too(tmp_path, suffix):
     write_map(tmp_path / "map.gpkg", [], POLAR, [], {})
     out = tmp_path / f"out{suffix}"
@@ -146,7 +167,8 @@ def test_the_coverage_can_be_exported(map_path, tmp_path, suffix):
 
 def test_shapefile_names_are_short_different_and_complete():
     names = list(SHAPEFILE_NAMES.values())
-    assert set(SHAPEFILE_NAMES) == {*FOOTPRINT_COLUMNS, *COVERAGE_COLUMNS, REVIEW_COLUMN, COMMENT_COLUMN}
+    added = {REVIEW_COLUMN, COMMENT_COLUMN, SUPERSEDED}
+    assert set(SHAPEFILE_NAMES) == {*FOOTPRINT_COLUMNS, *COVERAGE_COLUMNS, *added}
     assert len(set(names)) == len(names)
     assert all(0 < len(name) <= 10 and name.isascii() and name.islower() for name in names)
 
@@ -228,6 +250,30 @@ def test_long_edges_of_coverage_bend_with_the_crs(map_path, tmp_path):
     export_map(map_path, tmp_path / "a.fgb", layer=COVERAGE_LAYER, crs="EPSG:4326")
     after = pyogrio.read_dataframe(tmp_path / "a.fgb").set_index("area_m2").loc[before["area_m2"]]
     assert_same_geometries(after.to_crs(POLAR.proj).geometry, before.geometry, tolerance=0.05)
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".kml", ".csv"])
+def test_long_edges_of_coverage_bend_in_longitude_and_latitude_too(tmp_path, suffix):
+    ground = shapely.box(-2_000_000, 1_000_000, -1_980_000, 1_100_000)
+    mapped = [CoverageArea(ground, MAPPED, "", geodesic_area_m2(ground, POLAR))]
+    write_map(tmp_path / "map.gpkg", [], POLAR, mapped, {})
+    export_map(tmp_path / "map.gpkg", tmp_path / f"a{suffix}", layer=COVERAGE_LAYER)
+    (shape,) = read_any(tmp_path / f"a{suffix}").geometry.to_crs(POLAR.proj)
+    # straight from corner to corner they would lie 594 m off
+    assert shapely.hausdorff_distance(shape, ground, densify=0.01) < 0.5
+
+
+def test_polygons_across_180_degrees_never_go_around_the_earth(tmp_path):
+    x, y = pyproj.Transformer.from_crs("EPSG:4326", POLAR.proj, always_xy=True).transform(180, 71)
+    write_map(tmp_path / "map.gpkg", [footprint(blob(0, x, y))], POLAR, [], {})
+    export_map(tmp_path / "map.gpkg", tmp_path / "a.shp", crs="EPSG:4326")
+    (shape,) = pyogrio.read_dataframe(tmp_path / "a.shp").geometry
+    assert sum(geodesic_area_m2(part, CRS("EPSG:4326")) for part in shape.geoms) == pytest.approx(
+        geodesic_area_m2(blob(0, x, y), POLAR), rel=1e-6
+    )
+    for crs in ("EPSG:3857", "EPSG:4269"):
+        with pytest.raises(OptionsError, match="1 polygons cross 180 degrees"):
+            export_map(tmp_path / "map.gpkg", tmp_path / "b.shp", crs=crs)
 
 
 def test_a_crs_that_cannot_be_is_refused(map_path, tmp_path):
@@ -323,4 +369,6 @@ def test_impossible_exports_are_refused(map_path, tmp_path):
         export_map(tmp_path / "no.gpkg", tmp_path / "a.shp")
     with pytest.raises(InputError, match="no layer 'slumps'"):
         export_map(map_path, tmp_path / "a.shp", layer="slumps")
+    with pytest.raises(InputError, match=r"no layer 'run_record'.* rts_footprints, coverage"):
+        export_map(map_path, tmp_path / "a.csv", layer="run_record")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]

@@ -19,6 +19,7 @@ from odc.geo.geobox import GeoBox
 from pycocotools import mask as coco_mask
 
 from rtsmap.errors import InputError, OptionsError
+from rtsmap.instances.attributes import geodesic_area_m2
 from rtsmap.instances.run_lengths import coco_result
 from rtsmap.vectors.export import Selection
 from rtsmap.vectors.geopackage import (
@@ -34,7 +35,16 @@ from rtsmap.vectors.geopackage import (
 from rtsmap.vectors.labels import Polygons, write_polygons
 from rtsmap.vectors.profiles import ARTS_FIELDS, ARTS_REQUIRED, PDG_UNKNOWN, ProfileOptions, export_profile
 from tests.shared_data import shared
-from tests.vectors.samples import GRID, POLAR, assert_same_geometries, blob, coverage, footprint, footprints
+from tests.vectors.samples import (
+    GRID,
+    POLAR,
+    add_by_hand,
+    assert_same_geometries,
+    blob,
+    coverage,
+    footprint,
+    footprints,
+)
 
 GIVEN = {
     "RegionName": "Banks Island",
@@ -308,6 +318,60 @@ def test_run_lengths_at_the_corners_of_an_image(box):
     assert coco_result(1, shapely.box(2.6, 2.6, 3.4, 3.4), (5, 7), 0.5) is None
 
 
+def test_slumps_added_by_hand_are_in_profiles_that_want_no_score(map_path, tmp_path):
+    drawn = blob(0, -1_999_500, 999_500)
+    add_by_hand(map_path, drawn)
+    arts(map_path, tmp_path / "a.geojson")
+    row = geopandas.read_file(tmp_path / "a.geojson", engine="pyogrio").iloc[-1]
+    assert row["Area"] == pytest.approx(geodesic_area_m2(drawn, POLAR), abs=0.1)
+    assert row["Notes"].endswith("added by hand")
+    assert export_profile(map_path, tmp_path / "a.json", "challenge")[1].startswith("challenge: 1 footprints")
+    assert "NaN" not in (tmp_path / "a.json").read_text()
+
+
+# Maps of many scenes
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A map of two scenes of different years, of whose four footprints the second gives way to the first."""
+    west, north = -2_000_000, 1_000_000
+    made = [
+        footprint(
+            blob(0, west + 300 * k, north),
+            number=k,
+            scene_id=f"scene {k // 2}",
+            acquired=f"{2021 + k}-08-01T10:00:00Z",
+        )
+        for k in range(4)
+    ]
+    path = tmp_path / "in" / "many.gpkg"
+    path.parent.mkdir()
+    write_map(path, made, POLAR, coverage(), {"scenes": [{"name": "a"}, {"name": "b"}]})
+    layers = read_layers(path)
+    frame = layers.footprints.assign(superseded_by=None)
+    frame.loc[frame["id"] == made[1].id, "superseded_by"] = made[0].id
+    write_layers(path, MapLayers(frame, layers.coverage, layers.run_record), overwrite=True)
+    return path
+
+
+def test_what_gave_way_is_in_no_profile(many, tmp_path):
+    fields = {name: text for name, text in GIVEN.items() if name != "BaseMapDate"} | {
+        "BaseMapResolution": "4"
+    }
+    notes = arts(many, tmp_path / "a.geojson", fields)
+    assert notes[0] == "1 footprints that gave way to those of other scenes are left out"
+    rows = geopandas.read_file(tmp_path / "a.geojson", engine="pyogrio")
+    assert sorted(str(date)[:10] for date in rows["BaseMapDate"]) == [
+        "2021-08-01",
+        "2023-08-01",
+        "2024-08-01",
+    ]
+    assert sorted(rows["BaseMapID"]) == ["scene 0", "scene 1", "scene 1"]
+    export_profile(many, tmp_path / "a.gpkg", "pdg")
+    assert len(geopandas.read_file(tmp_path / "a.gpkg", engine="pyogrio")) == 3
+
+
 # All of them
 
 
@@ -328,3 +392,14 @@ def test_what_a_profile_cannot_be_told_is_refused(map_path, tmp_path):
     write_map(tmp_path / "old.gpkg", footprints(2), POLAR, [], {})
     with pytest.raises(InputError, match="the map's record has no grid"):
         export_profile(tmp_path / "old.gpkg", tmp_path / "b.json", "challenge")
+    (tmp_path / "chips.parquet").write_text("garbage")
+    chips = ProfileOptions(chips=tmp_path / "chips.parquet")
+    with pytest.raises(InputError, match="cannot be read as the index of chips"):
+        export_profile(map_path, tmp_path / "b.json", "challenge", options=chips)
+
+
+def test_a_profile_never_takes_the_place_of_its_map(map_path):
+    before = map_path.read_bytes()
+    with pytest.raises(OptionsError, match="onto itself"):
+        export_profile(map_path, map_path, "pdg", overwrite=True)
+    assert map_path.read_bytes() == before

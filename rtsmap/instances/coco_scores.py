@@ -29,7 +29,7 @@ _EVERYTHING_PX2 = 1e10
 class CocoSettings:
     """How many detections of a chip count, and the size classes: name to (from, to) in square pixels."""
 
-    max_detections: tuple[int, int, int]
+    max_detections: tuple[int, ...]
     size_classes: Mapping[str, tuple[float, float]]
 
 
@@ -94,25 +94,47 @@ def coco_intervals(
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """95 % intervals of `coco_scores`, from drawing whole groups of images; `group_of` takes an image id."""
-    evaluation = _evaluated(document, results, settings)
-    images = list(evaluation.params.imgIds)
-    by_image = np.array(evaluation.evalImgs, dtype=object).reshape(-1, len(images))
-    numbers: dict[str, list[int]] = {}
-    for number, image in enumerate(images):
-        numbers.setdefault(group_of(image), []).append(number)
-    members = list(numbers.values())
+    drawn = DrawnScores.of(document, results, group_of, settings)
+    return group_intervals(len(drawn.groups), drawn, resamples=resamples, seed=seed)
 
-    def of_drawn(drawn: npt.NDArray[np.int64]) -> dict[str, float]:
-        chosen = [number for group in drawn for number in members[group]]
+
+@dataclass(frozen=True, slots=True)
+class DrawnScores:
+    """`coco_scores` of groups of images that are drawn, with replacement, by their number in `groups`."""
+
+    groups: tuple[str, ...]
+    _members: tuple[tuple[int, ...], ...]
+    _evaluation: COCOeval
+    _by_image: npt.NDArray[np.object_]
+    _settings: CocoSettings
+
+    @classmethod
+    def of(
+        cls,
+        document: Mapping[str, Any],
+        results: Sequence[Mapping[str, Any]],
+        group_of: Callable[[int], str],
+        settings: CocoSettings = STOCK,
+    ) -> DrawnScores:
+        """Look at all images once; `group_of` takes an image id."""
+        evaluation = _evaluated(document, results, settings)
+        images = list(evaluation.params.imgIds)
+        numbers: dict[str, list[int]] = {}
+        for number, image in enumerate(images):
+            numbers.setdefault(group_of(image), []).append(number)
+        by_image = np.array(evaluation.evalImgs, dtype=object).reshape(-1, len(images))
+        return cls(tuple(numbers), tuple(map(tuple, numbers.values())), evaluation, by_image, settings)
+
+    def __call__(self, drawn: Iterable[int]) -> dict[str, float]:
+        """Figures of the drawn groups; one that is drawn twice counts twice."""
+        chosen = [number for group in drawn for number in self._members[group]]
         # what `accumulate` reads, and the copy that `evaluate` left for it
-        for params in (evaluation.params, evaluation._paramsEval):  # noqa: SLF001
+        for params in (self._evaluation.params, self._evaluation._paramsEval):  # noqa: SLF001
             params.imgIds = list(range(len(chosen)))
-        evaluation.evalImgs = by_image[:, chosen].ravel().tolist()
+        self._evaluation.evalImgs = self._by_image[:, chosen].ravel().tolist()
         with redirect_stdout(io.StringIO()):
-            evaluation.accumulate()
-        return _scores(evaluation, settings)
-
-    return group_intervals(len(members), of_drawn, resamples=resamples, seed=seed)
+            self._evaluation.accumulate()
+        return _scores(self._evaluation, self._settings)
 
 
 def object_matches(

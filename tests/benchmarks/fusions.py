@@ -27,7 +27,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import product
@@ -40,6 +40,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 
+from rtsmap.instances.coco_scores import STOCK, DrawnScores, coco_scores, pixel_overlaps
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, Band, InputSpec, Modality
 from rtsmap.rasters.tiling import Window
 from tests.shared_data import SHARED_DATA
@@ -85,6 +86,8 @@ FUSED: dict[str, dict[str, Any]] = {
 }
 ALONE = {"RGB only": "optical", "DEM only": "terrain"}
 PROPOSED = "residual cross-attention"
+DRAWN = replace(STOCK, size_classes={}, max_detections=(100,))
+"""What draws need of the stock settings for AP50; the rest would take twelve times as long."""
 END_TO_END = "end to end"
 MARS_TERRAIN = Modality(
     "terrain",
@@ -167,7 +170,8 @@ def mars_folds(names: Sequence[str]) -> dict[str, int]:
     grid = np.zeros(places.max(axis=0) + 1, np.bool_)
     grid[tuple(places.T)] = True
     mosaics = ndimage.label(grid, np.ones((3, 3)))[0][tuple(places.T)]
-    folds, first = {}, 0
+    folds: dict[str, int] = {}
+    first = 0
     for mosaic in np.unique(mosaics):
         members = np.flatnonzero(mosaics == mosaic)
         strips = round(FOLDS * len(members) / len(names))
@@ -286,11 +290,9 @@ def run_job(job: Job, run: Path, packs: Path | None) -> None:
         # where terrain is all there is, a chip without it teaches nothing
         chips = replace(chips, augment=replace(chips.augment, dem_missing_share=0.0))
     before = _peak_mib()
-    source, steps_done, cpu = (
-        SampleSource([(1.0, learnt)], spec, chips, options.seed),
-        [],
-        time.process_time(),
-    )
+    source = SampleSource([(1.0, learnt)], spec, chips, options.seed)
+    steps_done: list[int] = []
+    cpu = time.process_time()
     average = train(network, source, options, folder, tick=steps_done.append)
     result = {
         "steps": options.steps,
@@ -437,8 +439,6 @@ def pooled(parts: Sequence[Mapping[str, Any]], look: str) -> tuple[dict[str, Any
 
 def scores_of(parts: Sequence[Mapping[str, Any]], look: str = "as_is") -> Scores:
     """Figures of one method and seed."""
-    from rtsmap.instances.coco_scores import DrawnScores, coco_scores, pixel_overlaps
-
     truth, results, groups = pooled(parts, look)
     figures = coco_scores(truth, results)
     sure = [one for one in results if one["score"] >= 0.5]
@@ -447,7 +447,7 @@ def scores_of(parts: Sequence[Mapping[str, Any]], look: str = "as_is") -> Scores
     shared, either = overlaps.sum(axis=0)
     slump_iou, ground_iou = shared / max(either, 1), (pixels - either) / max(pixels - shared, 1)
     group_of = dict(zip((image["id"] for image in truth["images"]), groups, strict=True))
-    drawn = DrawnScores.of(truth, results, group_of.__getitem__)
+    drawn = DrawnScores.of(truth, results, group_of.__getitem__, DRAWN)
     return Scores(figures["AP"], figures["AP50"], float(slump_iou + ground_iou) / 2, drawn)
 
 
@@ -459,20 +459,20 @@ def paired_difference(
     Seeds and groups are drawn with replacement, the same for both, so that the interval holds what another
     training and other ground would change.
     """
-    groups = len(ours[0].drawn.groups)
+    n_groups = len(ours[0].drawn.groups)
     rng = np.random.default_rng(0)
 
-    def difference(seeds: Sequence[int], chosen: Sequence[int]) -> float:
+    def difference(seeds: Iterable[int], chosen: Iterable[int]) -> float:
         return float(
             np.mean([ours[i].drawn(chosen)["AP50"] - theirs[i].drawn(chosen)["AP50"] for i in seeds])
         )
 
     spread = [
-        difference(rng.integers(len(ours), size=len(ours)), rng.integers(groups, size=groups))
+        difference(rng.integers(len(ours), size=len(ours)), rng.integers(n_groups, size=n_groups))
         for _ in range(draws)
     ]
     low, high = np.percentile(spread, [2.5, 97.5])
-    return difference(range(len(ours)), range(groups)), float(low), float(high)
+    return difference(range(len(ours)), range(n_groups)), float(low), float(high)
 
 
 def report(data: str, run: Path, seeds: Sequence[int]) -> None:
@@ -524,7 +524,7 @@ def report(data: str, run: Path, seeds: Sequence[int]) -> None:
             *(_mean_sd([getattr(s, name) for s in mine.values()]) for name in ("ap50", "ap", "mean_iou")),
             f"{flat[0]['parameters'] / 1e6:.2f}",
             f"{np.nanmean([part['cpu_s_a_step'] for part in flat]):.2f}",
-            f"{np.nanmean([_cpu_s(Job(data, fold, seed, method), run) for seed in mine for fold in folds]):.0f}",
+            f"{np.nanmean([_cpu_s(job, run) for job in jobs_of(data, list(mine), [method])]):.0f}",
             f"{np.mean([part['peak_mib'] for part in flat]):.0f}",
             *shuffled,
             gap,

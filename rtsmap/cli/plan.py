@@ -75,6 +75,7 @@ def command(
       rtsmap merge shared/run --out map.gpkg
     """
     from rtsmap.cli.console import count_of, progress_bars, tell
+    from rtsmap.mm.detector import count_gpus
     from rtsmap.rasters.bands import parse_bands
     from rtsmap.rasters.spectral import parse_band_files
     from rtsmap.runs.many import plan_scenes
@@ -114,6 +115,11 @@ def command(
             items = read_scenes(scenes, dem)
             entries = plan_scenes(items, out, model=model, options=options, inputs=inputs, progress=progress)
         problems = [entry for entry in entries if entry.problem]
+    if device == "auto" and not count_gpus():
+        tell(
+            "Note: planned for CPUs, as this machine has no GPU; for GPUs of the workers: --device cuda "
+            "--precision bf16"
+        )
     found = standing(out)
     tell(f"{count_of(found.scenes, 'scene')} with {count_of(found.shards, 'shard')} of tiles")
     typer.echo(out)

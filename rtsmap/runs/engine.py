@@ -8,7 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from rtsmap.errors import EngineError
+from rtsmap.errors import EngineError, OptionsError
 from rtsmap.instances.calibration import tempered
 from rtsmap.instances.detections import Detector
 from rtsmap.models import ModelCard, load_bundle
@@ -62,12 +62,43 @@ def engine_of(
     """
     if isinstance(model, Engine):
         return model
-    card = model if isinstance(model, ModelCard) else load_bundle(model)
     # torch takes seconds to import, so it waits until here
-    from rtsmap.mm.detector import load_detector, resolve_device, resolve_precision
+    from rtsmap.mm.detector import resolve_device, resolve_precision
 
+    card = model if isinstance(model, ModelCard) else load_bundle(model)
     where = resolve_device(device)
-    exactly = resolve_precision(precision, where)
+    return _engine_on(card, where, resolve_precision(precision, where), batch_size, compiled=compiled)
+
+
+def engine_to_plan(
+    model: Engine | ModelCard | str | Path | None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int | None = None,
+    compiled: bool = False,  # noqa: FBT001, FBT002 - as above
+) -> Engine:
+    """The engine of a run that other machines may compute: GPUs that they have and this one lacks will do.
+
+    Raises OptionsError where the precision, which only a GPU of theirs could tell, is not said.
+    """
+    from rtsmap.mm.detector import count_gpus, resolve_precision
+
+    if isinstance(model, Engine) or not device.startswith("cuda") or count_gpus():
+        return engine_of(model, device, precision, batch_size, compiled)
+    if precision == "auto":
+        raise OptionsError(
+            f"device '{device}': this machine has no GPU that could tell its precision; add --precision bf16 "
+            "for the GPUs of the workers, or fp16 where they are older than NVIDIA's Ampere"
+        )
+    card = model if isinstance(model, ModelCard) else load_bundle(model)
+    return _engine_on(card, device, resolve_precision(precision, device), batch_size, compiled=compiled)
+
+
+def _engine_on(
+    card: ModelCard, where: str, exactly: str, batch_size: int | None, *, compiled: bool
+) -> Engine:
+    from rtsmap.mm.detector import load_detector
+
     return Engine(
         spec=card.spec,
         chip_px=card.chip_px,

@@ -22,7 +22,7 @@ from rtsmap.instances.overlaps import RULES
 from rtsmap.rasters import inspection
 from rtsmap.rasters.bands import parse_bands
 from rtsmap.runs.ahead import ahead
-from rtsmap.runs.engine import Engine, engine_of, name_of
+from rtsmap.runs.engine import Engine, engine_to_plan, name_of
 from rtsmap.runs.executors import Executor
 from rtsmap.runs.mapping import PredictOptions, RunReport, check_out, open_scene
 from rtsmap.runs.progress import Progress, over_scenes, silent
@@ -70,7 +70,9 @@ def plan_scenes(
     options = options or PredictOptions()
     inspection.get_ready()
     with stage("loading"):
-        engine = engine_of(model, options.device, options.precision, options.batch_size, options.compiled)
+        engine = engine_to_plan(
+            model, options.device, options.precision, options.batch_size, options.compiled
+        )
     directory.mkdir(parents=True, exist_ok=True)
 
     @stage("planning")

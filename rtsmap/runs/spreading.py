@@ -13,7 +13,7 @@ from rtsmap.models import ModelCard
 from rtsmap.rasters import inspection
 from rtsmap.rasters.inspection import Problems
 from rtsmap.rasters.mosaic import DemFiles
-from rtsmap.runs.engine import Engine, engine_at_rest, engine_of, name_of
+from rtsmap.runs.engine import Engine, engine_at_rest, engine_to_plan, name_of
 from rtsmap.runs.executors import Executor
 from rtsmap.runs.mapping import PredictOptions, RunReport, SceneRun, check_out, make_map, open_scene
 from rtsmap.runs.probability import check_probability
@@ -42,7 +42,9 @@ def plan_run(
     options = options or PredictOptions()
     inspection.get_ready()
     with stage("loading"):
-        engine = engine_of(model, options.device, options.precision, options.batch_size, options.compiled)
+        engine = engine_to_plan(
+            model, options.device, options.precision, options.batch_size, options.compiled
+        )
     with stage("planning"):
         return open_scene(
             scene, dem, engine, options, directory, inputs=inputs, model=name_of(model), problems=problems

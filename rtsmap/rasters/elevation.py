@@ -74,7 +74,7 @@ class ElevationReader:
 
     def __init__(self, dem: DemFiles | ElevationModel, geobox: GeoBox) -> None:
         model = open_elevation(dem, geobox)
-        self._info = model.info
+        self._info = replace(model.info, believable=_stored_heights(model.info))
         self._model = model
         self._model_notes = model.notes
         self._paths = tuple(tile.path for tile in model.tiles)
@@ -221,17 +221,16 @@ class ElevationReader:
         """Elevation in metres with voids found; in pixels of the level."""
         patch = sources.read_level(self._info, [1], self._level, window)
         elevation = (patch.pixels * self._info.scale + self._info.offset) * self._to_m
-        absurd = patch.valid & ((elevation[0] < LOWEST_M) | (elevation[0] > HIGHEST_M))
-        if not absurd.any():
-            return replace(patch, pixels=elevation.astype(np.float32))
-        self._found.add(
-            f"{self._info.path}: elevations beyond {LOWEST_M:.0f}..{HIGHEST_M:.0f} m are taken as voids"
-        )
-        if self._level != Level():
-            # Averaging has mixed an undeclared void into the pixels beside it.
-            absurd = binary_dilation(absurd, np.ones((3, 3), bool))
-        valid = patch.valid & ~absurd
-        return replace(patch, pixels=np.where(valid, elevation, 0).astype(np.float32), valid=valid)
+        valid = patch.valid
+        if patch.fill is not None:
+            self._found.add(
+                f"{self._info.path}: elevations beyond {LOWEST_M:.0f}..{HIGHEST_M:.0f} m are taken as voids"
+            )
+            if self._level.overview is not None:
+                # whoever made the overview has mixed the voids into the pixels beside them
+                valid = valid & ~binary_dilation(patch.fill, np.ones((3, 3), bool))
+        pixels = np.where(valid, elevation, 0).astype(np.float32)
+        return replace(patch, pixels=pixels, valid=valid, fill=None)
 
     def _ground_pixel_m(self) -> tuple[float, float]:
         """Size of a pixel (height, width) at the centre of the scene, one for the whole run."""
@@ -242,6 +241,13 @@ class ElevationReader:
             return sizes[0], sizes[1]
         gsd = self._info.ground_sample_distance_m
         return gsd, gsd
+
+
+def _stored_heights(info: sources.RasterInfo) -> tuple[float, float]:
+    """`LOWEST_M` and `HIGHEST_M` as the file would store them."""
+    scale = (info.scale or 1.0) * metres_per_unit(info)
+    ends = [height / scale - info.offset / (info.scale or 1.0) for height in (LOWEST_M, HIGHEST_M)]
+    return min(ends), max(ends)
 
 
 def _terrain_level(info: sources.RasterInfo, geobox: GeoBox) -> Level:

@@ -34,6 +34,7 @@ _NO_ELEVATION = re.compile(
 )
 _FOOT_M = 0.3048
 _ABSURD = 1e7
+_MARKS_OF_NO_DATA = {-9999.0, -32768.0, -32767.0, -99999.0}
 _MOST_HALF_TRANSPARENT, _MOST_ALPHAS = 0.5, 16
 _MANY_FILES = 32
 _FIRST_LOOK = "rtsmap.rasters.first_look"
@@ -222,6 +223,13 @@ def _judge_scene(info: RasterInfo, look: Mapping[str, Any]) -> _Verdict:
         sentence = (
             f"holds the value {value:g}, which no imagery has; if it stands for no data, declare it: "
             f"gdal_edit.py -a_nodata {value:g} FILE"
+        )
+        return [sentence], []
+    mark = next((band["low"] for band in bands if band["low"] in _MARKS_OF_NO_DATA), None)
+    if mark is not None:
+        sentence = (
+            f"holds the value {mark:g}, which stands for no data in many files and for ground in none, but "
+            f"does not say so; declare it: gdal_edit.py -a_nodata {mark:g} FILE"
         )
         return [sentence], []
     if all(band["low"] == band["high"] for band in bands):

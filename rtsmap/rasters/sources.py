@@ -71,7 +71,8 @@ class RasterInfo:
     `dataset` is what GDAL opens: the path, or the text of a virtual raster, of which `path` is but a name.
     `band_names` holds each band's description, or else its colour, or "". `overviews` are shrink factors,
     `overview_shapes` their shapes. `fill_is_zero`: pixels with 0 in every band are fill. `notes` are
-    sentences about what rtsmap had to decide.
+    sentences about what rtsmap had to decide. `believable` is the range, as stored, beyond which values are
+    fill; None where any may be data.
     """
 
     path: str
@@ -95,6 +96,7 @@ class RasterInfo:
     unit: str
     notes: tuple[str, ...]
     dataset: str
+    believable: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -783,6 +785,12 @@ def _read_pixels(
     if data.dtype.kind == "f":
         valid &= np.isfinite(data).all(axis=0)
     fill = None
+    if info.believable is not None:
+        lowest, highest = info.believable
+        strange = valid & ((data < lowest) | (data > highest)).any(axis=0)
+        if strange.any():
+            fill = strange
+            valid &= ~strange
     if info.fill_is_zero and info.nodata != 0 and len(bands) >= 3 and not data.all():
         zeros = valid & ~data.any(axis=0)
         if zeros.any():

@@ -390,7 +390,7 @@ def make_map(
         shards_reused=work.tiles.reused,
         second_looks=looked.looks if looked else 0,
         seconds=time.time() - started,
-        notes=prepared.notes,
+        notes=(*prepared.notes, *_notes_about_looks(looked)),
         left_out=sum(receipt.left_out for receipt in receipts),
     )
 
@@ -400,6 +400,16 @@ def _about_looks(looked: Looked | None) -> dict[str, int]:
     if looked is None:
         return {}
     return {"candidates": looked.candidates, "looks": looked.looks, "failed": looked.failed}
+
+
+def _notes_about_looks(looked: Looked | None) -> tuple[str, ...]:
+    if looked is None or not looked.failed:
+        return ()
+    note = (
+        f"{looked.failed} of {looked.looks} second looks failed; their slumps are mapped as the tiles saw "
+        "them. The same command with --overwrite, or `rtsmap work`, tries these looks again"
+    )
+    return (note,)
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:

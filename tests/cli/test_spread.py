@@ -16,8 +16,9 @@ from tests.runs.test_mapping import CountingDetector
 @pytest.fixture
 def scene(tmp_path, monkeypatch) -> BlobScene:
     monkeypatch.chdir(tmp_path)
-    for module in (mapping, spreading, workers):
+    for module in (mapping, workers):
         monkeypatch.setattr(module, "engine_of", lambda *_: engine())
+    monkeypatch.setattr(spreading, "engine_to_plan", lambda *_: engine())
     monkeypatch.setattr(spreading, "engine_at_rest", lambda *_: engine())
     return write_scene(tmp_path / "scene.tif", blob_labels((150, 150), 3, 12))
 

@@ -138,6 +138,20 @@ def test_voids_are_not_terrain_and_do_not_disturb_their_surroundings(tmp_path, h
     assert any("taken as voids" in note for note in reader.notes) == (how == "undeclared")
 
 
+@pytest.mark.parametrize("value", [-9999.0, 32767.0])
+def test_specks_of_undeclared_voids_are_left_out_of_averages(tmp_path, value):
+    grid = geobox((60, 60), 4.0)
+    box = geobox((480, 480), 0.5)
+    elevation = np.full(box.shape, 300.0)
+    # six of the 64 pixels that become one: their mean would pass for the bottom of a deep hole
+    elevation[160:162, 200:203] = value
+    reader = ElevationReader(write_dem(tmp_path / "dem.tif", box, elevation), grid)
+    heights, valid = reader.elevation(Window(0, 0, 60, 60))
+    assert valid.all()
+    np.testing.assert_allclose(heights, 300.0, rtol=1e-5)
+    assert any("taken as voids" in note for note in reader.notes)
+
+
 def test_half_a_dem_gives_half_the_terrain(tmp_path):
     scene = write(
         tmp_path / "scene.tif", RNG.integers(1, 255, (3, 100, 120)).astype(np.uint8), 4.0, photometric="RGB"

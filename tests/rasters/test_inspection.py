@@ -160,6 +160,8 @@ def test_what_kills_or_stalls_the_reader_is_a_problem_of_its_file(tmp_path, monk
         (np.full((3, 40, 40), 7, np.uint8), {"nodata": 7}, "no pixel has data", ""),
         (np.full((3, 40, 40), 7, np.uint8), {}, "", "has the value 7 wherever"),
         (np.float32([[[-3.4e38, 5.0]]] * 3), {}, "-3.4e+38, which no imagery has", ""),
+        (np.int16([[[-9999, 5, 6]]] * 3), {}, "declare it: gdal_edit.py -a_nodata -9999 FILE", ""),
+        (np.int16([[[-9999, 5, 6]]] * 3), {"nodata": -9999}, "", ""),
     ],
 )
 def test_scenes_without_sense(tmp_path, pixels, profile, problem, note):

@@ -106,8 +106,9 @@ def test_where_looks_fail_the_tiles_are_believed(tmp_path):
     plain = replace(EXACT, second_look=False)
     report = predict(scene.path, out=tmp_path / "plain.gpkg", model=engine(), options=plain)
     failing = FailingLooks(report.tiles)
-    predict(scene.path, out=tmp_path / "failing.gpkg", model=engine(detector=failing), options=EXACT)
+    told = predict(scene.path, out=tmp_path / "failing.gpkg", model=engine(detector=failing), options=EXACT)
     assert failing.failed
+    assert any("second looks failed; their slumps are mapped as the tiles saw" in n for n in told.notes)
     one, other = (read_map(tmp_path / f"{name}.gpkg") for name in ("plain", "failing"))
     assert rows(one, without=(), digits=6) == rows(other, without=(), digits=6)
 

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from rtsmap.mm.backbones import branches_of
 from rtsmap.mm.checkpoints import load_imagenet_guide
@@ -66,7 +67,10 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--dense-only-steps", type=int)
-    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--accumulate", type=int, default=1, help="2 sees the chips of two processes in one")
+    parser.add_argument(
+        "--weights", type=Path, help="last.pt of a training, or a bundle's weights.safetensors"
+    )
     parser.add_argument("--imagenet", type=Path, help="torchvision's mobilenet_v2, for the optical guide")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--real-share", type=float, default=0.55)
@@ -81,6 +85,7 @@ def main() -> None:
         options = replace(options, dense_only_steps=arguments.dense_only_steps)
     if arguments.seed is not None:
         options = replace(options, seed=arguments.seed)
+    options = replace(options, accumulate=arguments.accumulate)
     ranks = Ranks.from_torchrun()
     seed_everything(options.seed)
     network = build_network(stage_network(arguments.stage), spec)
@@ -121,7 +126,10 @@ def start_from_weights(network: SlumpNetwork, path: Path) -> None:
 
     A network of one modality takes its branch of a fused one.
     """
-    trained = torch.load(path, map_location="cpu", weights_only=True)["average"]
+    if path.suffix == ".safetensors":
+        trained = load_file(path)
+    else:
+        trained = torch.load(path, map_location="cpu", weights_only=True)["average"]
     lone = f"fusion.branches.{network.spec.names[0]}."
     if len(network.spec.modalities) == 1:
         trained = {name.replace(lone, "fusion.branch."): value for name, value in trained.items()}

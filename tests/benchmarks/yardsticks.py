@@ -1,12 +1,13 @@
 """What a user would try instead: an ordinary Mask R-CNN on ImageNet features, and a U-Net with components.
 
-    torchrun --nproc-per-node 2 -m tests.benchmarks.yardsticks train mask_rcnn PACKS RUN --weights MOBILENET
-    torchrun --nproc-per-node 2 -m tests.benchmarks.yardsticks train unet PACKS RUN
+    python -m tests.benchmarks.yardsticks train mask_rcnn PACKS RUN --weights MOBILENET --accumulate 2
+    python -m tests.benchmarks.yardsticks train unet PACKS RUN --accumulate 2
     python -m tests.benchmarks.yardsticks score unet RUN LABELS [--groups FILE] [--dev PACK]
 
 Both see the chips, augmentations and number of steps of the starter model's last training (optical bands
-alone). `score` chooses the score threshold with the best F1 on held-out training chips, then prints what
-`rtsmap evaluate chips` prints for a model.
+alone), as many chips a step as its two processes (`torchrun --nproc-per-node 2` does the same). `score`
+chooses the score threshold with the best F1 on held-out training chips, then prints what `rtsmap evaluate
+chips` prints for a model.
 """
 
 from __future__ import annotations
@@ -207,7 +208,12 @@ def sample_groups(packs: Path, real_share: float):
 def train_it(arguments) -> None:
     """Train a yardstick; killed, it goes on from its last checkpoint."""
     torch.set_num_threads(1)
-    options = replace(TRAINING[arguments.kind], steps=arguments.steps, seed=arguments.seed)
+    options = replace(
+        TRAINING[arguments.kind],
+        steps=arguments.steps,
+        seed=arguments.seed,
+        accumulate=arguments.accumulate,
+    )
     ranks = Ranks.from_torchrun()
     seed_everything(options.seed)
     source = SampleSource(
@@ -264,6 +270,7 @@ def main() -> None:
     training.add_argument("--steps", type=int, default=2400)
     training.add_argument("--real-share", type=float, default=0.7)
     training.add_argument("--seed", type=int, default=5)
+    training.add_argument("--accumulate", type=int, default=1)
     training.add_argument("--weights", type=Path)
     scoring = commands.add_parser("score")
     scoring.set_defaults(do=score_it)

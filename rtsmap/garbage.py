@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import sys
 
 _OBJECTS = 100_000
 _YOUNGER_ROUNDS = 50
@@ -16,5 +17,11 @@ _YOUNGER_ROUNDS = 50
 def collect_seldom() -> None:
     """For a process that is rtsmap's own; libraries leave this to the program that uses them."""
     gc.set_threshold(_OBJECTS, _YOUNGER_ROUNDS, _YOUNGER_ROUNDS)
-    # the interpreter would take torch apart, object by object, only to end
-    atexit.register(gc.freeze)
+    atexit.register(_leave_what_is_there)
+
+
+def _leave_what_is_there() -> None:
+    """The interpreter would take torch apart, object by object, only to end."""
+    # triton, which comes with torch's compiler, reports each of its objects that is left as a leak
+    if "triton" not in sys.modules:
+        gc.freeze()

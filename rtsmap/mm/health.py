@@ -27,7 +27,7 @@ def torchvision_works() -> tuple[str, str]:
     """Its compiled operators: they are missing where torch and torchvision come from different builds."""
     mend = f"{PIP} torch torchvision (both from the same index)"
     try:
-        import torchvision
+        from rtsmap.nets.vision import torchvision
 
         boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.9], [9.0, 9.0, 12.0, 12.0]])
         kept = torchvision.ops.nms(boxes, torch.tensor([0.5, 0.9, 0.7]), 0.5).tolist()

@@ -128,7 +128,7 @@ def train(
         recompute_backbones(network)
     dense = DenseLoss(network).to(device) if options.dense_loss else None
     optimizer = torch.optim.AdamW(
-        _parameter_groups(network, dense, options), lr=options.lr, betas=(0.9, 0.98)
+        _parameter_groups(network, dense, options), lr=options.lr, betas=(0.9, 0.98), fused=True
     )
     state = TrainState(network, dense, average, optimizer)
     first = state.load(directory / "last.pt", device)
@@ -362,12 +362,18 @@ class Average:
         """Move the average towards the network."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        mine, theirs = self.network.state_dict(), network.state_dict()
-        for name, value in mine.items():
-            if value.dtype.is_floating_point:
-                value.lerp_(theirs[name].to(value.dtype), 1 - decay)
-            else:
-                value.copy_(theirs[name])
+        pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
+        smooth = [pair for pair in pairs if pair[0].dtype.is_floating_point]
+        # all at once, as torch.optim.swa_utils does it
+        torch._foreach_lerp_([pair[0] for pair in smooth], [pair[1] for pair in smooth], 1 - decay)
+        for mine, theirs in pairs:
+            if not mine.dtype.is_floating_point:
+                mine.copy_(theirs)
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
 
 
 @dataclass(frozen=True, slots=True)

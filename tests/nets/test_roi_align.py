@@ -6,7 +6,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rtsmap.nets.roi_align import RoIAlign
+from rtsmap.nets.roi_align import RoIAlign, transposed
 
 
 @settings(max_examples=40, deadline=None)
@@ -51,3 +51,13 @@ def test_works_under_autocast():
         bins.sum().backward()
     assert bins.dtype == torch.bfloat16
     assert features.grad is not None
+
+
+def test_the_transpose_is_torchs():
+    generator = torch.Generator().manual_seed(0)
+    matrix = (
+        torch.rand(9, 6, generator=generator) * (torch.rand(9, 6, generator=generator) > 0.6)
+    ).to_sparse_csr()
+    got = transposed(matrix)
+    assert got.layout == torch.sparse_csr
+    assert torch.equal(got.to_dense(), matrix.to_dense().T)

@@ -1,6 +1,9 @@
 """Turns a finished training of train_starter.py into a model bundle.
 
-python examples/publish_starter.py RUN BUNDLE_FOLDER --score-threshold 0.5
+    python examples/publish_starter.py RUN BUNDLE_FOLDER --score-threshold 0.5
+    python examples/publish_starter.py RUN BUNDLE_FOLDER --stage terrain
+
+`--stage optical` and `terrain` make bundles of one modality, to compare the fused one with.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from train_starter import NETWORK, STAGES
+from train_starter import STAGES, stage_network
 
 from rtsmap.mm.checkpoints import save_weights
 from rtsmap.mm.register import build_network
@@ -23,6 +26,7 @@ DESCRIPTION = (
     "weights. Trained on a CPU in a few hours; sure of itself on simulated scenes, weak on real imagery: it "
     "finds a third of the slumps on chips that it never saw. Maps without an elevation model too."
 )
+ALONE = "The starter model's {} branch with heads of its own, to compare the fused one with."
 TRAINING_DATA = (
     "95 simulated tundra scenes (preset 'training' of rtsmap simulate; the scenes of benchmark-1 were never "
     "trained on) with their elevation models, and 667 of the 756 published training chips of real thaw "
@@ -41,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--stage", choices=STAGES, default="fused")
     parser.add_argument("--version", default="0.1.0")
     parser.add_argument("--score-threshold", type=float, default=0.5)
     parser.add_argument("--chip-px", type=int, default=256)
@@ -48,10 +53,11 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--scores", type=Path, help="JSON list of name, value, data, command")
     arguments = parser.parse_args()
-    spec, _ = STAGES["fused"]
-    config = {**NETWORK, "views": arguments.views}
+    stage = arguments.stage
+    spec, _ = STAGES[stage]
+    config = {**stage_network(stage), "views": arguments.views}
     network = build_network(config, spec)
-    state = torch.load(arguments.run / "fused" / "last.pt", map_location="cpu", weights_only=True)
+    state = torch.load(arguments.run / stage / "last.pt", map_location="cpu", weights_only=True)
     network.load_state_dict(state["average"])
     scores = json.loads(arguments.scores.read_text()) if arguments.scores else []
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +70,7 @@ def main() -> None:
             spec=spec,
             name=arguments.bundle.name,
             version=arguments.version,
-            description=DESCRIPTION,
+            description=DESCRIPTION if stage == "fused" else ALONE.format(stage),
             licence=LICENCE,
             training_data=TRAINING_DATA,
             parameters=sum(parameter.numel() for parameter in network.parameters()),

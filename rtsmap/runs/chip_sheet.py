@@ -19,6 +19,8 @@ from rtsmap.runs.chip_scores import LabelledChips
 from rtsmap.vectors.atomic import whole_file
 
 COLUMNS = 6
+COLUMN_INCHES = 2.2
+_TITLE_INCHES = 0.3
 
 
 def draw_sheet(
@@ -41,18 +43,15 @@ def draw_sheet(
     sure = [result for result in results if result["score"] >= min_score]
     worst, best = worst_and_best(chips, sure, count)
     rows = [(name, part) for name, part in (("Worst", worst), ("Best", best)) if part]
-    lines = [-(-len(part) // COLUMNS) for _, part in rows]
-    drawn = [image for _, part in rows for image, _ in part]
-    tallest = max((image["height"] / image["width"] for image in drawn), default=1.0)
-    row_height = 2.2 * min(tallest, 1.5) + 0.25
-    size = (2.2 * COLUMNS, row_height * max(1, sum(lines)) + 0.4 * len(rows) + 0.8)
-    figure = Figure(figsize=size, layout="constrained")
+    heights = [_row_heights([image for image, _ in part]) for _, part in rows]
+    parts_heights = [sum(lines) + 0.4 for lines in heights]
+    figure = Figure(figsize=(COLUMN_INCHES * COLUMNS, sum(parts_heights) + 0.8), layout="constrained")
     figure.suptitle(f"{len(chips.group_of)} chips, score >= {min_score:g}")
     if rows:
-        parts = figure.subfigures(len(rows), 1, height_ratios=lines, squeeze=False)[:, 0]
-        for part, (name, images), height in zip(parts, rows, lines, strict=True):
+        parts = figure.subfigures(len(rows), 1, height_ratios=parts_heights, squeeze=False)[:, 0]
+        for part, (name, images), lines in zip(parts, rows, heights, strict=True):
             part.suptitle(name)
-            axes = part.subplots(height, COLUMNS, squeeze=False).ravel()
+            axes = part.subplots(len(lines), COLUMNS, squeeze=False, height_ratios=lines).ravel()
             for axis in axes:
                 axis.set_axis_off()
             for axis, (image, iou) in zip(axes, images, strict=False):
@@ -61,6 +60,13 @@ def draw_sheet(
         explain_outlines(figure)
     with whole_file(path, overwrite=overwrite) as temporary:
         figure.savefig(temporary, dpi=120)
+
+
+def _row_heights(images: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Inches of each row: as its tallest chip needs them, chips much taller than wide being drawn smaller."""
+    shapes = [min(image["height"] / image["width"], 1.5) for image in images]
+    rows = [shapes[start : start + COLUMNS] for start in range(0, len(shapes), COLUMNS)]
+    return [COLUMN_INCHES * max(row) + _TITLE_INCHES for row in rows]
 
 
 Ranked = list[tuple[Mapping[str, Any], float]]

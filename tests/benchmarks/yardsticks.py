@@ -255,7 +255,7 @@ def score_it(arguments) -> None:
     parameters = sum(p.numel() for p in network.parameters()) / 1e6
     print(f"{arguments.kind}, step {state['step']}, {parameters:.1f} M parameters, threshold {threshold:.2f}")
     for name, figure in figures.items():
-        print(f"{name:24} {figure}")
+        print(f"{name:24} {figure.value:.3f} ({figure.interval[0]:.3f} to {figure.interval[1]:.3f})")
 
 
 def main() -> None:

@@ -2,18 +2,19 @@
 
     python -m tests.benchmarks.yardsticks train mask_rcnn PACKS RUN --weights MOBILENET --accumulate 2
     python -m tests.benchmarks.yardsticks train unet PACKS RUN --accumulate 2
-    python -m tests.benchmarks.yardsticks score unet RUN LABELS [--groups FILE] [--dev PACK]
+    rtsmap evaluate chips LABELS --submission OURS.json
+    python -m tests.benchmarks.yardsticks score unet RUN LABELS --dev PACK [--groups FILE] [--against OURS]
 
 Both see the chips, augmentations and number of steps of the starter model's last training (optical bands
 alone), as many chips a step as its two processes (`torchrun --nproc-per-node 2` does the same). `score`
 chooses the score threshold with the best F1 on held-out training chips, then prints what `rtsmap evaluate
-chips` prints for a model.
+chips` prints for a model, and with `--against` what that model scores more, on the same draws of groups.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rtsmap.instances.coco_scores import SETTINGS, DrawnScores, object_matches
 from rtsmap.instances.detections import Detection, crop_mask, touched_sides
+from rtsmap.instances.intervals import group_intervals
 from rtsmap.mm.batches import normalise
 from rtsmap.mm.detector import MmDetector
 from rtsmap.mm.packs import read_index
@@ -43,7 +46,13 @@ from rtsmap.nets.fusion import Inputs
 from rtsmap.rasters.bands import OPTICAL_RGB, InputSpec
 from rtsmap.rasters.chips import Chip
 from rtsmap.rasters.tiling import Window
-from rtsmap.runs.chip_scores import LabelledChips, find_on_chips, score_chips
+from rtsmap.runs.chip_scores import (
+    OBJECT_IOUS,
+    LabelledChips,
+    find_on_chips,
+    read_results,
+    score_chips,
+)
 from rtsmap.runs.engine import Engine
 
 SPEC = InputSpec(4.0, (OPTICAL_RGB,))
@@ -251,11 +260,54 @@ def score_it(arguments) -> None:
     threshold = best_threshold(detector, arguments.dev)
     engine = Engine(SPEC, 256, 64, {}, lambda: detector, min_score=threshold)
     chips = LabelledChips.read(arguments.labels, groups=arguments.groups)
-    figures = score_chips(chips, find_on_chips(chips, engine), min_score=threshold)
+    results = find_on_chips(chips, engine)
     parameters = sum(p.numel() for p in network.parameters()) / 1e6
     print(f"{arguments.kind}, step {state['step']}, {parameters:.1f} M parameters, threshold {threshold:.2f}")
-    for name, figure in figures.items():
-        print(f"{name:24} {figure.value:.3f} ({figure.interval[0]:.3f} to {figure.interval[1]:.3f})")
+    for settings in SETTINGS:
+        print(f"{settings} settings")
+        figures = score_chips(chips, results, min_score=threshold, settings=settings)
+        _print({name: (figure.value, *figure.interval) for name, figure in figures.items()})
+    if arguments.against:
+        print(f"{arguments.against} (objects from score {arguments.against_score}) minus {arguments.kind}")
+        ours = scorer(chips, read_results(arguments.against, chips), arguments.against_score)
+        _print(differences(ours, scorer(chips, results, threshold), len(set(chips.group_of.values()))))
+
+
+def _print(figures: Mapping[str, tuple[float, float, float]]) -> None:
+    for name, (value, low, high) in figures.items():
+        print(f"{name:24} {value:.3f} ({low:.3f} to {high:.3f})")
+
+
+Scorer = Callable[[Sequence[int]], dict[str, float]]
+
+
+def scorer(chips: LabelledChips, results: Sequence[Mapping], min_score: float) -> Scorer:
+    """Gives average precision and F1 of objects of drawn groups of chips, by number."""
+    drawn = DrawnScores.of(chips.document, results, chips.group_of.__getitem__)
+    sure = [result for result in results if result["score"] >= min_score]
+    counts = {iou: np.zeros((len(drawn.groups), 3)) for iou in OBJECT_IOUS}
+    for iou, table in counts.items():
+        for image, matches in object_matches(chips.document, sure, iou).items():
+            row = drawn.groups.index(chips.group_of[image])
+            table[row] += matches.true_positives, matches.n_predicted, matches.n_truth
+
+    def scores(groups: Sequence[int]) -> dict[str, float]:
+        precisions = {name: value for name, value in drawn(groups).items() if name in {"AP", "AP50", "AP75"}}
+        sums = {iou: table[list(groups)].sum(axis=0) for iou, table in counts.items()}
+        return precisions | {f"F1 at {iou}": 2 * hit / (n + m) for iou, (hit, n, m) in sums.items()}
+
+    return scores
+
+
+def differences(ours: Scorer, theirs: Scorer, n_groups: int) -> dict[str, tuple[float, float, float]]:
+    """What `ours` scores more, with a 95 % interval over groups that are drawn for both."""
+
+    def gap(groups: Sequence[int]) -> dict[str, float]:
+        mine, other = ours(groups), theirs(groups)
+        return {name: mine[name] - other[name] for name in mine}
+
+    intervals = group_intervals(n_groups, gap, resamples=400)
+    return {name: (value, *intervals[name]) for name, value in gap(range(n_groups)).items()}
 
 
 def main() -> None:
@@ -279,6 +331,8 @@ def main() -> None:
     scoring.add_argument("labels", type=Path)
     scoring.add_argument("--groups", type=Path)
     scoring.add_argument("--dev", type=Path, required=True)
+    scoring.add_argument("--against", type=Path, help="COCO results of another model")
+    scoring.add_argument("--against-score", type=float, default=0.5)
     arguments = parser.parse_args()
     arguments.do(arguments)
 

@@ -30,7 +30,7 @@ def command(
     With --shard 2/4, for job arrays, it does the second of four shares of the tiles and waits for nobody;
     the job that finishes the last tile goes on to the second looks.
 
-    Exit code 3: something of the run could not be done.
+    Exit code 3: something of the run could not be done, or tiles failed.
 
     Examples:
       rtsmap work shared/run
@@ -58,5 +58,9 @@ def command(
         tell(f"{count_of(len(done.unfinished), 'scene')} not finished: other shares are missing")
     for directory, problem in done.problems:
         tell(f"{directory.name}: {problem}")
-    if done.problems:
+    for directory, count in done.failed:
+        tell(f"{directory.name}: tiles or second looks that failed: {count:,}")
+    if done.failed:
+        tell(f"`rtsmap work {run}` tries them again")
+    if done.problems or done.failed:
         raise typer.Exit(PARTIAL)

@@ -197,12 +197,20 @@ class ChipReader:
             pixels, valid = self._read_bands(window)
             planes = dict(zip(self._bands, pixels, strict=True))
             derived = [name for name in self._optical if name not in found and name not in planes]
-            found |= {name: derive(name, planes, valid) for name in derived}
+            measured = (
+                {name: self._measured(name, plane) for name, plane in planes.items()} if derived else {}
+            )
+            found |= {name: derive(name, measured, valid) for name in derived}
             found |= {name: (plane, valid) for name, plane in planes.items()}
         if self._radiometry:
             scale = self._radiometry.apply
             found = {name: (scale(name, plane, valid), valid) for name, (plane, valid) in found.items()}
         return found
+
+    def _measured(self, name: str, plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What the file says that its numbers stand for; an offset changes what indices are."""
+        band = self._bands[name] - 1
+        return plane * np.float32(self._scene.scales[band]) + np.float32(self._scene.offsets[band])
 
     def _read_file(
         self, info: RasterInfo, window: Window

@@ -48,6 +48,9 @@ _BROKEN = (
     zlib.error,
 )
 _ROUNDING = 1e-3
+_COLORS = 3
+_BRIGHTEST = 2.0
+"""No reflectance is above this; red, green and blue of 8 bit that all stay below are no picture."""
 _EVERY = 5
 
 
@@ -87,7 +90,22 @@ def read_eight_bands(path: Path) -> EightBands:
                 f"{path}: {name} is {values.min():g} to {values.max():g}, wanted {low:g} to {high:g}; "
                 f"check the order of the bands ({', '.join(EIGHT_BANDS)}) and their scale"
             )
+    _refuse_reflectances(path, pixels[:_COLORS])
     return EightBands(pixels, valid)
+
+
+def _refuse_reflectances(path: Path, colors: npt.NDArray[np.float32]) -> None:
+    """Colours of 0..1, which pass for black on the scale of 0..255."""
+    if _is_of_fractions(colors):
+        raise BandError(
+            f"{path}: red, green and blue are fractions up to {colors.max():g}, wanted 0 to 255; if they are "
+            "reflectances of 0..1, bring all chips onto that scale alike"
+        )
+
+
+def _is_of_fractions(values: npt.NDArray[np.float32]) -> bool:
+    """True for values between 0 and 1, some above 1 where snow or ice shines, which are not whole numbers."""
+    return 0 < values.max() <= _BRIGHTEST and bool((values != np.round(values)).any())
 
 
 def _read_array(path: Path) -> npt.NDArray[Any]:
@@ -133,7 +151,7 @@ def infrared_scale(chips: Iterable[EightBands]) -> Stretch | None:
     """
     samples = [pixels[0][valid][::_EVERY] for pixels, valid in (chip.bands(["nir"]) for chip in chips)]
     values = np.concatenate(samples) if samples else np.zeros(0, np.float32)
-    if not len(values) or values.max() <= 255:
+    if not len(values) or (values.max() <= 255 and not _is_of_fractions(values)):
         return None
     low, high = np.percentile(values, PERCENTILES)
     return Stretch(

@@ -91,12 +91,22 @@ class RasterInfo:
     has_mask: bool
     fill_is_zero: bool
     compression: str | None
-    scale: float
-    offset: float
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
     unit: str
     notes: tuple[str, ...]
     dataset: str
     believable: tuple[float, float] | None = None
+
+    @property
+    def scale(self) -> float:
+        """Of the first band: what it stores times `scale`, plus `offset`, is what it measures."""
+        return self.scales[0]
+
+    @property
+    def offset(self) -> float:
+        """Of the first band."""
+        return self.offsets[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +248,8 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
         has_mask=has_mask,
         fill_is_zero=src.count >= 3,
         compression=src.compression.name if src.compression else None,
-        scale=src.scales[0],
-        offset=src.offsets[0],
+        scales=tuple(src.scales),
+        offsets=tuple(src.offsets),
         unit=(src.units[0] or "").lower(),
         notes=notes,
         dataset=dataset,

@@ -71,8 +71,8 @@ def scene_bands(
 
 
 def derive(name: str, planes: Mapping[str, Floats], valid: Bools) -> tuple[Floats, Bools]:
-    """An index and its validity; without light in either band there is none."""
-    first, second = (planes[band] for band in INDICES[name])
+    """An index and its validity; without light in either band there is none, and none is negative."""
+    first, second = (np.maximum(planes[band], 0) for band in INDICES[name])
     total = first + second
     known = valid & (total > 0)
     return np.where(known, (first - second) / np.where(known, total, 1), 0).astype(np.float32), known

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,7 @@ def _refuse_undated(entries: Sequence[SceneEntry], overlaps: str) -> None:
 def _record(entries: Sequence[SceneEntry], bad: Mapping[str, str], overlaps: str) -> dict[str, Any]:
     return {
         "rtsmap_version": __version__,
+        "finished_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "overlaps": overlaps,
         "scenes": [{**entry.to_dict(), "problem": bad.get(entry.name)} for entry in entries],
     }

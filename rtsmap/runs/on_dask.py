@@ -66,6 +66,7 @@ class _Course:
         self._lost: Counter[Path] = Counter()
         self._computed = 0
         self._problems: dict[Path, str] = {}
+        self._failed: dict[Path, int] = {}
         self._number = 0
 
     def run(self) -> Done:
@@ -84,7 +85,7 @@ class _Course:
             directory = Path(future.key.partition(" ")[2].rpartition(" ")[0])
             self._under_way[directory] -= 1
             self._take(directory, future)
-        return Done(self._computed, 0, (), tuple(self._problems.items()))
+        return Done(self._computed, 0, (), tuple(self._problems.items()), tuple(self._failed.items()))
 
     def _tasks_for(self, shards: int) -> int:
         return max(1, ceil(shards / self._shards_a_task))
@@ -124,6 +125,8 @@ class _Course:
             return
         self._computed += done.computed
         self._problems |= dict(done.problems)
+        for scene, count in done.failed:
+            self._failed[scene] = max(count, self._failed.get(scene, 0))
         if directory not in done.unfinished:
             self._wanted.pop(directory, None)
         elif directory in self._wanted:

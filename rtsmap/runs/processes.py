@@ -171,7 +171,11 @@ def _heard_from(members: list[_Member]) -> list[_Member]:
 
 def _together(parts: list[Done]) -> Done:
     problems = dict(item for part in parts for item in part.problems)
-    return Done(sum(part.computed for part in parts), 0, (), tuple(problems.items()))
+    failed: dict[Path, int] = {}
+    for directory, count in (item for part in parts for item in part.failed):
+        failed[directory] = max(count, failed.get(directory, 0))
+    computed = sum(part.computed for part in parts)
+    return Done(computed, 0, (), tuple(problems.items()), tuple(failed.items()))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from rtsmap.instances.coverage import STATUSES
+from rtsmap.vectors.geopackage import model_of
 from rtsmap.vectors.qgis_style import SCORE_COLOURS, SCORE_LIMITS
 from rtsmap.vectors.reviews import FORMAT
 
@@ -126,7 +127,7 @@ def _json(data: Any) -> str:
 
 
 def _header(page: Page) -> Iterator[str]:
-    model = page.record.get("plan", {}).get("model", {})
+    model = model_of(page.record)
     total_km2 = float(page.areas_m2.sum()) / 1e6
     yield f"<header><h1>{escape(page.name)}</h1>"
     told = [

@@ -80,8 +80,12 @@ class Stage:
     @property
     def is_faultless(self) -> bool:
         """True when all shards are there, were read, and have no failed tile."""
-        is_read = len(self._receipts) == len(self.task.shards)
-        return is_read and not any(receipt.failed for receipt in self._receipts.values())
+        return len(self._receipts) == len(self.task.shards) and not self.failed
+
+    @property
+    def failed(self) -> int:
+        """Failed tiles, or looks, of the shards that were read or computed here."""
+        return sum(len(receipt.failed) for receipt in self._receipts.values())
 
     def settle(self) -> bool:
         """Read what others have finished; what is damaged is missing again. True when nothing is missing."""

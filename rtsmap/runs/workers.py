@@ -96,13 +96,15 @@ class Done:
     """What a worker did.
 
     `computed` shards; `missing` those that it knows of in scenes it left `unfinished`; `problems` of scenes
-    that cannot be worked on; `told` where the scenes' stages stand, for those who were not told meanwhile.
+    that cannot be worked on; `failed` tiles and looks of scenes, where there are some; `told` where the
+    scenes' stages stand, for those who were not told meanwhile.
     """
 
     computed: int
     missing: int
     unfinished: tuple[Path, ...]
     problems: tuple[tuple[Path, str], ...]
+    failed: tuple[tuple[Path, int], ...] = ()
     told: tuple[tuple[str, int, int], ...] = ()
 
 
@@ -122,6 +124,7 @@ class Worker:
         self._open: dict[Path, SceneWork] = {}
         self._latest: Path | None = None
         self._problems: dict[Path, str] = {}
+        self._failed: dict[Path, int] = {}
         self._finished: set[Path] = set()
 
     def do(self, job: Job, tell: Tell = tell_nobody, *, wait: bool = True) -> Done:
@@ -148,6 +151,7 @@ class Worker:
             missing=sum(len(stage.task.shards) - stage.done for stage in open_stages),
             unfinished=self._unfinished(job),
             problems=tuple(self._problems.items()),
+            failed=tuple((d, count) for d in job.directories if (count := self._failed.get(d))),
             told=tuple(self._standing(directory) for directory in job.directories if directory in self._open),
         )
 
@@ -175,6 +179,7 @@ class Worker:
                 partial(tell, directory),
                 limit=None if limit is None else limit - (work.computed - before),
             )
+        self._failed[directory] = work.failed
         if state is State.FINISHED:
             self._close(directory, work)
         return work.computed - before
@@ -198,6 +203,7 @@ class Worker:
     def _work(self, directory: Path, share: InShare | None) -> SceneWork | None:
         if _is_done(directory, dict(self._job.changes)):
             self._open.pop(directory, None)
+            self._failed.pop(directory, None)
             self._finished.add(directory)
             return None
         if directory in self._open:

@@ -81,7 +81,12 @@ class SceneWork:
     @property
     def is_faultless(self) -> bool:
         """True when no tile has failed, and no second look: there is nothing to try again."""
-        return self.tiles.is_faultless and not (self.looked and self.looked.failed)
+        return self.tiles.is_faultless and not self.failed
+
+    @property
+    def failed(self) -> int:
+        """Tiles and second looks that have failed, as far as is known here."""
+        return self.tiles.failed + (self.looked.failed if self.looked else 0)
 
     @property
     def stage(self) -> Stage:

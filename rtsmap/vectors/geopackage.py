@@ -220,6 +220,12 @@ def is_of_many(record: Mapping[str, Any]) -> bool:
     return "plan" not in record and isinstance(record.get("scenes"), list)
 
 
+def model_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Identity of the model that made a map, of one scene or of many; empty where the record lacks it."""
+    found: Mapping[str, Any] = record.get("plan", record).get("model", {})
+    return found
+
+
 def refuse_many(path: Path, record: Mapping[str, Any], what: str) -> None:
     """Refuse a map of many scenes for what takes one scene."""
     if is_of_many(record):

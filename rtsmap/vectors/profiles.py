@@ -32,6 +32,7 @@ from rtsmap.vectors.geopackage import (
     FOOTPRINT_LAYER,
     REJECTED,
     REVIEW_COLUMN,
+    model_of,
     read_map,
     read_run_record,
     refuse_many,
@@ -128,8 +129,7 @@ class _Export:
 
     @property
     def model(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.record.get("plan", {}).get("model", {})
-        return found
+        return model_of(self.record)
 
 
 def _scene(record: Mapping[str, Any]) -> str | None:

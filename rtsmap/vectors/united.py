@@ -75,7 +75,7 @@ def unite_maps(
     made_from = {
         one.scene_id: _made_from(layer.run_record) for one, layer in zip(ordered, layers, strict=True)
     }
-    record = {**record, MADE_FROM: made_from}
+    record = {**record, **_in_common([layer.run_record for layer in layers]), MADE_FROM: made_from}
     write_layers(out, MapLayers(together, _unite_coverage(coverage, crs), record), overwrite=overwrite)
     gone = int(together[SUPERSEDED].notna().sum())
     return len(together) - gone, gone
@@ -92,6 +92,16 @@ def _made_from(record: Mapping[str, Any]) -> dict[str, Any]:
     known = {"inputs": {"scene": plan.get("inputs", {}).get("scene")}}
     options = {"options": {"bands": plan.get("options", {}).get("bands")}}
     return {"paths": record.get("paths", {}), "plan": {**known, **options}}
+
+
+def _in_common(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The model and the thresholds that made all the maps; what differs between them is left out."""
+    first = {"model": records[0].get("plan", {}).get("model"), "merging": records[0].get("merging")}
+    alike = {
+        "model": all(record.get("plan", {}).get("model") == first["model"] for record in records),
+        "merging": all(record.get("merging") == first["merging"] for record in records),
+    }
+    return {name: found for name, found in first.items() if found and alike[name]}
 
 
 def _common_crs(frames: Sequence[geopandas.GeoDataFrame]) -> str:

@@ -57,14 +57,17 @@ def test_runs_show_tells_how_far_a_run_is(scene, monkeypatch):
     assert "shards    0 of 9 computed" in run("runs", "show", "run").stdout
     broken = engine(detector=CountingDetector(fails=frozenset({4})))
     monkeypatch.setattr(workers, "engine_of", lambda *_: broken)
-    run("work", "run", "--shard", "1/2")
+    told = run("work", "run", "--shard", "1/2", code=3).stderr
+    assert "run: tiles or second looks that failed: 1 `rtsmap work run` tries them again" in " ".join(
+        told.split()
+    )
     found = json.loads(run("runs", "show", "run", "--json").stdout)
     assert (found["shards"], found["done"], found["finished_scenes"], found["workers"]) == (9, 5, 0, [])
     ((_, tile, reason),) = found["failed"]
     assert tile == 4
     assert "fell over" in reason
     assert "tile 4: detecting failed" in run("runs", "show", "run").stdout
-    run("work", "run")
+    run("work", "run", code=3)
     told = run("merge", "run", "-o", "m.gpkg", code=3).stderr
     assert "run `rtsmap work run`, then merge with --overwrite, to try them again" in " ".join(told.split())
 

@@ -133,11 +133,23 @@ def test_values_that_a_band_cannot_have_are_refused_by_name(tmp_path, band, valu
         read_eight_bands(saved(tmp_path, array))
 
 
+def test_colours_of_0_to_1_are_refused_and_not_taken_for_black(tmp_path):
+    array = eight()
+    array[..., :3] /= 255
+    with pytest.raises(BandError, match=r"red, green and blue are fractions up to 0\.\d+, wanted 0 to 255"):
+        read_eight_bands(saved(tmp_path, array))
+    array[..., :3] = 0
+    assert not read_eight_bands(saved(tmp_path, array)).pixels[:3].any()
+
+
 def test_infrared_of_any_unit_comes_onto_the_same_scale(tmp_path):
-    array, fifth = eight((200, 200)), eight((200, 200))
+    array, fifth, reflectance = (eight((200, 200)) for _ in range(3))
     fifth[..., 6] /= 5
-    many, few = (infrared_scale([read_eight_bands(saved(tmp_path, a))]) for a in (array, fifth))
+    reflectance[..., 6] /= 10_000
+    given = (array, fifth, reflectance)
+    many, few, fractions = (infrared_scale([read_eight_bands(saved(tmp_path, a))]) for a in given)
     np.testing.assert_allclose(few.apply(fifth[..., 6]), many.apply(array[..., 6]), atol=0.01)
+    np.testing.assert_allclose(fractions.apply(reflectance[..., 6]), many.apply(array[..., 6]), atol=0.01)
     low, high = np.percentile(many.apply(array[..., 6]), (1, 99))
     assert low == pytest.approx(NIR.mean - SD_BELOW * NIR.sd, abs=3)
     assert high == pytest.approx(NIR.mean + SD_ABOVE * NIR.sd, abs=3)

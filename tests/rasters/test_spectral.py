@@ -48,6 +48,22 @@ def test_indices_are_derived_from_values_as_delivered(tmp_path, dtype):
     assert len(reader.read_block(ALL)["optical"].pixels) == 3
 
 
+def test_indices_are_derived_from_what_the_scene_says_that_its_numbers_stand_for(tmp_path):
+    path, (_, green, red, nir) = four_bands(tmp_path / "s.tif")
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = (1e-4,) * 4, (0.0, -4e-3, -3e-3, 2e-3)
+    reader = ChipReader(path, None, INDICES, GRID, {"blue": 1, "green": 2, "red": 3, "nir": 4})
+    layer = reader.read_block(ALL)["spectral"]
+    known = slice(5, -5)
+    green, red, nir = (
+        (plane[known] * 1e-4 + offset).clip(0)
+        for plane, offset in zip((green, red, nir), (-4e-3, -3e-3, 2e-3), strict=True)
+    )
+    assert layer.valid[known].all()
+    assert layer.pixels[0][known] == pytest.approx((nir - red) / (nir + red), abs=1e-5)
+    assert layer.pixels[1][known] == pytest.approx((green - nir) / (green + nir), abs=1e-5)
+
+
 def test_without_near_infrared_there_is_no_index_and_the_message_says_so(tmp_path):
     path = write(tmp_path / "rgb.tif", np.full((3, *SHAPE), 90, np.uint8), 4.0, photometric="RGB")
     with pytest.raises(BandError, match="no band is named nir"):

@@ -25,7 +25,7 @@ from rtsmap.runs.many import MAP, merge_scenes, predict_scenes
 from rtsmap.runs.mapping import PredictOptions, predict
 from rtsmap.runs.processes import Processes
 from rtsmap.runs.scene_lists import is_one_file, read_scenes
-from rtsmap.vectors.geopackage import read_layers, read_map
+from rtsmap.vectors.geopackage import read_layers, read_map, read_run_record
 from tests.runs.blob_scenes import GROUND, LEFT, SLUMP, TOP, blob_labels, engine, grid, write_dem, write_scene
 from tests.runs.map_content import rows
 
@@ -120,6 +120,9 @@ def test_the_map_of_many_is_that_of_each_and_the_same_from_two_processes(tmp_pat
     predict(tmp_path / "scenes" / "west.tif", out=alone, model=engine(), options=OPTIONS)
     own = read_map(one.out)
     ignored = ("acquired", "scene_id")
+    told = read_run_record(one.out)
+    assert told["model"] == read_run_record(alone)["plan"]["model"]
+    assert told["merging"] == read_run_record(alone)["merging"]
     west = own[own["scene_id"] == "old west"].drop(columns="superseded_by")
     assert rows(west, without=ignored) == rows(read_map(alone), without=ignored)
 

@@ -347,7 +347,8 @@ def many(tmp_path):
     ]
     path = tmp_path / "in" / "many.gpkg"
     path.parent.mkdir()
-    write_map(path, made, POLAR, coverage(), {"scenes": [{"name": "a"}, {"name": "b"}]})
+    record = {"scenes": [{"name": "a"}, {"name": "b"}], "model": RECORD["plan"]["model"]}
+    write_map(path, made, POLAR, coverage(), record)
     layers = read_layers(path)
     frame = layers.footprints.assign(superseded_by=None)
     frame.loc[frame["id"] == made[1].id, "superseded_by"] = made[0].id
@@ -356,9 +357,7 @@ def many(tmp_path):
 
 
 def test_what_gave_way_is_in_no_profile(many, tmp_path):
-    fields = {name: text for name, text in GIVEN.items() if name != "BaseMapDate"} | {
-        "BaseMapResolution": "4"
-    }
+    fields = {name: text for name, text in GIVEN.items() if name != "BaseMapDate"}
     notes = arts(many, tmp_path / "a.geojson", fields)
     assert notes[0] == "1 footprints that gave way to those of other scenes are left out"
     rows = geopandas.read_file(tmp_path / "a.geojson", engine="pyogrio")
@@ -368,6 +367,8 @@ def test_what_gave_way_is_in_no_profile(many, tmp_path):
         "2024-08-01",
     ]
     assert sorted(rows["BaseMapID"]) == ["scene 0", "scene 1", "scene 1"]
+    assert set(rows["BaseMapResolution"]) == {4}
+    assert all("model rts-starter 0.3.0" in note for note in rows["Notes"])
     export_profile(many, tmp_path / "a.gpkg", "pdg")
     assert len(geopandas.read_file(tmp_path / "a.gpkg", engine="pyogrio")) == 3
 

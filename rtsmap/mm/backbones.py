@@ -31,6 +31,8 @@ def freeze_backbones(network: SlumpNetwork, stages: int = STAGES) -> None:
     """Let the first `stages` stages of every backbone keep their weights; with all four, the norms too."""
     for branch in branches_of(network).values():
         frozen = [branch.patch_embed, *branch.blocks[: branch.ends[stages - 1] + 1]]
+        if branch.guide is not None:
+            frozen += [branch.guide.colours, *branch.guide.stages[:stages], *branch.guide.joins[:stages]]
         for part in [branch] if stages == STAGES else frozen:
             part.requires_grad_(requires_grad=False)
 

@@ -11,6 +11,7 @@ from rtsmap.errors import CardError, WeightsError
 _RANGES: Mapping[str, tuple[float, float]] = {
     # tables of relative positions have (2 window)^2 numbers a head, those of the backbone 2 window
     "fusion.window": (1, 64),
+    "fusion.mlp_ratio": (0, 16),
     "head_dim": (4, 1024),
     "key_pool": (1, 64),
     "reduction": (1, 1024),

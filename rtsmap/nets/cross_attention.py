@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rtsmap.nets.branches import Branches, BranchMaker, Inputs, seen_cells
-from rtsmap.nets.mvit import even_window, partition, unpartition
+from rtsmap.nets.mvit import Mlp, even_window, partition, unpartition
 
 ALL_LEVELS = (4, 8, 16, 32)
 
@@ -27,7 +27,9 @@ class ResidualCrossAttention(nn.Module):
     The paper's text leaves open what these choose: `levels`, the strides at which modalities meet;
     `mutual`, whether the others also ask the first, and what they learn is added through a projection;
     `residual_to` 'lead' or 'sum', whether the answers are added to the first's maps or to the (projected)
-    sum of all; `key_pool`, by how many cells a side the answering maps are averaged before they answer.
+    sum of all; `key_pool`, by how many cells a side the answering maps are averaged before they answer;
+    `mlp_ratio`, above 0, has a small network of so many times the width look at each fused cell that
+    another modality saw, as transformers have it after attention.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class ResidualCrossAttention(nn.Module):
         mutual: bool = False,
         residual_to: str = "lead",
         key_pool: int = 1,
+        mlp_ratio: float = 0.0,
     ) -> None:
         super().__init__()
         if residual_to not in {"lead", "sum"}:
@@ -65,6 +68,9 @@ class ResidualCrossAttention(nn.Module):
                 self.returns[name] = self._at_levels(crossing(other, dim) for dim, other in pairs)
             if mutual or residual_to == "sum":
                 self.projections[name] = self._at_levels(_silent(other, dim) for dim, other in pairs)
+        mixes = mlp_ratio > 0 and len(self.branches.names) > 1
+        mixers = (_Mixer(dim, mlp_ratio) for dim in self.channels)
+        self.mixers = self._at_levels(mixers) if mixes else None
 
     def _at_levels(self, modules: Iterable[nn.Module]) -> nn.ModuleList:
         """Modules of the fused levels; nothing at the others."""
@@ -85,6 +91,12 @@ class ResidualCrossAttention(nn.Module):
                 if stride in self.levels:
                     answer = self._answer(name, level, (lead[level], lead_valid), (maps[level], valid))
                     fused[level] = fused[level] + answer
+        if self.mixers is not None:
+            met = torch.stack([inputs[name][1] for name in others]).any(dim=0)
+            fused = [
+                mix(cells, met) if isinstance(mix, _Mixer) else cells
+                for cells, mix in zip(fused, self.mixers, strict=True)
+            ]
         return fused
 
     def _answer(self, name: str, level: int, lead: Seen, other: Seen) -> Tensor:
@@ -97,6 +109,22 @@ class ResidualCrossAttention(nn.Module):
             seen = seen_cells(valid, (answering.shape[-2], answering.shape[-1]))[:, None]
             answer = answer + _part(self.projections, name, level)(answering) * seen
         return answer
+
+
+class _Mixer(nn.Module):
+    """What a small network adds to each fused cell; nothing at first."""
+
+    def __init__(self, dim: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, max(int(dim * mlp_ratio), 1))
+        nn.init.zeros_(self.mlp.fc2.weight)
+        nn.init.zeros_(self.mlp.fc2.bias)
+
+    def forward(self, cells: Tensor, met: Tensor) -> Tensor:
+        """The cells (B, C, h, w), others where at least half their pixels are `met` (B, H, W) bool."""
+        added: Tensor = self.mlp(self.norm(cells.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return cells + added * seen_cells(met, (cells.shape[-2], cells.shape[-1]))[:, None]
 
 
 def _part(parts: nn.ModuleDict, name: str, level: int) -> nn.Module:

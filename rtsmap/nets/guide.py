@@ -79,6 +79,7 @@ def folded(layers: nn.Module) -> nn.Sequential:
         for name, child in list(part.named_children()) if isinstance(part, nn.Sequential) else []:
             after = getattr(part, str(int(name) + 1), None)
             if isinstance(child, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
-                setattr(part, name, fuse_conv_bn_eval(child, after))
+                # the biases that torch makes here would never learn
+                setattr(part, name, fuse_conv_bn_eval(child, after).requires_grad_())
                 setattr(part, str(int(name) + 1), nn.Identity())
     return cast("nn.Sequential", layers.train())

@@ -24,6 +24,17 @@ def test_partly_frozen_backbones_learn_above_the_frozen_stages_only():
         assert branch.blocks[2].training
 
 
+def test_a_guide_is_frozen_as_far_as_its_backbone():
+    network = tiny_network(guide="mobilenet_v2")
+    freeze_backbones(network, 2)
+    for branch in branches_of(network).values():
+        for name, parameter in branch.guide.named_parameters():
+            frozen = name.startswith(
+                ("colours", *(f"{part}.{k}." for part in ("stages", "joins") for k in "01"))
+            )
+            assert parameter.requires_grad != frozen, name
+
+
 def test_a_frozen_backbone_gives_the_same_maps_every_time():
     network = tiny_network(drop_path=0.5).train()
     inputs, _ = squares(2)

@@ -21,6 +21,7 @@ VARIANTS = [
     {"mutual": True},
     {"residual_to": "sum"},
     {"key_pool": 2},
+    {"mlp_ratio": 2.0, "levels": (8, 32)},
     {"key_pool": 3, "mutual": True, "levels": (4,)},
 ]
 
@@ -33,7 +34,7 @@ def make(kind, bands=BANDS, **options):
 def awake(fusion):
     """Give the fusion's zero projections and biases something to say."""
     for name, parameter in fusion.named_parameters():
-        if any(part in name for part in ("crossings", "returns", "projections", "joints")):
+        if any(part in name for part in ("crossings", "returns", "projections", "mixers", "joints")):
             torch.nn.init.normal_(parameter, std=0.2)
     return fusion
 

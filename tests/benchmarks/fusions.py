@@ -13,7 +13,8 @@ on are the test, and are drawn whole.
 Budgets count work: a step passes through one or two backbones, and heads at work cost as much as two more,
 as measured (0.065 s a backbone and 0.14 s the heads on one core). For each fold and seed both backbones are
 trained alone, then every fusion starts from both. The end-to-end training and what has one backbone (RGB
-only, DEM only, data level) train for as many steps as the same work gives them. The modality that does better
+only, DEM only, data level) train for as many steps as the same work gives them; RGB and DEM once more for
+as many steps as a fusion takes, which is less work. The modality that does better
 alone leads: the DEM on Mars, imagery on simulated tundra. Every network is also looked
 at with the DEM, and with the RGB, shuffled between test chips. A training that has its result is not done
 again; one that was killed goes on from its last checkpoint.
@@ -91,7 +92,13 @@ FUSED: dict[str, dict[str, Any]] = {
     "squeeze-excitation": {"fusion": "squeeze_excitation"},
     "CBAM": {"fusion": "cbam"},
 }
-ALONE = {"RGB only": "optical", "DEM only": "terrain"}
+SAME_STEPS = ("RGB only, same steps", "DEM only, same steps")
+"""One modality for as many steps as a fusion takes, which is less work: what the other one adds."""
+ALONE = {
+    "RGB only": "optical",
+    "DEM only": "terrain",
+    **dict(zip(SAME_STEPS, ("optical", "terrain"), strict=True)),
+}
 PROPOSED = "residual cross-attention"
 DRAWN = replace(STOCK, size_classes={}, max_detections=(100,))
 """What draws need of the stock settings for AP50; the rest would take twelve times as long."""
@@ -267,7 +274,7 @@ def options_of(job: Job) -> Any:
         number = 1 + METHODS.index(job.method)
         seed = options.seed + 10_000 * number
         return replace(options, steps=first, dense_only_steps=dense_only, seed=seed)
-    if job.method in FUSED:
+    if job.method in FUSED or job.method in SAME_STEPS:
         return options
     if job.method in ALONE:
         return replace(options, steps=round((budget - stage) / work(1, 0, backbones=1)))

@@ -27,9 +27,12 @@ DESCRIPTION = (
     "finds a third of the slumps on chips that it never saw. Maps without an elevation model too."
 )
 ALONE = "The starter model's {} branch with heads of its own, to compare the fused one with."
-TRAINING_DATA = (
+SIMULATED = (
     "95 simulated tundra scenes (preset 'training' of rtsmap simulate; the scenes of benchmark-1 were never "
-    "trained on) with their elevation models, and 667 of the 756 published training chips of real thaw "
+    "trained on) with their elevation models"
+)
+TRAINING_DATA = (
+    f"{SIMULATED}, and 667 of the 756 published training chips of real thaw "
     "slumps (Yang et al. 2023, as released for the Cyber2A teaching material), without terrain. They are "
     "Maxar-derived pictures published for teaching, without a licence file; no picture is in this bundle. "
     "The optical guide began with torchvision's ImageNet-1k weights of MobileNetV2 (BSD-3)."
@@ -72,7 +75,7 @@ def main() -> None:
             version=arguments.version,
             description=DESCRIPTION if stage == "fused" else ALONE.format(stage),
             licence=LICENCE,
-            training_data=TRAINING_DATA,
+            training_data=TRAINING_DATA if stage != "terrain" else f"{SIMULATED}.",
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             chip_px=arguments.chip_px,
             overlap_px=arguments.overlap_px,

@@ -1,6 +1,6 @@
 """The fusions beside one another, equal budget and tuning, folds by region, seeds: one resumable command.
 
-    python -m tests.benchmarks.fusions mars RUN [--processes 2] [--seeds 0 1 2]
+    python -m tests.benchmarks.fusions mars RUN [--processes 2] [--seeds 0 1 2] [--budget 4]
     python -m tests.benchmarks.fusions simulated RUN --packs PACKS
     python -m tests.benchmarks.fusions mars RUN --report
 
@@ -111,16 +111,18 @@ MARS_TERRAIN = Modality(
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One training. `after` are the unimodal stages whose weights it starts from."""
+    """One training, of `budget` times the steps. `after` are the unimodal stages that it starts from."""
 
     data: str
     fold: int
     seed: int
     method: str
+    budget: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.data}/fold{self.fold}_seed{self.seed}/{self.method.replace(' ', '_')}"
+        data = self.data if self.budget == 1 else f"{self.data}_x{self.budget}"
+        return f"{data}/fold{self.fold}_seed{self.seed}/{self.method.replace(' ', '_')}"
 
     @property
     def after(self) -> tuple[str, ...]:
@@ -129,10 +131,10 @@ class Job:
         return ("stage optical", "stage terrain") if self.method in FUSED else ()
 
 
-def jobs_of(data: str, seeds: Sequence[int], methods: Sequence[str]) -> list[Job]:
+def jobs_of(data: str, seeds: Sequence[int], methods: Sequence[str], budget: int = 1) -> list[Job]:
     """All trainings, those that others start from first."""
     folds = range(FOLDS) if data == "mars" else [0]
-    return [Job(data, fold, seed, method) for seed, fold, method in product(seeds, folds, methods)]
+    return [Job(data, fold, seed, method, budget) for seed, fold, method in product(seeds, folds, methods)]
 
 
 METHODS = ("stage optical", "stage terrain", *FUSED, "data level", *ALONE, END_TO_END)
@@ -255,7 +257,7 @@ def options_of(job: Job) -> Any:
     """Rates that are the same for all, and steps for the same work."""
     from rtsmap.mm.train import TrainOptions
 
-    first, second = STEPS[job.data]
+    first, second = (job.budget * steps for steps in STEPS[job.data])
     dense_only = round(first * DENSE_ONLY_SHARE)
     stage = work(first, dense_only, backbones=1)
     budget = 2 * stage + work(second, 0, backbones=2)
@@ -307,7 +309,7 @@ def run_job(job: Job, run: Path, packs: Path | None) -> None:
     for stage in job.after:
         # every fusion starts from the same backbones, pyramid and heads
         modality = stage.removeprefix("stage ")
-        weights = averaged_weights(run / Job(job.data, job.fold, job.seed, stage).name)
+        weights = averaged_weights(run / replace(job, method=stage).name)
         if modality in spec.names:
             take_branch(network, weights, modality, stage, heads=True)
     chips = SampleOptions(chip_px=128, slump_share=0.5, zoom_sd=0.15)
@@ -417,13 +419,13 @@ def run_all(jobs: Sequence[Job], run: Path, packs: Path | None, processes: int) 
 
 
 def _waits(job: Job, run: Path) -> bool:
-    stages = [Job(job.data, job.fold, job.seed, stage) for stage in job.after]
+    stages = [replace(job, method=stage) for stage in job.after]
     return any(not (run / stage.name / "result.json").exists() for stage in stages)
 
 
 def _child(job: Job, run: Path, packs: Path | None) -> str:
     command = [sys.executable, "-m", "tests.benchmarks.fusions", job.data, str(run), "--one", job.method]
-    command += ["--fold", str(job.fold), "--seeds", str(job.seed)]
+    command += ["--fold", str(job.fold), "--seeds", str(job.seed), "--budget", str(job.budget)]
     command += ["--packs", str(packs)] if packs else []
     (run / job.name).mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -500,19 +502,18 @@ def paired_difference(
     return difference(range(len(ours)), range(n_groups)), float(low), float(high)
 
 
-def report(data: str, run: Path, seeds: Sequence[int]) -> None:
+def report(data: str, run: Path, seeds: Sequence[int], budget: int = 1) -> None:
     """One row for each method whose trainings are all there."""
-    folds = range(FOLDS) if data == "mars" else range(1)
     parts: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for method, seed in product(METHODS[2:], seeds):
-        files = [run / Job(data, fold, seed, method).name / "result.json" for fold in folds]
+        files = [run / job.name / "result.json" for job in jobs_of(data, [seed], [method], budget)]
         if all(file.exists() for file in files):
             parts.setdefault(method, {})[seed] = [json.loads(file.read_text()) for file in files]
     scores = {
         method: {seed: scores_of(one) for seed, one in of_seeds.items()} for method, of_seeds in parts.items()
     }
     proposed = scores.get(PROPOSED, {})
-    table = Table(title=f"{data}: mean (sd) over seeds, all folds together")
+    table = Table(title=f"{data}, budget x {budget}: mean (sd) over seeds, all folds together")
     for column in (
         "method",
         "seeds",
@@ -549,7 +550,7 @@ def report(data: str, run: Path, seeds: Sequence[int]) -> None:
             *(_mean_sd([getattr(s, name) for s in mine.values()]) for name in ("ap50", "ap", "mean_iou")),
             f"{flat[0]['parameters'] / 1e6:.2f}",
             f"{np.nanmean([part['cpu_s_a_step'] for part in flat]):.2f}",
-            f"{np.nanmean([_cpu_s(job, run) for job in jobs_of(data, list(mine), [method])]):.0f}",
+            f"{np.nanmean([_cpu_s(job, run) for job in jobs_of(data, list(mine), [method], budget)]):.0f}",
             f"{np.mean([part['peak_mib'] for part in flat]):.0f}",
             *shuffled,
             gap,
@@ -577,6 +578,12 @@ def main() -> None:
     parser.add_argument("--packs", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument(
+        "--budget",
+        type=int,
+        default=1,
+        help="times the steps; with 4 a training takes about nine minutes of a core",
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
@@ -586,7 +593,7 @@ def main() -> None:
         parser.error("simulated needs --packs")
     if arguments.one:
         run_job(
-            Job(arguments.data, arguments.fold, arguments.seeds[0], arguments.one),
+            Job(arguments.data, arguments.fold, arguments.seeds[0], arguments.one, arguments.budget),
             arguments.run,
             arguments.packs,
         )
@@ -596,12 +603,12 @@ def main() -> None:
             pack_mars(arguments.run / "mars.pack")
         methods = [m for m in METHODS if m in arguments.methods or m.startswith("stage ")]
         run_all(
-            jobs_of(arguments.data, arguments.seeds, methods),
+            jobs_of(arguments.data, arguments.seeds, methods, arguments.budget),
             arguments.run,
             arguments.packs,
             arguments.processes,
         )
-    report(arguments.data, arguments.run, arguments.seeds)
+    report(arguments.data, arguments.run, arguments.seeds, arguments.budget)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ class _Mixer(nn.Module):
         nn.init.zeros_(self.mlp.fc2.bias)
 
     def forward(self, cells: Tensor, met: Tensor) -> Tensor:
-        """The cells (B, C, h, w), others where at least half their pixels are `met` (B, H, W) bool."""
+        """Cells (B, C, h, w), changed only where at least half their pixels are `met` (B, H, W) True."""
         added: Tensor = self.mlp(self.norm(cells.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         return cells + added * seen_cells(met, (cells.shape[-2], cells.shape[-1]))[:, None]
 

@@ -18,7 +18,7 @@ from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geode
 from rtsmap.instances.coverage import FAILED, LEFT_OUT, MAPPED, NO_DATA
 from rtsmap.instances.overlaps import Seen, reconcile
 from rtsmap.vectors.formats import with_short_edges
-from rtsmap.vectors.geopackage import COVERAGE_COLUMNS, MapLayers, read_layers, write_layers
+from rtsmap.vectors.geopackage import COVERAGE_COLUMNS, MapLayers, model_of, read_layers, write_layers
 from rtsmap.vectors.repair import make_polygons_valid
 
 SUPERSEDED = "superseded_by"
@@ -96,12 +96,8 @@ def _made_from(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _in_common(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The model and the thresholds that made all the maps; what differs between them is left out."""
-    first = {"model": records[0].get("plan", {}).get("model"), "merging": records[0].get("merging")}
-    alike = {
-        "model": all(record.get("plan", {}).get("model") == first["model"] for record in records),
-        "merging": all(record.get("merging") == first["merging"] for record in records),
-    }
-    return {name: found for name, found in first.items() if found and alike[name]}
+    told = [{"model": model_of(record), "merging": record.get("merging")} for record in records]
+    return {name: found for name, found in told[0].items() if found and all(t[name] == found for t in told)}
 
 
 def _common_crs(frames: Sequence[geopandas.GeoDataFrame]) -> str:

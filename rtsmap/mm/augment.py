@@ -21,6 +21,7 @@ class AugmentOptions:
     """Strengths: standard deviations of log-gains, DN offsets and metres; shares are probabilities.
 
     `index_sd` is that of the offset of NDVI and NDWI, whose images are of other days than the rest.
+    Imagery goes missing only where terrain is left to look at.
     """
 
     gain_sd: float = 0.15
@@ -34,6 +35,7 @@ class AugmentOptions:
     dem_noise_m: float = 0.15
     dem_missing_share: float = 0.15
     dem_smooth_share: float = 0.15
+    optical_missing_share: float = 0.0
     index_sd: float = 0.03
     spectral_missing_share: float = 0.15
 

@@ -233,17 +233,23 @@ def make_sample(
     wanted = {name for modality in spec.modalities for name in modality.band_names}
     if spectral is not None and rng and wanted & set(spectral.names):
         spectral = disturb_spectral(spectral, options.augment, rng)
+    loses = rng is not None and _loses_imagery(terrain, options.augment, rng)
+    optical_valid = np.zeros_like(image.optical_valid) if loses else image.optical_valid
     layers = {}
     for modality in spec.modalities:
         if modality.is_terrain:
             layers[modality.name] = _terrain_layer(terrain, modality.band_names, image.labels.shape)
         else:
-            layers[modality.name] = _imagery_layer(
-                optical, image.optical_valid, spectral, modality.band_names
-            )
+            layers[modality.name] = _imagery_layer(optical, optical_valid, spectral, modality.band_names)
     boxes, masks, ignored = _targets(image.labels, options)
     unknown = np.full(image.labels.shape, UNKNOWN_KIND, np.uint8)
     return Sample(image.name, layers, boxes, masks, ignored, unknown if image.kinds is None else image.kinds)
+
+
+def _loses_imagery(terrain: Terrain | None, options: AugmentOptions, rng: np.random.Generator) -> bool:
+    """Whether a sample goes without imagery; a share of none draws nothing, so that other draws stay."""
+    left = terrain is not None and bool(terrain.valid.any())
+    return left and options.optical_missing_share > 0 and rng.random() < options.optical_missing_share
 
 
 def _imagery_layer(

@@ -391,8 +391,11 @@ def _indispensable(spec: InputSpec) -> list[str]:
     """
     if "optical" not in spec.names:
         return ["dem_missing_share", "spectral_missing_share"]
+    shares = [] if any(modality.is_terrain for modality in spec.modalities) else ["optical_missing_share"]
     optical = next(modality for modality in spec.modalities if modality.name == "optical")
-    return [] if set(optical.band_names) <= set(OPTICAL_RGB.band_names) else ["spectral_missing_share"]
+    if not set(optical.band_names) <= set(OPTICAL_RGB.band_names):
+        shares.append("spectral_missing_share")
+    return shares
 
 
 def start_network(network: SlumpNetwork, name: str, recipe: Recipe, directory: Path) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rtsmap.errors import InputError, OptionsError
+from rtsmap.mm.augment import AugmentOptions
 from rtsmap.mm.packs import PackedImage, read_index, write_pack
 from rtsmap.mm.samples import SampleOptions, SampleSource, collage, make_sample
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, TERRAIN_FOR_TRAINING, InputSpec
@@ -46,6 +47,22 @@ def test_without_terrain_the_layer_is_there_and_invalid():
     assert not sample.layers["terrain"].valid.any()
     assert not sample.layers["terrain"].pixels.any()
     assert sample.layers["optical"].valid.all()
+
+
+def test_imagery_goes_missing_only_where_terrain_is_left(tmp_path):
+    images = packed(tmp_path)
+    gone = AugmentOptions(optical_missing_share=1.0, dem_missing_share=0.5)
+    source = SampleSource([(1.0, images)], SPEC, SampleOptions(chip_px=64, augment=gone), seed=0)
+    plain = SampleSource([(1.0, images)], SPEC, SampleOptions(chip_px=64), seed=0)
+    left = set()
+    for number in range(20):
+        layers = source.draw(number).layers
+        seen = {name for name, layer in layers.items() if layer.valid.any()}
+        assert len(seen) == 1
+        left |= seen
+        assert all(not layers[name].pixels.any() for name in layers.keys() - seen)
+        assert plain.draw(number).layers["optical"].valid.any()
+    assert left == {"optical", "terrain"}
 
 
 def test_the_gradient_can_be_a_band():

@@ -217,3 +217,14 @@ def test_imagery_with_infrared_in_it_is_never_taken_away(tmp_path, bands):
         layers = training._source(stage).draw(0).layers
         assert layers["optical"].valid.any()
         assert sum(not layer.valid.any() for layer in layers.values()) == (stage == "fused")
+
+
+def test_imagery_goes_missing_where_a_stage_has_terrain_beside_it(tmp_path):
+    data = recipe_data(tmp_path)
+    write_pack(tmp_path / "train.pack", [labelled_image(3)])
+    data["chips"] |= {"augment": {"optical_missing_share": 1.0, "dem_missing_share": 0.0}}
+    one = Recipe.from_dict(data)
+    training = _Training(one, Packs.find(one), tmp_path, "cpu", Ranks(), Teller(), tensorboard=False)
+    for stage, seen in (("optical", "optical"), ("terrain", "terrain"), ("fused", "terrain")):
+        layers = training._source(stage).draw(0).layers
+        assert [name for name, layer in layers.items() if layer.valid.any()] == [seen]

@@ -34,7 +34,7 @@ class JudgedMap:
     """One map and the truth of the same ground, in one metric, planar CRS.
 
     `predicted` and `truth` are valid shapely polygons, `scores` one number for each predicted one,
-    `ground` the polygon that was looked at, `group_of` names the group of any polygon or part of ground.
+    `ground_by_group` the ground that was looked at, `group_of` names the group of a polygon or part of it.
     """
 
     predicted: Sequence[BaseGeometry]
@@ -89,8 +89,8 @@ def score_maps(
 def _tallies(judged: JudgedMap, tolerance_m: float) -> dict[str, Tally]:
     """Sums of every group of one map."""
     tallies: dict[str, Tally] = {group: Counter() for group in judged.ground_by_group}
-    groups_p = [judged.group_of(polygon) for polygon in judged.predicted]
-    groups_t = [judged.group_of(polygon) for polygon in judged.truth]
+    groups_of = _grouping(judged)
+    groups_p, groups_t = groups_of(judged.predicted), groups_of(judged.truth)
 
     def add(groups: Sequence[str], key: str, amounts: Iterable[float]) -> None:
         for group, amount in zip(groups, amounts, strict=True):
@@ -98,19 +98,19 @@ def _tallies(judged: JudgedMap, tolerance_m: float) -> dict[str, Tally]:
 
     add(groups_p, "predicted", [1] * len(groups_p))
     add(groups_t, "true", [1] * len(groups_t))
-    areas_p = shapely.area(_array(judged.predicted))
+    areas_p = shapely.area(judged.predicted)
     add(groups_p, "predicted_m2", areas_p)
-    areas_t = shapely.area(_array(judged.truth))
+    areas_t = shapely.area(judged.truth)
     add(groups_t, "true_m2", areas_t)
     for matches in evaluate(judged.predicted, judged.truth, judged.scores, IOUS):
         _add_matches(add, matches, (groups_p, groups_t), (areas_p, areas_t))
     for which, groups, areas in (("predicted", groups_p, areas_p), ("true", groups_t, areas_t)):
         for group, area in zip(groups, areas, strict=True):
             add([group], f"{which}_{size_class(area)}", [1])
-    _add_overlaps(add, judged)
-    add(groups_p, "outline_m", shapely.length(_array(judged.predicted)))
+    _add_overlaps(add, judged, groups_of)
+    add(groups_p, "outline_m", shapely.length(judged.predicted))
     add(groups_p, "near_outline_m", _near(judged.predicted, judged.truth, tolerance_m))
-    add(groups_t, "true_outline_m", shapely.length(_array(judged.truth)))
+    add(groups_t, "true_outline_m", shapely.length(judged.truth))
     add(groups_t, "near_true_outline_m", _near(judged.truth, judged.predicted, tolerance_m))
     for group, ground in judged.ground_by_group.items():
         tally = tallies[group]
@@ -125,6 +125,23 @@ def _tallies(judged: JudgedMap, tolerance_m: float) -> dict[str, Tally]:
 
 
 _Add = Callable[[Sequence[str], str, Iterable[float]], None]
+_Shapes = Sequence[BaseGeometry] | npt.NDArray[Any]
+_GroupsOf = Callable[[_Shapes], list[str]]
+
+
+def _grouping(judged: JudgedMap) -> _GroupsOf:
+    """The groups of polygons: all that hangs together is of one, or ratios would have their parts in two."""
+    places = _dissolved([*judged.predicted, *judged.truth])
+    names = [judged.group_of(place) for place in places]
+    tree = shapely.STRtree(places)
+
+    def groups_of(polygons: _Shapes) -> list[str]:
+        if not len(polygons):
+            return []
+        inner = shapely.point_on_surface(np.array(polygons, dtype=object))
+        return [names[place] for place in tree.nearest(inner)]
+
+    return groups_of
 
 
 def _add_matches(
@@ -148,7 +165,7 @@ def _add_matches(
         add([groups_p[pair.predicted]], f"right_{percent}_{size_class(areas_p[pair.predicted])}", [1])
 
 
-def _add_overlaps(add: _Add, judged: JudgedMap) -> None:
+def _add_overlaps(add: _Add, judged: JudgedMap, groups_of: _GroupsOf) -> None:
     """Areas of the dissolved maps, so that ground under two polygons counts once."""
     mapped, true = _dissolved(judged.predicted), _dissolved(judged.truth)
     for key, parts, other in (
@@ -157,7 +174,7 @@ def _add_overlaps(add: _Add, judged: JudgedMap) -> None:
         ("both_m2", true, mapped),
     ):
         cut = parts if other is None else _shared_parts(parts, other)
-        add([judged.group_of(part) for part in parts], key, shapely.area(cut))
+        add(groups_of(parts), key, shapely.area(cut))
 
 
 def _shared_parts(parts: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -167,7 +184,7 @@ def _shared_parts(parts: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDAr
 
 def _near(outlines: Sequence[BaseGeometry], others: Sequence[BaseGeometry], distance_m: float) -> list[float]:
     """Length of each polygon's outline within a distance of any outline of the others."""
-    lines, other_lines = shapely.boundary(_array(outlines)), shapely.boundary(_array(others))
+    lines, other_lines = shapely.boundary(outlines), shapely.boundary(others)
     if not len(lines) or not len(other_lines):
         return [0.0] * len(lines)
     tree = shapely.STRtree(other_lines)
@@ -232,11 +249,5 @@ def size_class(area_m2: float) -> str:
 
 
 def _dissolved(polygons: Sequence[BaseGeometry]) -> npt.NDArray[Any]:
-    parts: npt.NDArray[Any] = shapely.get_parts(shapely.union_all(_array(polygons)))
+    parts: npt.NDArray[Any] = shapely.get_parts(shapely.union_all(polygons))
     return parts
-
-
-def _array(polygons: Sequence[BaseGeometry]) -> npt.NDArray[Any]:
-    array = np.empty(len(polygons), dtype=object)
-    array[:] = list(polygons)
-    return array

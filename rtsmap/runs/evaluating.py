@@ -7,8 +7,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import shapely
 from odc.geo.crs import CRS
 from shapely.geometry.base import BaseGeometry
@@ -21,7 +24,7 @@ from rtsmap.rasters.inspection import Problems
 from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.geopackage import COVERAGE_LAYER, read_map
 from rtsmap.vectors.labels import read_polygons
-from rtsmap.vectors.repair import make_polygons_valid
+from rtsmap.vectors.repair import Shapes, make_polygons_valid
 from rtsmap.vectors.united import standing
 
 
@@ -122,11 +125,11 @@ def judged_map(
     if by_hand := int(found["score"].isna().sum()):
         notes.append(f"{map_path}: {by_hand} footprints without a score, added by hand, are not judged")
     found = found[found["score"] >= min_score].to_crs(plane.proj)
-    truth = [polygon for polygon in labels.to_crs(plane).geometries if _mostly_within(polygon, ground)]
-    if len(truth) < len(labels):
-        notes.append(
-            f"{labels_path}: {len(labels) - len(truth)} of {len(labels)} lie beyond the mapped ground"
-        )
+    outlines = np.array(labels.to_crs(plane).geometries, dtype=object)
+    visible = _cut_to(ground, outlines)
+    judged = shapely.area(visible) >= shapely.area(outlines) / 2
+    if beyond := int((~judged).sum()):
+        notes.append(f"{labels_path}: {beyond} of {len(labels)} lie beyond the mapped ground")
 
     def group_of(polygon: BaseGeometry) -> str:
         point = polygon.representative_point()
@@ -136,7 +139,15 @@ def judged_map(
     predicted = make_polygons_valid(found.geometry.to_numpy())
     if lost := int(shapely.is_missing(predicted).sum()):
         raise InputError(f"{map_path}: {lost} footprints have impossible coordinates; the file is damaged")
-    return JudgedMap(list(predicted), list(found["score"]), truth, blocks, group_of), notes
+    predicted = _cut_to(ground, predicted)
+    told = ~_mostly_within(predicted, visible[~judged]) & (shapely.area(predicted) > 0)
+    if left_out := int((~told).sum()):
+        notes.append(
+            f"{map_path}: {left_out} footprints beyond the mapped ground, or on slumps mostly beyond "
+            "it, are not judged"
+        )
+    scores = found["score"].to_numpy()[told]
+    return JudgedMap(list(predicted[told]), list(scores), list(visible[judged]), blocks, group_of), notes
 
 
 def _plane_around(bounds: Sequence[float]) -> CRS:
@@ -146,17 +157,32 @@ def _plane_around(bounds: Sequence[float]) -> CRS:
     return CRS(f"+proj=laea +lat_0={(south + north) / 2} +lon_0={lon} +datum=WGS84 +units=m")
 
 
-def _mostly_within(polygon: BaseGeometry, ground: BaseGeometry) -> bool:
-    return bool(shapely.intersection(polygon, ground).area >= polygon.area / 2)
+def _cut_to(ground: BaseGeometry, polygons: Shapes) -> Shapes:
+    """What lies on the ground of each polygon, empty where nothing does."""
+    shapely.prepare(ground)
+    meets = shapely.intersects(ground, polygons)
+    edge = meets & ~shapely.covers(ground, polygons)
+    cut = np.where(meets, polygons, shapely.Polygon())
+    cut[edge] = make_polygons_valid(shapely.intersection(polygons[edge], ground))
+    return cut
+
+
+def _mostly_within(polygons: Shapes, others: Shapes) -> npt.NDArray[np.bool_]:
+    """Whether at least half of each polygon lies within all others together."""
+    shared = shapely.area(shapely.intersection(polygons, shapely.union_all(others)))
+    result: npt.NDArray[np.bool_] = shared >= shapely.area(polygons) / 2
+    return result
 
 
 def _cut_into_blocks(ground: BaseGeometry, side_m: float) -> list[BaseGeometry]:
     """The ground by square blocks of the plane."""
-    x0, y0, x1, y1 = (math.floor(v / side_m) for v in ground.bounds)
-    boxes = [
-        shapely.box(x * side_m, y * side_m, (x + 1) * side_m, (y + 1) * side_m)
-        for x in range(x0, x1 + 1)
-        for y in range(y0, y1 + 1)
+    blocks: dict[tuple[int, int], list[BaseGeometry]] = {}
+    for part in shapely.get_parts(ground):
+        x0, y0, x1, y1 = (math.floor(v / side_m) for v in part.bounds)
+        for x, y in product(range(x0, x1 + 1), range(y0, y1 + 1)):
+            box = shapely.box(x * side_m, y * side_m, (x + 1) * side_m, (y + 1) * side_m)
+            blocks.setdefault((x, y), []).append(shapely.intersection(part, box))
+    united = [
+        shapely.union_all(make_polygons_valid(np.array(parts, dtype=object))) for parts in blocks.values()
     ]
-    cut = shapely.intersection(ground, boxes)
-    return [part for part in cut if not part.is_empty and part.area > 0]
+    return [block for block in united if block.area > 0]

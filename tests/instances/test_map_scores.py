@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from shapely.affinity import translate
 from shapely.geometry import box
 
@@ -118,6 +120,31 @@ def test_intervals_hold_the_value_and_widen_when_groups_differ():
     assert differing.interval == (0, 1)
     alone = JudgedMap(alike[:1], [1.0], alike[:1], {"west": box(0, 0, KM, KM)}, lambda _: "west")
     assert score_maps([alone])["f1_30"].interval is None
+
+
+def test_what_is_found_across_a_border_of_groups_is_no_false_alarm():
+    truth = [square(1000, 1000), square(4960, 3000), square(8000, 1000)]
+    beside = [truth[0], square(4930, 3000), truth[2]]
+    assert block(truth[1]) != block(beside[1])
+    figures = score_maps([judged(beside, truth)])
+    assert value(figures, "false_per_100_km2") == 0
+    assert figures["f1_30"].interval == (1, 1)
+    figures = score_maps([judged(beside[1:2], truth[1:2])])
+    assert value(figures, "false_per_100_km2_empty") == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 90), st.integers(-9, 9), st.booleans()), min_size=2, max_size=12))
+def test_shares_stay_shares_in_every_draw(places):
+    truth = [square(100 * x, 1000 * number) for number, (x, _, _) in enumerate(places)]
+    predicted = [
+        translate(one, 10 * d, 0) for one, (_, d, is_mapped) in zip(truth, places, strict=True) if is_mapped
+    ]
+    halves = {"west": box(0, 0, 5 * KM, 12 * KM), "east": box(5 * KM, 0, 10 * KM, 12 * KM)}
+    figures = score_maps([JudgedMap(predicted, [1.0] * len(predicted), truth, halves, block)], resamples=40)
+    for name in ("precision_30", "recall_30", "f1_30", "panoptic_quality", "pixel_iou", "outline_f1"):
+        assert 0 <= figures[name].value <= 1 or math.isnan(figures[name].value), name
+        low, high = figures[name].interval or (0, 1)
+        assert 0 <= low <= high <= 1 + 1e-12, name
 
 
 def test_draws_of_empty_ground_alone_are_no_perfect_ones():

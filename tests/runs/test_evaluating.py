@@ -12,7 +12,7 @@ from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import geodesic_area_m2, geodesic_perimeter_m
 from rtsmap.instances.coverage import FAILED, MAPPED, CoverageArea, TileCoverage, coverage_areas
 from rtsmap.rasters.tiling import TileOptions, plan_tiles
-from rtsmap.runs.evaluating import evaluate_maps, judged_map
+from rtsmap.runs.evaluating import _cut_into_blocks, evaluate_maps, judged_map
 from rtsmap.vectors.geopackage import write_map
 from rtsmap.vectors.labels import Polygons, write_polygons
 from tests.vectors.samples import GRID, POLAR, RECORD, add_by_hand, blob, footprint
@@ -62,6 +62,33 @@ def test_only_mapped_ground_counts(tmp_path):
     failed = written_map(tmp_path / "failed.gpkg", [], FAILED)
     with pytest.raises(InputError, match="no mapped ground"):
         evaluate_maps([(failed, labels)])
+
+
+@pytest.mark.parametrize("beyond_m", [40, 60])
+def test_at_the_edge_of_mapped_ground_only_what_was_seen_is_judged(tmp_path, beyond_m):
+    # the slump reaches beyond the ground by so many metres of its hundred; what was seen is mapped exactly
+    x0 = WEST - beyond_m
+    slumps = [slump(7), shapely.box(x0, NORTH - 200, x0 + 100, NORTH - 100)]
+    seen = [slump(7), shapely.box(WEST, NORTH - 200, x0 + 100, NORTH - 100)]
+    labels = written_labels(tmp_path / "labels.gpkg", slumps)
+    result = evaluate_maps([(written_map(tmp_path / "map.gpkg", seen), labels)])
+    counted = 2 if beyond_m < 50 else 1
+    assert (result.footprints, result.slumps) == (counted, counted)
+    for name in ("precision_30", "recall_30", "pixel_iou", "area_ratio"):
+        assert result.figures[name].value == pytest.approx(1, abs=2e-3), name
+    assert any("1 footprints beyond the mapped ground" in note for note in result.notes) == (counted == 1)
+
+
+def test_ground_of_many_parts_is_cut_into_blocks_of_the_same_area():
+    parts = [shapely.Point(3000 * x, 700 * x * x).buffer(900) for x in range(6)]
+    ground = shapely.union_all(parts)
+    blocks = _cut_into_blocks(ground, 1000)
+    assert shapely.area(blocks).sum() == pytest.approx(ground.area)
+    assert max(math.hypot(x1 - x0, y1 - y0) for x0, y0, x1, y1 in shapely.bounds(blocks)) <= 1415
+    corners = {
+        tuple(math.floor(v / 1000) for v in block.representative_point().coords[0]) for block in blocks
+    }
+    assert len(corners) == len(blocks)
 
 
 def test_lengths_are_true_on_both_sides_of_180_degrees(tmp_path):

@@ -78,8 +78,9 @@ def coco_scores(
 ) -> dict[str, float]:
     """AP over IoU 0.50:0.95, AP50, AP75, AP by size, and recall (AR) with each number of detections.
 
-    `document` is a COCO dataset, `results` a list of COCO results with segmentations. NaN where a class
-    holds no slump. Raises LabelError when results name images that the dataset lacks.
+    `document` is a COCO dataset, `results` a list of COCO results with segmentations; all are slumps,
+    whatever their category. NaN where a size class holds no slump. Raises LabelError when results name
+    images that the dataset lacks.
     """
     return _scores(_evaluated(document, results, settings), settings)
 
@@ -214,30 +215,54 @@ def _matches(
 def usable_document(document: Any) -> dict[str, Any]:
     """A COCO dataset with what scores need: annotations of its images only, with class, area and crowd.
 
-    Raises LabelError, with what is wrong of which entry, for one that cannot be used.
+    Raises LabelError, with what is wrong of which entry, for one that cannot be used, or whose annotations
+    are of several classes: one of them is slumps, and the file does not say which.
     """
     missing = [key for key in ("images", "annotations") if not isinstance(_entry(document, key), list)]
     if missing:
         raise LabelError(f"no {' and no '.join(missing)}; wanted a COCO dataset")
-    for number, image in enumerate(document["images"]):
-        lacking = [key for key in ("id", "file_name", "height", "width") if _entry(image, key) is None]
-        if lacking:
-            raise LabelError(f"image {number} has no {' and no '.join(lacking)}")
-    shapes = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
-    classes = document.get("categories") or [{"id": 1, "name": "rts"}]
+    shapes = _shapes(document["images"])
+    labels = [label for label in document["annotations"] if _entry(label, "image_id") in shapes]
+    slumps = [label for label in labels if not label.get("iscrowd")]
+    category = _one_category([label.get("category_id") for label in slumps], "annotations")
+    classes = document.get("categories") or [{"id": category, "name": "rts"}]
     annotations = []
-    for number, label in enumerate(document["annotations"], start=1):
-        if _entry(label, "image_id") not in shapes:
-            continue
+    for number, label in enumerate(labels, start=1):
         try:
             runs = compressed(label.get("segmentation"), shapes[label["image_id"]])
         except ValueError as exc:
             raise LabelError(f"annotation {label.get('id', number)}: {exc}") from exc
-        whole = {"id": number, "category_id": classes[0]["id"], "iscrowd": 0, **label}
+        whole = {"id": number, "iscrowd": 0, **label, "category_id": category}
         annotations.append(
             {"area": float(coco_mask.area(runs)), "bbox": coco_mask.toBbox(runs).tolist(), **whole}
         )
     return {**document, "annotations": annotations, "categories": classes}
+
+
+def _shapes(images: Sequence[Any]) -> dict[int, tuple[int, int]]:
+    """Height and width of each image by its id; LabelError for entries that cannot be used."""
+    if not images:
+        raise LabelError("its list of images is empty; there is nothing to judge")
+    shapes: dict[int, tuple[int, int]] = {}
+    for number, image in enumerate(images):
+        lacking = [key for key in ("id", "file_name", "height", "width") if _entry(image, key) is None]
+        if lacking:
+            raise LabelError(f"image {number} has no {' and no '.join(lacking)}")
+        if image["id"] in shapes:
+            raise LabelError(f"two images have the id {image['id']}; wanted one each")
+        shapes[image["id"]] = (image["height"], image["width"])
+    return shapes
+
+
+def _one_category(named: Iterable[Any], of: str) -> int:
+    """The category that all name, 1 where none does."""
+    categories = sorted({category for category in named if category is not None}, key=str)
+    if len(categories) > 1:
+        raise LabelError(
+            f"{of} are of {len(categories)} categories, {', '.join(map(str, categories[:5]))}; wanted slumps "
+            "only: leave the others out"
+        )
+    return categories[0] if categories else 1
 
 
 def usable_results(document: Mapping[str, Any], results: Any) -> list[dict[str, Any]]:
@@ -250,6 +275,7 @@ def usable_results(document: Mapping[str, Any], results: Any) -> list[dict[str, 
         raise LabelError(f"wanted a list of COCO results, each with {', '.join(sorted(wanted))}")
     shapes = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
     _refuse_strangers(results, shapes)
+    _one_category([result.get("category_id") for result in results], "results")
     usable = []
     for number, result in enumerate(results):
         score = result["score"]
@@ -259,9 +285,15 @@ def usable_results(document: Mapping[str, Any], results: Any) -> list[dict[str, 
             runs = compressed(result["segmentation"], shapes[result["image_id"]])
         except ValueError as exc:
             raise LabelError(f"result {number}: {exc}") from exc
-        first = {"category_id": document["categories"][0]["id"]}
-        usable.append({**first, **result, "segmentation": runs})
+        usable.append({**result, "category_id": category_of(document), "segmentation": runs})
     return usable
+
+
+def category_of(document: Mapping[str, Any]) -> int:
+    """The category of slumps: that of the annotations, the first one listed where there are none."""
+    named = document["annotations"] or [{"category_id": one["id"]} for one in document["categories"]]
+    category: int = named[0]["category_id"]
+    return category
 
 
 def compressed(segmentation: Any, shape: tuple[int, int]) -> dict[str, Any]:
@@ -312,12 +344,21 @@ def _evaluated(
     document: Mapping[str, Any], results: Sequence[Mapping[str, Any]], settings: CocoSettings
 ) -> COCOeval:
     _refuse_strangers(results, {image["id"] for image in document["images"]})
-    # pycocotools writes areas and boxes into what it is given, and prints
+    # pycocotools takes the id 0 for no match, writes areas and boxes into what it is given, and prints
+    labels, results = (
+        [{**copy.deepcopy(one), "id": number, "category_id": 1} for number, one in enumerate(ones, start=1)]
+        for ones in (document["annotations"], results)
+    )
     with redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = copy.deepcopy({"info": {}, **document})
+        truth.dataset = {
+            "info": {},
+            "images": list(document["images"]),
+            "annotations": labels,
+            "categories": [{"id": 1, "name": "rts"}],
+        }
         truth.createIndex()
-        found = truth.loadRes(copy.deepcopy(list(results))) if results else _nothing(truth)
+        found = truth.loadRes(results) if results else _nothing(truth)
         evaluation = COCOeval(truth, found, "segm")
         evaluation.params.maxDets = list(settings.max_detections)
         evaluation.params.areaRng = [[0, _EVERYTHING_PX2], *map(list, settings.size_classes.values())]

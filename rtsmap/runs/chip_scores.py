@@ -19,6 +19,7 @@ from rtsmap.errors import InputError, LabelError, OptionsError
 from rtsmap.instances.coco_scores import (
     SETTINGS,
     CocoSettings,
+    category_of,
     coco_intervals,
     coco_results,
     coco_scores,
@@ -82,13 +83,15 @@ class LabelledChips:
 def find_on_chips(chips: LabelledChips, engine: Engine, progress: Progress = silent) -> list[dict[str, Any]]:
     """What a model finds on every chip, as COCO results. Modalities that chips do not hold are missing.
 
-    A chip is a picture or eight bands (.npz). Raises InputError for one that is not there or not RGB,
-    OptionsError where the first modality of the model has bands that pictures do not hold.
+    A chip is a picture or eight bands (.npz). Raises InputError for one that is not there, not RGB, or of
+    another size than its labels, OptionsError where the first modality of the model has bands that pictures
+    do not hold.
     """
     listed = chips.document["images"]
     images = [(image["id"], file_of_chip(chips.images / image["file_name"])) for image in listed]
-    category = chips.document["categories"][0]["id"]
-    return find_on_files(images, engine, category_id=category, progress=progress)
+    shapes = {image["id"]: (image["height"], image["width"]) for image in listed}
+    category = category_of(chips.document)
+    return find_on_files(images, engine, category_id=category, shapes=shapes, progress=progress)
 
 
 def find_on_files(
@@ -96,16 +99,22 @@ def find_on_files(
     engine: Engine,
     *,
     category_id: int = 1,
+    shapes: Mapping[int, tuple[int, int]] | None = None,
     without: Collection[str] = (),
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
-    """What a model finds on files of chips, given with their ids; modalities of `without` it is not shown."""
+    """What a model finds on files of chips, given with their ids; modalities of `without` it is not shown.
+
+    Raises InputError for a file that is not of the shape (rows, columns) of its id in `shapes`.
+    """
     detector = engine.load()
     results: list[dict[str, Any]] = []
     scale = infrared_scale(read_eight_bands(file) for _, file in images if file.suffix == NPZ)
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
         chips = [_shown(chip_of_file(file, engine.spec, scale), without) for _, file in batch]
+        for (image_id, file), chip in zip(batch, chips, strict=True):
+            _check_shape(file, chip.tile.read.shape, shapes[image_id] if shapes else None)
         for (image_id, _), found, chip in zip(batch, detector.detect(chips), chips, strict=True):
             results += coco_results(
                 image_id,
@@ -116,6 +125,14 @@ def find_on_files(
             )
         progress("chips", start + len(batch), len(images))
     return results
+
+
+def _check_shape(file: Path, shape: tuple[int, int], told: tuple[int, int] | None) -> None:
+    if told not in (None, shape):
+        raise InputError(
+            f"{file}: {shape[0]} rows and {shape[1]} columns, but the labels say {told[0]} and {told[1]}; "
+            "outlines in pixels would not fit"
+        )
 
 
 def _shown(chip: Chip, without: Collection[str]) -> Chip:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -129,6 +130,44 @@ def test_order_does_not_matter_and_inputs_stay_as_they_are():
     one, other = coco_scores(truth, results), coco_scores(truth, results[::-1])
     assert one == pytest.approx(other, nan_ok=True)
     assert json.dumps([truth, results]) == before
+
+
+def test_numbers_of_labels_and_classes_do_not_matter():
+    truth = document(3)
+    results = [{**one, "segmentation": one["segmentation"]} for one in guesses(truth, 3)]
+    wanted = coco_scores(truth, results)
+    assert 0 < wanted["AP50"] < 1
+    labels = truth["annotations"]
+    seen = Counter()
+    by_image = []
+    for label in labels:
+        seen[label["image_id"]] += 1
+        by_image.append({**label, "id": seen[label["image_id"]]})
+    classes = [{"id": 0, "name": "slumps"}, {"id": 3, "name": "rts"}]
+    for other in (
+        {**truth, "annotations": [{**label, "id": number} for number, label in enumerate(labels)]},
+        {**truth, "annotations": by_image},
+        {**truth, "annotations": [{**label, "category_id": 3} for label in labels], "categories": classes},
+        {**truth, "annotations": [{**label, "category_id": 0} for label in labels], "categories": []},
+    ):
+        usable = usable_document(other)
+        for category in (0, 3):
+            found = usable_results(usable, [{**one, "category_id": category} for one in results])
+            assert coco_scores(usable, found) == pytest.approx(wanted, nan_ok=True)
+            assert {one["category_id"] for one in found} == {usable["annotations"][0]["category_id"]}
+
+
+def test_labels_that_leave_open_what_is_a_slump_are_refused():
+    truth = document(3)
+    first, *others = truth["annotations"]
+    with pytest.raises(LabelError, match="2 categories, 1, 2; wanted slumps only"):
+        usable_document({**truth, "annotations": [{**first, "category_id": 2}, *others]})
+    crowd = {**first, "category_id": 2, "iscrowd": 1}
+    assert len(usable_document({**truth, "annotations": [crowd, *others]})["annotations"]) == len(others) + 1
+    with pytest.raises(LabelError, match="images is empty"):
+        usable_document({**truth, "images": []})
+    with pytest.raises(LabelError, match="two images have the id 1"):
+        usable_document({**truth, "images": truth["images"] + truth["images"][:1]})
 
 
 def test_results_of_other_images_are_refused():

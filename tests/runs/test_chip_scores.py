@@ -82,6 +82,12 @@ def test_scores_of_chips_have_the_models_temperature(labelled):
     assert [result["score"] for result in warm] == pytest.approx([0.75] * len(plain))
 
 
+def test_pictures_of_another_size_than_their_labels_are_refused(labelled):
+    Image.new("RGB", (160, 120)).save(labelled / "images" / "2.png")
+    with pytest.raises(InputError, match=r"2\.png: 120 rows and 160 columns, but the labels say 60 and 80"):
+        find_on_chips(LabelledChips.read(labelled / "coco.json"), ENGINE)
+
+
 def test_unusable_files_are_named(labelled, tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.json: cannot be read"):
         LabelledChips.read(tmp_path / "nowhere.json")

@@ -18,6 +18,7 @@ from shapely.geometry.base import BaseGeometry
 from rtsmap.errors import InputError
 from rtsmap.instances.attributes import geodesic_area_m2
 from rtsmap.instances.coverage import LEFT_OUT, CoverageArea
+from rtsmap.instances.polygons import only_polygons
 from rtsmap.rasters.tiling import Tile, Window
 
 OUTSIDE = "outside the area of interest"
@@ -78,7 +79,9 @@ class Ground:
         left_out = [(self.outside, LEFT_OUT, OUTSIDE), (self.excluded, LEFT_OUT, EXCLUDED)]
         return [
             CoverageArea(polygon, status, reason, geodesic_area_m2(polygon, self.geobox.crs))
-            for polygon, status, reason in ((_areal(geometry), s, r) for geometry, s, r in kept + left_out)
+            for polygon, status, reason in (
+                (only_polygons(geometry), s, r) for geometry, s, r in kept + left_out
+            )
             if not polygon.is_empty
         ]
 
@@ -91,24 +94,16 @@ def ground_of(
     Raises InputError where that leaves nothing of the grid.
     """
     extent = shapely.box(*_bounds(Window(0, 0, *geobox.shape), geobox))
-    inside = extent if aoi is None else _areal(shapely.intersection(extent, aoi))
+    inside = extent if aoi is None else only_polygons(shapely.intersection(extent, aoi))
     if inside.is_empty:
         raise InputError("the area of interest does not meet the scene; check that its CRS is the right one")
     nothing = shapely.MultiPolygon()
-    shut = nothing if excluded is None else _areal(shapely.intersection(inside, excluded))
+    shut = nothing if excluded is None else only_polygons(shapely.intersection(inside, excluded))
     # not without `shut`: its corners are rounded, which leaves spikes where outlines run together
-    wanted = inside if excluded is None else _areal(shapely.difference(inside, excluded))
+    wanted = inside if excluded is None else only_polygons(shapely.difference(inside, excluded))
     if wanted.is_empty:
         raise InputError("all of the scene, or of the area of interest, is excluded; nothing is left to map")
-    return Ground(geobox, wanted, _areal(shapely.difference(extent, inside)), shut)
-
-
-def _areal(geometry: BaseGeometry) -> BaseGeometry:
-    """The polygons of a geometry: where outlines touch, overlays also give points and lines."""
-    if geometry.geom_type in {"Polygon", "MultiPolygon"}:
-        return geometry
-    parts = shapely.get_parts(shapely.get_parts(geometry))
-    return shapely.union_all(parts[shapely.get_dimensions(parts) == 2]) if len(parts) else geometry
+    return Ground(geobox, wanted, only_polygons(shapely.difference(extent, inside)), shut)
 
 
 def _bounds(window: Window, geobox: GeoBox) -> tuple[float, float, float, float]:

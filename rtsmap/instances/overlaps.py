@@ -24,6 +24,7 @@ import numpy.typing as npt
 import shapely
 
 from rtsmap.errors import OptionsError
+from rtsmap.instances.seams import UnionFind
 
 RULES = ("newest", "best", "union", "keep")
 _SAME = 0.5
@@ -71,7 +72,7 @@ def reconcile(seen: Seen, rule: str) -> Verdict:
         return Verdict(gives_way, [])
     pairs, areas = _same_slumps(seen), shapely.area(seen.polygons)
     if rule == "union":
-        return Verdict(gives_way, _connected(pairs, len(seen.ids)))
+        return Verdict(gives_way, _connected(pairs))
     if rule == "newest":
         _silence_older(seen, pairs, gives_way)
         order = sorted(range(len(seen.ids)), key=lambda i: (-areas[i], seen.ids[i]))
@@ -159,21 +160,10 @@ def _first_stands(
             standing.add(row)
 
 
-def _connected(pairs: dict[int, list[tuple[int, float]]], count: int) -> list[list[int]]:
+def _connected(pairs: dict[int, list[tuple[int, float]]]) -> list[list[int]]:
     """Groups of two and more."""
-    root = list(range(count))
-
-    def find(row: int) -> int:
-        while root[row] != row:
-            root[row] = root[root[row]]
-            row = root[row]
-        return row
-
+    links = UnionFind()
     for row, others in pairs.items():
         for other, _ in others:
-            low, high = sorted((find(row), find(other)))
-            root[high] = low
-    groups: dict[int, list[int]] = {}
-    for row in sorted(pairs):
-        groups.setdefault(find(row), []).append(row)
-    return [groups[key] for key in sorted(groups)]
+            links.union(row, other)
+    return links.components()

@@ -11,6 +11,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from shapely.affinity import affine_transform
 from shapely.geometry import MultiPolygon, Polygon
+from shapely.geometry.base import BaseGeometry
 
 from rtsmap.errors import GridMismatchError
 from rtsmap.instances.rectangles import boxes_of, dissolve_boxes
@@ -48,6 +49,14 @@ def mask_to_polygon(
         pieces = _without_specks(pieces, min_speck_px * abs(transform.determinant))
     polygon = pieces[0] if len(pieces) == 1 else MultiPolygon(pieces)
     return simplify(polygon, simplify_m / metres_per_unit(geobox.crs))
+
+
+def only_polygons(geometry: BaseGeometry) -> BaseGeometry:
+    """The polygons of a geometry: where outlines touch, overlays also give points and lines."""
+    if geometry.geom_type in {"Polygon", "MultiPolygon"}:
+        return geometry
+    parts = shapely.get_parts(geometry)
+    return shapely.union_all([only_polygons(part) for part in parts[shapely.get_dimensions(parts) == 2]])
 
 
 def simplify(polygon: Polygon | MultiPolygon, tolerance: float) -> Polygon | MultiPolygon:

@@ -9,6 +9,8 @@ import numpy.typing as npt
 import shapely
 from shapely.geometry.base import BaseGeometry
 
+from rtsmap.instances.polygons import only_polygons
+
 Shapes = npt.NDArray[Any]
 """One-dimensional array of shapely geometries, where None is a missing one."""
 
@@ -31,7 +33,7 @@ def make_polygons_valid(shapes: Shapes) -> Shapes:
     shapes[invalid] = [_made_valid(shape) for shape in shapes[invalid]]
     kind = shapely.get_type_id(shapes)
     collections = kind == shapely.GeometryType.GEOMETRYCOLLECTION
-    shapes[collections] = [_polygons_of(shape) for shape in shapes[collections]]
+    shapes[collections] = [only_polygons(shape) for shape in shapes[collections]]
     single = (shapely.get_type_id(shapes) == shapely.GeometryType.MULTIPOLYGON) & (
         shapely.get_num_geometries(shapes) == 1
     )
@@ -40,12 +42,10 @@ def make_polygons_valid(shapes: Shapes) -> Shapes:
 
 
 def _made_valid(shape: BaseGeometry) -> BaseGeometry | None:
+    """Ground that two parts of a multipolygon cover is covered; made valid as one, it would be a hole."""
     try:
-        return shapely.make_valid(shape)
+        return shapely.union_all(
+            [only_polygons(shapely.make_valid(part)) for part in shapely.get_parts(shape)]
+        )
     except shapely.errors.GEOSException:
         return None
-
-
-def _polygons_of(collection: BaseGeometry) -> BaseGeometry:
-    parts = shapely.get_parts(collection)
-    return shapely.union_all(parts[is_polygonal(parts)])

@@ -17,6 +17,7 @@ from odc.geo.crs import CRS
 from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geodesic_perimeter_m
 from rtsmap.instances.coverage import FAILED, LEFT_OUT, MAPPED, NO_DATA
 from rtsmap.instances.overlaps import Seen, reconcile
+from rtsmap.instances.polygons import only_polygons
 from rtsmap.vectors.formats import with_short_edges
 from rtsmap.vectors.geopackage import COVERAGE_COLUMNS, MapLayers, model_of, read_layers, write_layers
 from rtsmap.vectors.repair import make_polygons_valid
@@ -151,15 +152,10 @@ def _unite_coverage(frames: Sequence[geopandas.GeoDataFrame], crs: str) -> geopa
     for status in (MAPPED, FAILED, NO_DATA, LEFT_OUT):
         of_status = together[together["status"] == status]
         for reason, group in of_status.groupby(of_status["reason"].fillna(""), sort=True):
-            ground = _only_polygons(shapely.difference(_union(group), taken))
+            ground = only_polygons(shapely.difference(_union(group), taken))
             taken = shapely.union(taken, ground)
             if ground.area > 0:
                 area_m2 = geodesic_area_m2(ground, CRS(crs))
                 rows.append({"status": status, "reason": reason, "area_m2": area_m2, "geometry": ground})
     columns = [*COVERAGE_COLUMNS, "geometry"]
     return geopandas.GeoDataFrame(rows, columns=columns, geometry="geometry", crs=crs)
-
-
-def _only_polygons(geometry: Any) -> Any:
-    parts = [part for part in shapely.get_parts(geometry) if part.geom_type in {"Polygon", "MultiPolygon"}]
-    return shapely.union_all(parts)

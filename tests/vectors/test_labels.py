@@ -23,6 +23,7 @@ from rtsmap.errors import InputError, LabelError
 from rtsmap.instances.attributes import geodesic_area_m2
 from rtsmap.vectors.formats import DRIVERS
 from rtsmap.vectors.labels import LFS_POINTER, Polygons, read_polygons, write_polygons
+from rtsmap.vectors.repair import make_polygons_valid
 from tests.shared_data import SHARED_DATA, shared
 from tests.vectors.samples import LOCAL, POLAR, UTM, assert_same_geometries, blob, pixel_blob
 
@@ -66,6 +67,16 @@ def test_repair_keeps_the_area_that_was_drawn():
     broken = ~raw.is_valid.to_numpy()
     assert np.array_equal(ours[~broken], drawn[~broken])
     assert ours[broken] == pytest.approx(drawn[broken], rel=0.02)
+
+
+def test_repair_keeps_ground_that_two_parts_cover():
+    bow_tie = shapely.Polygon([(30, 0), (32, 2), (32, 0), (30, 2)])
+    active_in_scar = [shapely.box(0, 0, 4, 4), shapely.box(1, 1, 2, 2), shapely.box(3, 3, 6, 5), bow_tie]
+    drawn = np.array([shapely.MultiPolygon(active_in_scar)], dtype=object)
+    assert not shapely.is_valid(drawn[0])
+    repaired = make_polygons_valid(drawn)[0]
+    assert repaired.is_valid
+    assert repaired.area == pytest.approx(shapely.box(0, 0, 4, 4).union(shapely.box(3, 3, 6, 5)).area + 2)
 
 
 def test_inventory_of_points_is_refused():

@@ -173,6 +173,15 @@ def centroid_lonlat(polygon: Polygon | MultiPolygon, crs: CRS) -> tuple[float, f
     return float(lon), float(lat)
 
 
+def distances_m(
+    places: npt.NDArray[np.float64], crs: CRS, lonlat: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Metres on the ellipsoid between places (n, 2) in a CRS and places (n, 2) in degrees; NaN of NaN."""
+    # lists, because pyproj takes arrays of one for numbers, which numpy deprecates
+    lon, lat = _to_wgs84(crs).transform(*places.T.tolist())
+    return np.array(_WGS84.inv(lon, lat, *lonlat.T.tolist())[2])
+
+
 def terrain_window(window: Window, geobox: GeoBox) -> Window:
     """Pixels whose elevation `terrain_attributes` wants for a slump on `window`: its rim included."""
     rows, cols = _rim_px(geobox)

@@ -29,7 +29,7 @@ from rtsmap.instances.outcomes import Outcomes, outcomes_of
 from rtsmap.models import ModelCard, Score, is_shipped, write_calibrated
 from rtsmap.runs.evaluating import check_block, judged_map
 from rtsmap.vectors.atomic import whole_file
-from rtsmap.vectors.geopackage import read_run_record
+from rtsmap.vectors.geopackage import is_of_many, model_of, read_run_record
 
 AS_MAPPED, MENDED = "as mapped", "with the temperature"
 
@@ -49,10 +49,19 @@ class MapOrigin:
 
     @classmethod
     def of(cls, path: Path) -> MapOrigin:
-        """Read from the record of the run that made the map."""
+        """Read from the record of the run that made the map.
+
+        Raises InputError for a map of many scenes whose scores or thresholds are of several kinds.
+        """
         record = read_run_record(path)
+        differing = [name for name in ("temperature", "merging") if name not in record]
+        if is_of_many(record) and differing:
+            raise InputError(
+                f"{path}: its scenes have no {' and no '.join(differing)} in common, so its scores are not "
+                "of one kind; calibrate on the maps of the scenes, RUN/SCENE/map.gpkg, or merge the run again"
+            )
         temperature = float(record.get("temperature", 1.0))
-        model = record.get("plan", {}).get("model", {})
+        model = model_of(record)
         lowest = float(record.get("merging", {}).get("min_score", 0.0))
         return cls(str(model.get("weights_sha256", "")), temperature, tempered(lowest, temperature))
 

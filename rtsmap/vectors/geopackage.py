@@ -21,14 +21,10 @@ import shapely
 from odc.geo.crs import CRS
 
 from rtsmap.errors import InputError, RunError
-from rtsmap.instances.attributes import (
-    Footprint,
-    centroid_lonlat,
-    geodesic_area_m2,
-    geodesic_perimeter_m,
-)
+from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea
 from rtsmap.vectors.atomic import whole_file
+from rtsmap.vectors.edits import distinct_ids, measured
 from rtsmap.vectors.formats import GPKG_VERSION
 from rtsmap.vectors.labels import MAP_LAYER, look_first
 from rtsmap.vectors.qgis_style import coverage_qml, footprint_qml, style_rows
@@ -165,7 +161,8 @@ def _told_of(path: Path) -> Iterator[None]:
 def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDataFrame:
     """Read the footprints of a map, or its `coverage`; raises InputError when it is not there.
 
-    Slumps that were added by hand, in QGIS say, get figures of size and place; id and score they lack.
+    Figures of size and place are those of the outlines, also of slumps that were added, split or reshaped by
+    hand; see `rtsmap.vectors.edits`. Slumps that were added lack id and score.
     """
     path = Path(path)
     if layer not in _NEEDED:
@@ -178,29 +175,10 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
         raise InputError(f"{path}: layer '{layer}' has {what}, so this is not a whole map of rtsmap")
     if nowhere := int(frame.geometry.isna().sum()):
         raise InputError(f"{path}: layer '{layer}' has {nowhere} rows without geometry; the file is damaged")
-    return _measured(frame) if layer == FOOTPRINT_LAYER else frame
-
-
-def _measured(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
-    """The frame with figures of slumps that were added by hand: their size and place, one part, no seam."""
-    added = frame["area_m2"].isna()
-    if not added.any():
+    if layer != FOOTPRINT_LAYER:
         return frame
-    crs, shapes = CRS(frame.crs), frame.geometry[added]
-    places = [centroid_lonlat(shape, crs) for shape in shapes]
-    figures = {
-        "area_m2": [geodesic_area_m2(shape, crs) for shape in shapes],
-        "perimeter_m": [geodesic_perimeter_m(shape, crs) for shape in shapes],
-        "centroid_lon": [lon for lon, _ in places],
-        "centroid_lat": [lat for _, lat in places],
-    }
-    for name, values in figures.items():
-        frame.loc[added, name] = values
-    # a column of whole numbers, or of yes and no, comes as one of fractions where a row is empty
-    for name, value in (("n_parts", 1), ("seam_unconfirmed", 0)):
-        if name in frame:
-            frame[name] = frame[name].fillna(value).astype(FOOTPRINT_COLUMNS[name])
-    return frame
+    frame["id"] = distinct_ids(frame["id"])
+    return measured(frame)
 
 
 def read_run_record(path: Path | str) -> dict[str, Any]:

@@ -12,8 +12,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from rtsmap.errors import InputError, RunError
 from rtsmap.vectors.atomic import whole_file
+from rtsmap.vectors.edits import distinct_ids
 from rtsmap.vectors.geopackage import (
     ACCEPTED,
     COMMENT_COLUMN,
@@ -138,10 +141,13 @@ def _write(source: Path, target: Path, verdicts: Mapping[str, Verdict]) -> None:
             for column in (REVIEW_COLUMN, COMMENT_COLUMN):
                 if column not in columns:
                     new.execute(f'ALTER TABLE "{FOOTPRINT_LAYER}" ADD COLUMN "{column}" TEXT')
-            rows = [(verdict.review, verdict.comment or None, key) for key, verdict in verdicts.items()]
-            update = (
-                f'UPDATE "{FOOTPRINT_LAYER}" SET "{REVIEW_COLUMN}" = ?, "{COMMENT_COLUMN}" = ? WHERE id = ?'  # noqa: S608
-            )
+            # in the order in which `read_map` reads them, so that copies of an id are told apart as there
+            stored = new.execute(f'SELECT id, rowid FROM "{FOOTPRINT_LAYER}" ORDER BY rowid').fetchall()  # noqa: S608
+            distinct = distinct_ids(pd.Series([key for key, _ in stored], dtype="object"))
+            places = {key: row for key, (_, row) in zip(distinct, stored, strict=True)}
+            rows = [(one.review, one.comment or None, places.get(key)) for key, one in verdicts.items()]
+            columns_set = f'"{REVIEW_COLUMN}" = ?, "{COMMENT_COLUMN}" = ?'
+            update = f'UPDATE "{FOOTPRINT_LAYER}" SET {columns_set} WHERE rowid = ?'  # noqa: S608
             changed = new.executemany(update, rows).rowcount if rows else 0
             now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
             stamp = "UPDATE gpkg_contents SET last_change = ? WHERE table_name = ?"

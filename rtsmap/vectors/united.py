@@ -18,6 +18,7 @@ from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geode
 from rtsmap.instances.coverage import FAILED, LEFT_OUT, MAPPED, NO_DATA
 from rtsmap.instances.overlaps import Seen, reconcile
 from rtsmap.instances.polygons import only_polygons
+from rtsmap.vectors.edits import distinct_ids
 from rtsmap.vectors.formats import with_short_edges
 from rtsmap.vectors.geopackage import COVERAGE_COLUMNS, MapLayers, model_of, read_layers, write_layers
 from rtsmap.vectors.repair import make_polygons_valid
@@ -54,6 +55,8 @@ def unite_maps(
     footprints = [layer.footprints.to_crs(crs) for layer in layers]
     coverage = [_in_crs(layer.coverage, crs) for layer in layers]
     together = pd.concat(footprints, ignore_index=True)
+    # of a scene that is there twice, ids are
+    together["id"] = distinct_ids(together["id"])
     seen = Seen(
         ids=together["id"].tolist(),
         scores=together["score"].to_numpy(float),
@@ -96,8 +99,11 @@ def _made_from(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_common(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The model and the thresholds that made all the maps; what differs between them is left out."""
-    told = [{"model": model_of(record), "merging": record.get("merging")} for record in records]
+    """The model, thresholds and temperature that made all the maps; what differs between them is left out."""
+    told = [
+        {"model": model_of(record), **{name: record.get(name) for name in ("merging", "temperature")}}
+        for record in records
+    ]
     return {name: found for name, found in told[0].items() if found and all(t[name] == found for t in told)}
 
 

@@ -1,0 +1,74 @@
+"""What people change in a map by hand, in QGIS say: slumps added, split in two, reshaped."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import geopandas
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import shapely
+from odc.geo.crs import CRS
+
+from rtsmap.instances.attributes import (
+    centroid_lonlat,
+    distances_m,
+    geodesic_area_m2,
+    geodesic_perimeter_m,
+)
+
+_COPIES = uuid.UUID("3f1d3c52-5a0e-5d0b-8a52-0d5f1c6b7e21")
+_FIGURES_OF_ONE = {"n_parts": (1, "int64"), "seam_unconfirmed": (0, "bool")}
+_UNMOVED_M, _UNMOVED_SHARE = 0.01, 1e-3
+"""How far a centroid may lie from where its row says, in metres and in widths of the slump."""
+
+
+def distinct_ids(ids: pd.Series[Any]) -> pd.Series[Any]:
+    """The same ids, where copies of one get ids of their own: a split slump has its id twice.
+
+    The first keeps it; an id that is missing stays so. The same rows get the same ids whenever asked.
+    """
+    known = ids.notna()
+    copy = ids[known].groupby(ids[known]).cumcount()
+    distinct = ids.copy()
+    for row, number in copy[copy > 0].items():
+        distinct[row] = str(uuid.uuid5(_COPIES, f"{ids[row]} {number}"))
+    return distinct
+
+
+def measured(footprints: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+    """The frame with figures of size and place for outlines that lack them, or have others' by now.
+
+    An outline is told by its centroid from the one that its row was measured on. Slumps added by hand are
+    of one part and no seam; id and score they lack.
+    """
+    anew = footprints["area_m2"].isna().to_numpy() | _moved(footprints)
+    if anew.any():
+        crs, shapes = CRS(footprints.crs), footprints.geometry[anew]
+        places = [centroid_lonlat(shape, crs) for shape in shapes]
+        figures = {
+            "area_m2": [geodesic_area_m2(shape, crs) for shape in shapes],
+            "perimeter_m": [geodesic_perimeter_m(shape, crs) for shape in shapes],
+            "centroid_lon": [lon for lon, _ in places],
+            "centroid_lat": [lat for _, lat in places],
+        }
+        for name, values in figures.items():
+            footprints.loc[anew, name] = values
+    # a column of whole numbers, or of yes and no, comes as one of fractions where a row is empty
+    for name, (value, kind) in _FIGURES_OF_ONE.items():
+        if name in footprints:
+            footprints[name] = footprints[name].fillna(value).astype(kind)
+    return footprints
+
+
+def _moved(footprints: geopandas.GeoDataFrame) -> npt.NDArray[np.bool_]:
+    """True for rows whose outline lies elsewhere than their figures say."""
+    if not {"centroid_lon", "centroid_lat"} <= set(footprints.columns):
+        return np.zeros(len(footprints), np.bool_)
+    centroids = shapely.get_coordinates(shapely.centroid(footprints.geometry.to_numpy()))
+    said = footprints[["centroid_lon", "centroid_lat"]].to_numpy(float)
+    apart_m = distances_m(centroids, CRS(footprints.crs), said)
+    allowed_m = _UNMOVED_M + _UNMOVED_SHARE * np.sqrt(footprints["area_m2"].to_numpy(float))
+    return np.asarray(apart_m > allowed_m)

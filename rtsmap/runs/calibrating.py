@@ -54,7 +54,8 @@ class MapOrigin:
         Raises InputError for a map of many scenes whose scores or thresholds are of several kinds.
         """
         record = read_run_record(path)
-        differing = [name for name in ("temperature", "merging") if name not in record]
+        kinds = {"temperature": "temperature", "merging": "thresholds"}
+        differing = [kind for name, kind in kinds.items() if name not in record]
         if is_of_many(record) and differing:
             raise InputError(
                 f"{path}: its scenes have no {' and no '.join(differing)} in common, so its scores are not "

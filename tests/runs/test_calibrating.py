@@ -24,6 +24,7 @@ from rtsmap.runs.calibrating import (
 from rtsmap.runs.diagrams import draw_precision_recall, draw_reliability
 from rtsmap.runs.evaluating import evaluate_maps, write_curves
 from rtsmap.vectors.geopackage import read_layers, write_layers
+from rtsmap.vectors.united import SceneMap, unite_maps
 from tests.runs.test_evaluating import slump, written_labels, written_map
 from tests.test_models import bundle
 
@@ -106,6 +107,24 @@ def test_a_map_remembers_what_made_it(tmp_path):
     assert origin.min_score == pytest.approx(0.1)
     old = MapOrigin.of(written_map(tmp_path / "old.gpkg", [slump(0)]))
     assert old == MapOrigin("", 1.0, 0.0)
+
+
+def test_a_map_of_many_remembers_what_its_scenes_have_in_common(tmp_path):
+    def united(*temperatures):
+        names = [f"{number}_{warm}" for number, warm in enumerate(temperatures)]
+        maps = [
+            scored_map(tmp_path / f"{name}.gpkg", RIGHT, "ab", temperature=warm, min_score=0.1)
+            for name, warm in zip(names, temperatures, strict=True)
+        ]
+        scenes = [SceneMap(path, name, None) for path, name in zip(maps, names, strict=True)]
+        out = tmp_path / f"{len(temperatures)}_{max(temperatures)}.gpkg"
+        unite_maps(scenes, out, rule="keep", record={"scenes": names})
+        return out, MapOrigin.of(maps[0])
+
+    out, alone = united(2.0, 2.0)
+    assert MapOrigin.of(out) == alone
+    with pytest.raises(InputError, match="no temperature and no thresholds in common"):
+        MapOrigin.of(united(1.0, 3.0)[0])
 
 
 def test_the_card_gets_threshold_and_temperature(pair, tmp_path):

@@ -1,0 +1,92 @@
+"""A map that was edited as QGIS edits it: attributes are copied, outlines change, nothing is measured."""
+
+from __future__ import annotations
+
+import json
+
+import geopandas
+import pyogrio
+import pytest
+import shapely
+
+from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2
+from rtsmap.vectors.geopackage import FOOTPRINT_LAYER, read_map, write_map
+from rtsmap.vectors.reviews import FORMAT, apply_review
+from rtsmap.vectors.united import SUPERSEDED, SceneMap, unite_maps
+from tests.vectors.samples import POLAR, RECORD, UTM, coverage, footprints
+
+
+def written(path, count=5, crs=POLAR):
+    write_map(path, footprints(count, crs), crs, coverage(), RECORD)
+    return path
+
+
+def edited(path, outlines, copies=()):
+    """Give rows of a map other outlines, and add rows with all the attributes of another."""
+    stored = pyogrio.read_dataframe(path, layer=FOOTPRINT_LAYER)
+    for row, outline in outlines.items():
+        stored.loc[row, "geometry"] = outline
+    more = stored.iloc[[row for row, _ in copies]].set_geometry([outline for _, outline in copies])
+    rows = geopandas.pd.concat([stored, more]) if copies else stored
+    pyogrio.write_dataframe(rows, path, layer=FOOTPRINT_LAYER, driver="GPKG", promote_to_multi=True)
+
+
+def halves(outline):
+    x0, y0, x1, y1 = outline.bounds
+    left = shapely.box(x0, y0, (x0 + x1) / 2, y1)
+    return outline.intersection(left), outline.difference(left)
+
+
+@pytest.mark.parametrize("crs", [POLAR, UTM])
+def test_figures_follow_outlines(tmp_path, crs):
+    path = written(tmp_path / "map.gpkg", crs=crs)
+    before = read_map(path)
+    reshaped = before.geometry[1].buffer(10)
+    left, right = halves(before.geometry[2])
+    edited(path, {1: reshaped, 2: left}, [(2, right)])
+    after = read_map(path)
+    for row, outline in ((1, reshaped), (2, left), (5, right)):
+        figures = after.loc[row, ["area_m2", "centroid_lon", "centroid_lat"]].tolist()
+        assert figures == pytest.approx([geodesic_area_m2(outline, crs), *centroid_lonlat(outline, crs)])
+    untouched = [0, 3, 4]
+    assert (
+        after.drop(columns="geometry").loc[untouched].equals(before.drop(columns="geometry").loc[untouched])
+    )
+    assert after["id"].is_unique
+    assert after["id"][:5].tolist() == before["id"].tolist()
+    assert read_map(path)["id"].tolist() == after["id"].tolist()
+
+
+def test_halves_of_a_split_slump_are_reviewed_one_by_one(tmp_path):
+    path = written(tmp_path / "map.gpkg")
+    left, right = halves(read_map(path).geometry[2])
+    edited(path, {2: left}, [(2, right)])
+    ids = read_map(path)["id"].tolist()
+    rows = [{"id": ids[2], "review": "rejected"}, {"id": ids[5], "review": "accepted", "comment": "the rest"}]
+    (tmp_path / "review.json").write_text(json.dumps({"format": FORMAT, "reviews": rows}))
+    applied = apply_review(path, tmp_path / "review.json")
+    assert (applied.accepted, applied.rejected, applied.undecided) == (1, 1, 4)
+    after = read_map(path).set_index("id")
+    assert after["review"][[ids[2], ids[5]]].tolist() == ["rejected", "accepted"]
+    assert after.geometry[ids[5]].equals(right)
+
+
+def test_a_scene_that_is_there_twice_has_its_slumps_twice_by_id(tmp_path):
+    scenes = [SceneMap(written(tmp_path / f"{name}.gpkg"), name, None) for name in "ab"]
+    assert unite_maps(scenes, tmp_path / "all.gpkg", rule="best", record={}) == (5, 5)
+    frame = read_map(tmp_path / "all.gpkg")
+    assert frame["id"].is_unique
+    gone = frame[SUPERSEDED].notna()
+    assert set(frame[SUPERSEDED][gone]) == set(frame["id"][~gone])
+
+
+def test_reading_measures_nothing_again_that_was_not_edited(tmp_path, monkeypatch):
+    def fail(*_):
+        raise AssertionError("measured again")
+
+    path = written(tmp_path / "map.gpkg")
+    monkeypatch.setattr("rtsmap.vectors.edits.geodesic_area_m2", fail)
+    assert len(read_map(path)) == 5
+    edited(path, {0: read_map(path).geometry[0].buffer(5)})
+    with pytest.raises(AssertionError, match="measured again"):
+        read_map(path)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rtsmap.nets.mvit import MViT
+from rtsmap.nets.mvit import Meeting, MViT
 
 Inputs = Mapping[str, tuple[Tensor, Tensor]]
 """Modality name to (pixels (B, C, H, W), valid (B, H, W))."""
@@ -55,7 +55,7 @@ class Branches(nn.ModuleDict):
         """Channels of each modality's map at this level, the leading one first."""
         return tuple(self.branch(name).channels[level] for name in self.names)
 
-    def maps(self, name: str, inputs: Inputs) -> list[Tensor]:
-        """Four maps of one modality, finest first."""
-        maps: list[Tensor] = self[name](with_plane(*inputs[name], plane=self.plane))
+    def maps(self, name: str, inputs: Inputs, meet: Meeting | None = None) -> list[Tensor]:
+        """Four maps of one modality, finest first; see `MViT.forward`."""
+        maps: list[Tensor] = self[name](with_plane(*inputs[name], plane=self.plane), meet)
         return maps

@@ -27,9 +27,10 @@ class ResidualCrossAttention(nn.Module):
     The paper's text leaves open what these choose: `levels`, the strides at which modalities meet;
     `mutual`, whether the others also ask the first, and what they learn is added through a projection;
     `residual_to` 'lead' or 'sum', whether the answers are added to the first's maps or to the (projected)
-    sum of all; `key_pool`, by how many cells a side the answering maps are averaged before they answer;
-    `mlp_ratio`, above 0, has a small network of so many times the width look at each fused cell that
-    another modality saw, as transformers have it after attention.
+    sum of all; `interleaved`, whether the first backbone goes on from what its stages were answered, so that
+    the later ones see all modalities, too; `key_pool`, by how many cells a side the answering maps are
+    averaged before they answer; `mlp_ratio`, above 0, has a small network of so many times the width look at
+    each fused cell that another modality saw, as transformers have it after attention.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ResidualCrossAttention(nn.Module):
         levels: Sequence[int] = ALL_LEVELS,
         mutual: bool = False,
         residual_to: str = "lead",
+        interleaved: bool = False,
         key_pool: int = 1,
         mlp_ratio: float = 0.0,
     ) -> None:
@@ -55,7 +57,7 @@ class ResidualCrossAttention(nn.Module):
         self.levels = tuple(levels)
         if not set(self.levels) <= set(self.strides):
             raise ValueError(f"levels must be among the strides {list(self.strides)}, got {list(levels)}")
-        self.mutual, self.residual_to = mutual, residual_to
+        self.mutual, self.residual_to, self.interleaved = mutual, residual_to, interleaved
         self.crossings, self.returns, self.projections = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for name in self.branches.names[1:]:
             pairs = list(zip(self.channels, self.branches.branch(name).channels, strict=True))
@@ -80,17 +82,23 @@ class ResidualCrossAttention(nn.Module):
     def forward(self, inputs: Inputs) -> list[Tensor]:
         """Four maps, finest first."""
         lead_name, *others = self.branches.names
-        lead = self.branches.maps(lead_name, inputs)
-        fused = list(lead)
-        for name in others:
-            lead_valid, valid = inputs[lead_name][1], inputs[name][1]
-            if not valid.any():
-                continue
-            maps = self.branches.maps(name, inputs)
-            for level, stride in enumerate(self.strides):
-                if stride in self.levels:
-                    answer = self._answer(name, level, (lead[level], lead_valid), (maps[level], valid))
-                    fused[level] = fused[level] + answer
+        seen = {name: self.branches.maps(name, inputs) for name in others if inputs[name][1].any()}
+
+        def meet(level: int, lead: Tensor) -> Tensor:
+            """What all others add to the leading map of a level."""
+            asking = lead, inputs[lead_name][1]
+            answers = [
+                self._answer(name, level, asking, (maps[level], inputs[name][1]))
+                for name, maps in seen.items()
+                if self.strides[level] in self.levels
+            ]
+            return sum(answers, torch.zeros_like(lead))
+
+        if self.interleaved:
+            fused = self.branches.maps(lead_name, inputs, meet)
+        else:
+            alone = self.branches.maps(lead_name, inputs)
+            fused = [lead + meet(level, lead) for level, lead in enumerate(alone)]
         if self.mixers is not None:
             met = torch.stack([inputs[name][1] for name in others]).any(dim=0)
             fused = [

@@ -12,7 +12,7 @@ Feature maps are kept as (B, H, W, C); outputs are (B, C, H, W).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -349,6 +349,10 @@ class Block(nn.Module):
         return branch * (kept / keep)
 
 
+Meeting = Callable[[int, Tensor], Tensor]
+"""From the number of a stage and its map (B, C, h, w) to what another modality has to say to it, as large."""
+
+
 class MViT(nn.Module):
     """(B, in_chans, H, W) of any H, W to four maps (B, C, h, w) at strides 4, 8, 16 and 32.
 
@@ -410,8 +414,8 @@ class MViT(nn.Module):
             raise ValueError(f"a guide needs patch_stride {GUIDE_STRIDE}, got {patch_stride}")
         self.guide = ConvGuide(in_chans, self.channels) if guide != "none" else None
 
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Four maps, finest first."""
+    def forward(self, pixels: Tensor, meet: Meeting | None = None) -> list[Tensor]:
+        """Four maps, finest first; what `meet` answers to the map of a stage is added before the next one."""
         tokens = self.patch_embed(pixels)
         guided = self.guide(pixels) if self.guide is not None else []
         maps: list[Tensor] = []
@@ -424,9 +428,15 @@ class MViT(nn.Module):
             if index in self.ends:
                 if guided:
                     tokens = tokens + guided[len(maps)].permute(0, 2, 3, 1)
-                out = getattr(self, f"scale{len(maps) + 2}_norm")(tokens) if self.norms else tokens
-                maps.append(out.permute(0, 3, 1, 2))
+                if meet is not None:
+                    tokens = tokens + meet(len(maps), self._map(len(maps), tokens)).permute(0, 2, 3, 1)
+                maps.append(self._map(len(maps), tokens))
         return maps
+
+    def _map(self, stage: int, tokens: Tensor) -> Tensor:
+        """The map (B, C, h, w) of a stage from its tokens (B, h, w, C)."""
+        out: Tensor = getattr(self, f"scale{stage + 2}_norm")(tokens) if self.norms else tokens
+        return out.permute(0, 3, 1, 2)
 
 
 def _initialise(module: nn.Module) -> None:

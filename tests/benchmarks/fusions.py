@@ -84,6 +84,12 @@ FUSED: dict[str, dict[str, Any]] = {
     "residual to the sum": {**RESIDUAL, "fusion.residual_to": "sum"},
     "residual, pooled keys": {**RESIDUAL, "fusion.key_pool": 2},
     "residual, coarse levels": {**RESIDUAL, "fusion.levels": [16, 32]},
+    "residual, interleaved": {**RESIDUAL, "fusion.interleaved": True},
+    "residual, interleaved, to the sum": {
+        **RESIDUAL,
+        "fusion.interleaved": True,
+        "fusion.residual_to": "sum",
+    },
     "residual, with MLP": {**RESIDUAL, "fusion.mlp_ratio": 2.0},
     "residual, MLP, to the sum": {**RESIDUAL, "fusion.mlp_ratio": 2.0, "fusion.residual_to": "sum"},
     "cross-attention": {"fusion": "cross_attention"},

@@ -19,6 +19,8 @@ def make_branch(name, in_chans):
 VARIANTS = [
     {"levels": (8, 16, 32)},
     {"mutual": True},
+    {"interleaved": True},
+    {"interleaved": True, "residual_to": "sum", "mutual": True, "levels": (8, 16)},
     {"residual_to": "sum"},
     {"key_pool": 2},
     {"mlp_ratio": 2.0, "levels": (8, 32)},

@@ -231,6 +231,7 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
         overviews = overviews if told and masked else ()
         notes = notes if masked else (*notes, _NO_MASK)
     colors = tuple(color.name for color in src.colorinterp)
+    known = ("",) * src.count if _are_guessed(colors, src) and not has_alpha else colors
     return RasterInfo(
         path=name,
         crs=geobox.crs,
@@ -238,7 +239,7 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
         count=src.count,
         dtype=src.dtypes[0],
         nodata=src.nodata,
-        band_names=tuple(_band_name(d, c) for d, c in zip(src.descriptions, colors, strict=True)),
+        band_names=tuple(_band_name(d, c) for d, c in zip(src.descriptions, known, strict=True)),
         colors=colors,
         overviews=overviews,
         overview_shapes=_overview_shapes(dataset, len(overviews)),
@@ -310,6 +311,12 @@ def _band_name(description: str | None, color: str) -> str:
     if description:
         return description.strip().lower()
     return color if color in {"red", "green", "blue", "alpha", "palette", "nir"} else ""
+
+
+def _are_guessed(colors: tuple[str, ...], src: Any) -> bool:
+    """True for colours as GDAL gives them to any four bands of 8 bit that nobody has named."""
+    guess = ("red", "green", "blue", "alpha")
+    return colors == guess and set(src.dtypes) == {"uint8"} and not any(src.descriptions)
 
 
 def _overview_shapes(dataset: str, count: int) -> tuple[tuple[int, int], ...]:
@@ -430,6 +437,8 @@ def _is_nameless_rgb(info: RasterInfo) -> bool:
 
 def _missing_bands_sentence(info: RasterInfo, missing: Sequence[str]) -> str:
     has = ", ".join(name or "unnamed" for name in info.band_names)
+    if "alpha" in info.colors and not any(info.band_names):
+        has = "unnamed, for GDAL marks any four of 8 bit as red, green, blue, alpha"
     are = f"the {info.count} bands are" if info.count > 1 else "its only band is"
     sentence = f"no band is named {' or '.join(missing)} ({are}: {has})"
     if "palette" in info.colors:

@@ -184,6 +184,20 @@ def test_near_infrared_that_is_marked_as_alpha_is_refused_and_alpha_is_not(tmp_p
     assert check(write(tmp_path / "s.tif", pixels, 4.0)) == ("", "")
 
 
+@pytest.mark.parametrize("how", [{"nodata": 0}, {"mask": np.ones((64, 64), bool)}])
+def test_colours_that_gdal_gives_to_any_four_bands_of_8_bit_name_none(tmp_path, how):
+    pixels = RNG.integers(1, 255, (4, 64, 64)).astype(np.uint8)
+    path = write(tmp_path / "s.tif", pixels, 4.0, **how)
+    problems, _ = check(path)
+    assert "--bands red=3,green=2,blue=1 where the order is blue, green, red, near infrared" in problems
+    assert "GDAL marks any four of 8 bit as red, green, blue, alpha" in problems
+    given = {"red": 3, "green": 2, "blue": 1}
+    assert sources.optical_bands(sources.probe(path), given, given) == given
+    with rasterio.open(path, "r+") as dst:
+        dst.descriptions = ("blue", "green", "red", "nir")
+    assert check(path) == ("", "")
+
+
 def test_alpha_that_is_nowhere_opaque_leaves_no_data(tmp_path):
     pixels = RNG.integers(1, 255, (4, 64, 64)).astype(np.uint16)
     pixels[3] = 255

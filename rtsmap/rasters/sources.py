@@ -810,7 +810,7 @@ def _read_pixels(
         if strange.any():
             fill = strange
             valid &= ~strange
-    if info.fill_is_zero and info.nodata != 0 and len(bands) >= 3 and not data.all():
+    if info.fill_is_zero and info.nodata != 0 and len(bands) >= min(3, info.count) and not data.all():
         zeros = valid & ~data.any(axis=0)
         if zeros.any():
             fill = zeros

@@ -45,6 +45,24 @@ def test_any_name_will_do(tmp_path, name):
     assert check(scene(folder / name), dem(folder / f"dem {name}")) == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("mark", "scale", "refused"),
+    [(-9999, 0.01, True), (-32768, 0.01, True), (-9999, 0.1, True), (-32767, 0.1, False), (-5, 0.01, False)],
+)
+def test_marks_of_no_data_that_would_be_ground_once_scaled_are_refused(tmp_path, mark, scale, refused):
+    path = dem(tmp_path / "d.tif", 100, 15000, dtype="int16")
+    with rasterio.open(path, "r+") as dst:
+        heights = dst.read()
+        heights[:, :9] = mark
+        dst.write(heights)
+        dst.scales = (scale,)
+    problems, _ = check(scene(tmp_path / "s.tif"), path)
+    assert (f"-a_nodata {mark} FILE" in problems) == bool(problems) == refused
+    with rasterio.open(path, "r+") as dst:
+        dst.nodata = mark
+    assert check(scene(tmp_path / "s.tif"), path)[0] == ""
+
+
 def test_all_problems_of_all_inputs_come_together(tmp_path):
     one = write(tmp_path / "s.tif", np.ones((2, 9, 9), np.uint8), 4.0, crs=None)
     two = dem(tmp_path / "d.tif", crs=None)
@@ -215,6 +233,9 @@ def test_alpha_that_is_nowhere_opaque_leaves_no_data(tmp_path):
         ((0, 1), {}, "", "all its sampled values lie within 0 and 1"),
         ((3000, 20000), {}, "", "if they are feet, say so"),
         ((-9999, 800), {}, "", "taken as voids"),
+        ((-999, 800), {}, "-a_nodata -999 FILE", ""),
+        ((-999, 800), {"nodata": -999}, "", ""),
+        ((-998, 800), {}, "", ""),
         ((5, 5), {}, "", "has the value 5 wherever"),
         ((100, 200), {"crs": "EPSG:2276", "corner": (-1e7, 4e7)}, "", "its CRS is in feet"),
     ],

@@ -32,7 +32,7 @@ from scipy.ndimage import binary_dilation
 from rtsmap.errors import BandError, GridMismatchError, InputError, ReadError
 from rtsmap.rasters import grids
 from rtsmap.rasters.bands import check_bands
-from rtsmap.rasters.first_look import MAX_BLOCK_BYTES, block_bytes
+from rtsmap.rasters.first_look import MAX_BLOCK_BYTES, NOT_UTF8, block_bytes
 from rtsmap.rasters.grids import RunGrid
 from rtsmap.rasters.interpolation import interpolate
 from rtsmap.rasters.opening import (
@@ -41,6 +41,7 @@ from rtsmap.rasters.opening import (
     innermost,
     is_file_name,
     is_remote,
+    is_utf8,
     opened,
     patiently,
 )
@@ -145,6 +146,8 @@ class Patch:
 def probe(path: Path | str) -> RasterInfo:
     """Look at a raster without reading pixels; InputError says in a sentence why one cannot be used."""
     name = str(path)
+    if not is_utf8(name):
+        raise InputError(f"{name}: {NOT_UTF8}")
 
     def look() -> RasterInfo | tuple[str, str]:
         with opened(name) as src:
@@ -156,7 +159,7 @@ def probe(path: Path | str) -> RasterInfo:
     except ReadError as exc:
         raise InputError(f"{name}: its server does not deliver it ({innermost(exc)})") from exc
     except GDAL_ERRORS as exc:
-        missing = is_file_name(name) and not Path(name).exists()
+        missing = is_file_name(name) and not os.path.exists(name)  # noqa: PTH110 - a name may be too long
         reason = "there is no such file" if missing else f"GDAL cannot open it as a raster ({exc})"
         if not missing and name.lower().endswith(".npz"):
             reason = (

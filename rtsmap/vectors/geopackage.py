@@ -291,7 +291,10 @@ def _plain(value: Any) -> Any:
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    # names of files may be no text, which cannot be stored
+    return str(value).encode(errors="backslashreplace").decode()
 
 
 def _check_is_map(path: Path, layer: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import rasterio
@@ -61,6 +63,15 @@ def test_marks_of_no_data_that_would_be_ground_once_scaled_are_refused(tmp_path,
     with rasterio.open(path, "r+") as dst:
         dst.nodata = mark
     assert check(scene(tmp_path / "s.tif"), path)[0] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [(os.fsdecode(b"sc\xe8ne.tif"), "its name is not UTF-8"), ("a" * 300, "no such file")]
+)
+def test_names_that_no_file_can_have_are_refused(name, says):
+    assert inspection.inspect_scene(name).problems
+    with pytest.raises(InputError, match=says):
+        sources.probe(name)
 
 
 def test_all_problems_of_all_inputs_come_together(tmp_path):

@@ -198,7 +198,7 @@ def _member_of_zip(path: Path, layer: str | None) -> str:
     if len(chosen) != 1:
         raise LabelError(
             f"{path}: one vector file wanted in the archive, found {len(chosen)}: "
-            f"{', '.join(map(str, found)) or 'none'}; name one of several as layer, or unpack it"
+            f"{', '.join(map(str, found)) or 'none'}; unpack it and name one of several"
         )
     return f"/vsizip/{path}/{chosen[0]}"
 
@@ -215,8 +215,9 @@ def _choose_layer(path: Path, source: str, layer: str | None) -> str:
         return MAP_LAYER
     candidates = polygonal or spatial
     if len(candidates) != 1:
-        found = ", ".join(candidates) or "none with geometry"
-        raise LabelError(f"{path}: one layer of polygons wanted, found {len(candidates)}: {found}; name one")
+        cure = f"; save the right one to a file of its own: ogr2ogr ONE.gpkg '{path}' '{candidates[0]}'"
+        found = ", ".join(candidates) + cure if candidates else "none with geometry"
+        raise LabelError(f"{path}: one layer of polygons wanted, found {len(candidates)}: {found}")
     return candidates[0]
 
 

@@ -67,7 +67,7 @@ def _before_every_command(
 
 
 _NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-_NO_PLACE |= {errno.ENOTDIR, errno.EEXIST}
+_NO_PLACE |= {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 """Errors of the place that is written to, a file where a folder should be too: nothing that rtsmap could
 know better."""
 
@@ -113,10 +113,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             if exc.errno not in _NO_PLACE:
                 raise_bug(exc)
-            tell_error(
-                f"{exc.filename or 'a file'}: {exc.strerror}. Free some space, or name a place that can be "
-                "written to; then run the same command again"
-            )
+            cure = "Free some space, or name a place that can be written to; then run the same command again"
+            if exc.errno == errno.ENAMETOOLONG:
+                cure = "Choose a shorter one"
+            tell_error(f"{exc.filename or 'a file'}: {exc.strerror}. {cure}")
             raise typer.Exit(FAILED) from exc
         except Exception as exc:
             # what typer raises to leave a command knows its own exit code

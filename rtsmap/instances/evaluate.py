@@ -140,8 +140,7 @@ def overlapping_pairs(predicted: npt.NDArray[Any], truth: npt.NDArray[Any]) -> l
 
 
 def _checked(polygons: Sequence[Any], which: str) -> npt.NDArray[Any]:
-    array = np.empty(len(polygons), dtype=object)
-    array[:] = list(polygons)
+    array = np.array(polygons, dtype=object)
     bad = shapely.is_empty(array) | ~shapely.is_valid(array)
     if bad.any():
         first = int(np.flatnonzero(bad)[0])

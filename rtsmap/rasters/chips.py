@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +109,7 @@ class ChipReader:
             if self._elevation and kept_cells
             else None
         )
-        self._files = {name: sources.probe(file) for name, file in files.items()}
+        self._files = {name: _probe_band(name, file) for name, file in files.items()}
         for name, info in self._files.items():
             self._check_file(name, info)
         self._radiometry = self._measure() if radiometry is None else radiometry
@@ -133,6 +133,8 @@ class ChipReader:
             notes.append(band_note)
         if self._radiometry:
             notes.append(f"{self._scene.path}: is {self._scene.dtype}; {self._radiometry.note}")
+        zeros = (info.path for info in self._files.values() if info.fill_is_zero)
+        notes += [f"{path}: no nodata is declared; pixels of 0 are taken as fill" for path in zeros]
         return (*notes, *(self._elevation.notes if self._elevation else ()))
 
     def forget(self) -> None:
@@ -239,6 +241,13 @@ class ChipReader:
             return dict.fromkeys(TERRAIN_BANDS, nothing)
         relief = (self._cells or self._elevation).relief(window)
         return {name: (band, relief.valid) for name, band in relief.bands.items()}
+
+
+def _probe_band(name: str, file: str) -> RasterInfo:
+    """Look at a band's own raster; of digital numbers 0 is fill where the file does not tell what is."""
+    info = sources.probe(file)
+    tells = info.has_alpha or info.has_mask or info.nodata is not None
+    return info if tells or BAND_UNITS[name] != "DN" else replace(info, fill_is_zero=True)
 
 
 def cut_chip(layers: Mapping[str, Layer], block: Window, tile: Tile, geobox: GeoBox) -> Chip:

@@ -19,10 +19,12 @@ import rasterio
 from rasterio.enums import Interleaving, MaskFlags
 from rasterio.windows import Window
 
-from rtsmap.rasters.opening import AFRESH, GDAL_ERRORS, innermost, is_remote, opened
+from rtsmap.rasters.opening import AFRESH, GDAL_ERRORS, innermost, is_remote, is_utf8, opened
 
 MAX_BLOCK_BYTES = 256 << 20
 """A block that decodes to more is refused: one damaged number in a header asks for all memory."""
+
+NOT_UTF8 = "its name is not UTF-8, so that GDAL cannot open it; rename the file, or the folder that it is in"
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -69,6 +71,8 @@ def open_each(paths: list[str]) -> None:
 
 
 def _problem_before_opening(path: str) -> str | None:
+    if not is_utf8(path):
+        return NOT_UTF8
     if is_remote(path):
         return None
     file = Path(path)

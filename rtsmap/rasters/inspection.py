@@ -35,6 +35,7 @@ _NO_ELEVATION = re.compile(
 _FOOT_M = 0.3048
 _ABSURD = 1e7
 _MARKS_OF_NO_DATA = {-9999.0, -32768.0, -32767.0, -99999.0}
+_MARKS_IN_HEIGHTS = {-999.0, *_MARKS_OF_NO_DATA}
 _MOST_HALF_TRANSPARENT, _MOST_ALPHAS = 0.5, 16
 _MANY_FILES = 32
 _FIRST_LOOK = "rtsmap.rasters.first_look"
@@ -264,7 +265,16 @@ def _judge_elevation(info: RasterInfo, look: Mapping[str, Any]) -> _Verdict:
             f"{HIGHEST_M:g} m: it is not elevation, or its nodata value is not declared"
         )
         return [sentence], []
-    return [], list(_doubts_about_heights(info, low, high))
+    return list(_undeclared_voids(band["low"], ends[0])), list(_doubts_about_heights(info, low, high))
+
+
+def _undeclared_voids(stored: float, height_m: float) -> Iterator[str]:
+    """Of marks for no data; those beyond what heights can be are voids in any case."""
+    if stored in _MARKS_IN_HEIGHTS and LOWEST_M <= height_m <= HIGHEST_M:
+        yield (
+            f"its lowest value is {stored:g}, which stands for no data in many files, but is not declared, "
+            f"and would be ground at {height_m:g} m here; declare it: gdal_edit.py -a_nodata {stored:g} FILE"
+        )
 
 
 def _doubts_about_heights(info: RasterInfo, low: float, high: float) -> Iterator[str]:

@@ -72,6 +72,11 @@ def is_file_name(dataset: str) -> bool:
     return not (_FILE_SYSTEM.search(dataset) or dataset.lstrip().startswith("<"))
 
 
+def is_utf8(name: str) -> bool:
+    """False for names of files that are no text, which GDAL does not open."""
+    return name == name.encode(errors="replace").decode()
+
+
 @contextmanager
 def opened(dataset: str, **options: Any) -> Iterator[Any]:
     """A dataset open for reading."""

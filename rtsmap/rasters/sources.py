@@ -32,7 +32,7 @@ from scipy.ndimage import binary_dilation
 from rtsmap.errors import BandError, GridMismatchError, InputError, ReadError
 from rtsmap.rasters import grids
 from rtsmap.rasters.bands import check_bands
-from rtsmap.rasters.first_look import MAX_BLOCK_BYTES, block_bytes
+from rtsmap.rasters.first_look import MAX_BLOCK_BYTES, NOT_UTF8, block_bytes
 from rtsmap.rasters.grids import RunGrid
 from rtsmap.rasters.interpolation import interpolate
 from rtsmap.rasters.opening import (
@@ -41,6 +41,7 @@ from rtsmap.rasters.opening import (
     innermost,
     is_file_name,
     is_remote,
+    is_utf8,
     opened,
     patiently,
 )
@@ -145,6 +146,8 @@ class Patch:
 def probe(path: Path | str) -> RasterInfo:
     """Look at a raster without reading pixels; InputError says in a sentence why one cannot be used."""
     name = str(path)
+    if not is_utf8(name):
+        raise InputError(f"{name}: {NOT_UTF8}")
 
     def look() -> RasterInfo | tuple[str, str]:
         with opened(name) as src:
@@ -156,7 +159,7 @@ def probe(path: Path | str) -> RasterInfo:
     except ReadError as exc:
         raise InputError(f"{name}: its server does not deliver it ({innermost(exc)})") from exc
     except GDAL_ERRORS as exc:
-        missing = is_file_name(name) and not Path(name).exists()
+        missing = is_file_name(name) and not os.path.exists(name)  # noqa: PTH110 - a name may be too long
         reason = "there is no such file" if missing else f"GDAL cannot open it as a raster ({exc})"
         if not missing and name.lower().endswith(".npz"):
             reason = (
@@ -231,6 +234,7 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
         overviews = overviews if told and masked else ()
         notes = notes if masked else (*notes, _NO_MASK)
     colors = tuple(color.name for color in src.colorinterp)
+    known = ("",) * src.count if _are_guessed(colors, src) and not has_alpha else colors
     return RasterInfo(
         path=name,
         crs=geobox.crs,
@@ -238,7 +242,7 @@ def _describe(src: Any, name: str, dataset: str) -> RasterInfo:
         count=src.count,
         dtype=src.dtypes[0],
         nodata=src.nodata,
-        band_names=tuple(_band_name(d, c) for d, c in zip(src.descriptions, colors, strict=True)),
+        band_names=tuple(_band_name(d, c) for d, c in zip(src.descriptions, known, strict=True)),
         colors=colors,
         overviews=overviews,
         overview_shapes=_overview_shapes(dataset, len(overviews)),
@@ -310,6 +314,12 @@ def _band_name(description: str | None, color: str) -> str:
     if description:
         return description.strip().lower()
     return color if color in {"red", "green", "blue", "alpha", "palette", "nir"} else ""
+
+
+def _are_guessed(colors: tuple[str, ...], src: Any) -> bool:
+    """True for colours as GDAL gives them to any four bands of 8 bit that nobody has named."""
+    guess = ("red", "green", "blue", "alpha")
+    return colors == guess and set(src.dtypes) == {"uint8"} and not any(src.descriptions)
 
 
 def _overview_shapes(dataset: str, count: int) -> tuple[tuple[int, int], ...]:
@@ -430,6 +440,8 @@ def _is_nameless_rgb(info: RasterInfo) -> bool:
 
 def _missing_bands_sentence(info: RasterInfo, missing: Sequence[str]) -> str:
     has = ", ".join(name or "unnamed" for name in info.band_names)
+    if "alpha" in info.colors and not any(info.band_names):
+        has = "unnamed, for GDAL marks any four of 8 bit as red, green, blue, alpha"
     are = f"the {info.count} bands are" if info.count > 1 else "its only band is"
     sentence = f"no band is named {' or '.join(missing)} ({are}: {has})"
     if "palette" in info.colors:
@@ -801,7 +813,7 @@ def _read_pixels(
         if strange.any():
             fill = strange
             valid &= ~strange
-    if info.fill_is_zero and info.nodata != 0 and len(bands) >= 3 and not data.all():
+    if info.fill_is_zero and info.nodata != 0 and len(bands) >= min(3, info.count) and not data.all():
         zeros = valid & ~data.any(axis=0)
         if zeros.any():
             fill = zeros

@@ -96,14 +96,14 @@ class PredictOptions:
             ("batch_size", 1, 1024),
             ("min_valid_share", 0, 1),
             ("min_score", 0, 1),
-            ("min_area_m2", 0, float("inf")),
-            ("simplify_m", 0, float("inf")),
+            ("min_area_m2", 0, 1e15),
+            ("simplify_m", 0, 1e6),
             ("min_speck_px", 1, 1_000_000),
             ("read_threads", 1, 64),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise OptionsError(f"{name} must be within {low}..{high}, got {value}")
+                raise OptionsError(f"{name} must be within {low:g}..{high:g}, got {value}")
 
     @classmethod
     def of(cls, **values: Any) -> PredictOptions:
@@ -296,7 +296,7 @@ def _predict(
         engine = engine_of(
             model, options.device, options.precision, options.batch_size, options.compiled
         ).loaded_once()
-    directory = Path(run_dir) if run_dir else out.with_suffix(".rtsrun")
+    directory = Path(run_dir) if run_dir else out.parent / f"{out.stem}.rtsrun"
     with stage("planning"):
         scene_run = open_scene(
             scene, dem, engine, options, directory, inputs=given, model=name_of(model), problems=problems

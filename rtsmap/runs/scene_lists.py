@@ -149,8 +149,11 @@ def _item_of_file(name: str) -> SceneItem:
 def _items_of_table(path: Path) -> Iterator[SceneItem]:
     try:
         rows = list(_rows(path))
-    except (OSError, ValueError, KeyError, TypeError, csv.Error, pa.ArrowException) as exc:
-        raise InputError(f"{path}: cannot be read as a table of scenes: {exc}") from exc
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error, pa.ArrowException) as exc:
+        raise InputError(
+            f"{path}: cannot be read as a table of scenes ({exc}); wanted CSV, GeoParquet or STAC items with "
+            "assets"
+        ) from exc
     for number, row in enumerate(rows, 1):
         scene = _first(row, _SCENE)
         if not scene:

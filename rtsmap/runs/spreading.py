@@ -130,7 +130,7 @@ def predict_with(
         check_out(out, overwrite=overwrite)
         if probability is not None:
             check_probability(Path(probability), overwrite=overwrite)
-    directory = (Path(run_dir) if run_dir else out.with_suffix(".rtsrun")).resolve()
+    directory = (Path(run_dir) if run_dir else out.parent / f"{out.stem}.rtsrun").resolve()
     own = model if isinstance(model, Engine) else None
     with measuring(timings):
         scene_run = plan_run(

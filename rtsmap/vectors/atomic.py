@@ -20,6 +20,8 @@ COMPANIONS: Mapping[str, tuple[str, ...]] = {
 """Files that belong to a file with such a suffix; those of a replaced file would spoil the new one."""
 
 _LONG_NAME = 40
+_LONGEST_NAME_BYTES = 240
+"""File systems end at 255, and what SQLite and GDAL write beside a file has longer names."""
 
 OLD = ".old"
 """Where the files of a replaced one are while the new ones move in, inside the hidden folder."""
@@ -88,7 +90,11 @@ def refuse_odd_name(path: Path) -> None:
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise InputError when `path` exists and may not be replaced, or is a folder."""
+    """Raise InputError when `path` exists and may not be replaced, or could not be written as it is named."""
+    if len(os.fsencode(path.name)) > _LONGEST_NAME_BYTES:
+        raise InputError(f"{path}: the name is longer than {_LONGEST_NAME_BYTES} bytes; choose a shorter one")
+    if str(path) != str(path).encode(errors="replace").decode():
+        raise InputError(f"{path}: names must be UTF-8; choose another name, or rename the folder")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file to write")
     if path.exists() and not overwrite:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 
 import geopandas
@@ -51,8 +52,9 @@ SHAPEFILE_NAMES: Mapping[str, str] = {
     "review_comment": "rev_comm",
     "superseded_by": "superseded",
 }
-"""Names in a shapefile, which has ten characters for each."""
+"""Names in a shapefile."""
 
+SHAPEFILE_NAME_BYTES = 10
 SHAPEFILE_TEXT_BYTES = 254
 
 _WGS84 = (("EPSG", "4326"), ("OGC", "CRS84"))
@@ -212,14 +214,11 @@ def _refuse_torn(shapes: Shapes, crs: pyproj.CRS) -> None:
 def _for_shapefile(frame: geopandas.GeoDataFrame) -> tuple[geopandas.GeoDataFrame, tuple[str, ...]]:
     """The frame with short names and plain types, and what that cost."""
     names = [name for name in frame.columns if name != frame.geometry.name]
-    short = {name: SHAPEFILE_NAMES.get(name, name) for name in names}
-    unknown = [name for name in names if len(short[name]) > 10]
+    short = _short_names(names)
     renamed = [f"{name} is {short[name]}" for name in names if short[name] != name]
-    notes = [f"shapefile: names have ten characters: {', '.join(renamed)}"] if renamed else []
-    if unknown:
-        notes.append(f"shapefile: no short name is known for {', '.join(unknown)}, left out")
-    frame = frame.drop(columns=unknown).rename(columns=short)
-    flags = [name for name in short.values() if name in frame and is_bool_dtype(frame[name])]
+    notes = [f"shapefile: names have ten bytes: {', '.join(renamed)}"] if renamed else []
+    frame = frame.rename(columns=short)
+    flags = [name for name in short.values() if is_bool_dtype(frame[name])]
     if flags:
         notes.append(f"shapefile: yes and no are 1 and 0 in {', '.join(flags)}")
     frame = frame.astype(dict.fromkeys(flags, "int32"))
@@ -230,9 +229,25 @@ def _for_shapefile(frame: geopandas.GeoDataFrame) -> tuple[geopandas.GeoDataFram
     return frame, tuple(notes)
 
 
+def _short_names(names: Sequence[str]) -> dict[str, str]:
+    """Names that a shapefile can hold, all different; columns that people added give way, and are cut."""
+    short = {name: SHAPEFILE_NAMES[name] for name in names if name in SHAPEFILE_NAMES}
+    for name in (name for name in names if name not in SHAPEFILE_NAMES):
+        taken = {other.lower() for other in short.values()}
+        endings = chain([""], (f"_{number}" for number in count(1)))
+        cut = (f"{_cut(name, SHAPEFILE_NAME_BYTES - len(ending))}{ending}" for ending in endings)
+        short[name] = next(one for one in cut if one.lower() not in taken)
+    return short
+
+
 def _is_too_long(value: object) -> bool:
     return isinstance(value, str) and len(value.encode()) > SHAPEFILE_TEXT_BYTES
 
 
 def _cut_text(value: object) -> object:
-    return value.encode()[:SHAPEFILE_TEXT_BYTES].decode(errors="ignore") if isinstance(value, str) else value
+    return _cut(value, SHAPEFILE_TEXT_BYTES) if isinstance(value, str) else value
+
+
+def _cut(text: str, size_bytes: int) -> str:
+    """As many of its characters as fit."""
+    return text.encode()[:size_bytes].decode(errors="ignore")

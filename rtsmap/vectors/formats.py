@@ -133,9 +133,11 @@ def _write(path: Path, driver: str, frame: geopandas.GeoDataFrame, layer: str) -
         return
     # A shapefile has one kind for both; elsewhere a layer of both kinds would need a vague type.
     multi = driver != "ESRI Shapefile" and bool((frame.geom_type == "MultiPolygon").any())
+    # a shapefile gets its suffix in small letters, whatever was asked for
+    written = path.with_suffix(path.suffix.lower())
     pyogrio.write_dataframe(
         frame,
-        path,
+        written,
         driver=driver,
         layer=layer,
         geometry_type="MultiPolygon" if multi else "Polygon",
@@ -144,6 +146,7 @@ def _write(path: Path, driver: str, frame: geopandas.GeoDataFrame, layer: str) -
         layer_options=_layer_options(driver),
         dataset_options=GPKG_VERSION if driver == "GPKG" else None,
     )
+    written.replace(path)
 
 
 def _layer_options(driver: str) -> Mapping[str, str]:

@@ -234,11 +234,9 @@ def to_geodataframe(footprints: Sequence[Footprint], crs: CRS) -> geopandas.GeoD
 def _frame(
     polygons: Sequence[Any], columns: Mapping[str, list[Any]], dtypes: Mapping[str, str], crs: CRS
 ) -> geopandas.GeoDataFrame:
-    geometries = np.empty(len(polygons), dtype=object)
-    geometries[:] = polygons
     # Types are given, not guessed, so that an empty map has the columns of a full one.
     series = {name: pd.Series(columns[name], dtype=dtype) for name, dtype in dtypes.items()}
-    return geopandas.GeoDataFrame(series, geometry=geopandas.GeoSeries(geometries, crs=crs.proj))
+    return geopandas.GeoDataFrame(series, geometry=geopandas.GeoSeries(polygons, crs=crs.proj))
 
 
 def _from_top_left(footprint: Footprint) -> tuple[float, float, str]:
@@ -291,7 +289,10 @@ def _plain(value: Any) -> Any:
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    # names of files may be no text, which cannot be stored
+    return str(value).encode(errors="backslashreplace").decode()
 
 
 def _check_is_map(path: Path, layer: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -49,7 +49,7 @@ class Polygons:
                 raise LabelError(
                     f"column '{name}' has {len(values)} values for {len(self.geometries)} polygons"
                 )
-        geometries = _array(self.geometries)
+        geometries = np.array(self.geometries, dtype=object)
         usable = is_polygonal(geometries) & shapely.is_valid(geometries) & ~shapely.is_empty(geometries)
         if not usable.all():
             at = int(np.flatnonzero(~usable)[0])
@@ -62,7 +62,7 @@ class Polygons:
 
     def to_crs(self, crs: CRS) -> Polygons:
         """The same polygons in another CRS, vertices transformed, repaired where that broke them."""
-        frame = geopandas.GeoSeries(_array(self.geometries), crs=self.crs.proj).to_crs(crs.proj)
+        frame = geopandas.GeoSeries(self.geometries, crs=self.crs.proj).to_crs(crs.proj)
         geometries, keep, notes = _usable_polygons(np.asarray(frame.array))
         columns = {name: _take(values, keep) for name, values in self.columns.items()}
         return Polygons(tuple(geometries), crs, columns, self.notes + notes)
@@ -121,7 +121,7 @@ def write_polygons(
 ) -> None:
     """Write polygons in the format that the suffix names; see `write_frame`."""
     frame = geopandas.GeoDataFrame(
-        dict(polygons.columns), geometry=_array(polygons.geometries), crs=polygons.crs.proj
+        dict(polygons.columns), geometry=list(polygons.geometries), crs=polygons.crs.proj
     )
     write_frame(Path(path), frame, layer=layer, overwrite=overwrite)
 
@@ -198,7 +198,7 @@ def _member_of_zip(path: Path, layer: str | None) -> str:
     if len(chosen) != 1:
         raise LabelError(
             f"{path}: one vector file wanted in the archive, found {len(chosen)}: "
-            f"{', '.join(map(str, found)) or 'none'}; name one of several as layer, or unpack it"
+            f"{', '.join(map(str, found)) or 'none'}; unpack it and name one of several"
         )
     return f"/vsizip/{path}/{chosen[0]}"
 
@@ -215,8 +215,9 @@ def _choose_layer(path: Path, source: str, layer: str | None) -> str:
         return MAP_LAYER
     candidates = polygonal or spatial
     if len(candidates) != 1:
-        found = ", ".join(candidates) or "none with geometry"
-        raise LabelError(f"{path}: one layer of polygons wanted, found {len(candidates)}: {found}; name one")
+        cure = f"; save the right one to a file of its own: ogr2ogr ONE.gpkg '{path}' '{candidates[0]}'"
+        found = ", ".join(candidates) + cure if candidates else "none with geometry"
+        raise LabelError(f"{path}: one layer of polygons wanted, found {len(candidates)}: {found}")
     return candidates[0]
 
 
@@ -264,13 +265,6 @@ def _parse_crs(path: Path, crs: Any) -> CRS:
         return CRS(":".join(authority) if authority else parsed.to_wkt())
     except pyproj.exceptions.CRSError as exc:
         raise LabelError(f"{path}: the coordinate reference system cannot be understood: {exc}") from exc
-
-
-def _array(geometries: Iterable[BaseGeometry]) -> npt.NDArray[Any]:
-    listed = list(geometries)
-    array = np.empty(len(listed), dtype=object)
-    array[:] = listed
-    return array
 
 
 def _take(values: Sequence[Any], keep: npt.NDArray[np.intp]) -> list[Any]:

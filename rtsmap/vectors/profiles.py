@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -201,12 +202,12 @@ def _arts_given(job: _Export, footprints: geopandas.GeoDataFrame) -> dict[str, A
 
 def _check_dates(name: str, text: str | None) -> None:
     parts = [] if text is None else text.split(",")
-    try:
+    days: list[date] = []
+    with suppress(ValueError):
         days = [date.fromisoformat(part) for part in parts]
-    except ValueError as exc:
-        raise OptionsError(
-            f"ARTS: {name} is '{text}'; wanted YYYY-MM-DD, or two with a comma between"
-        ) from exc
+    # Python reads more of ISO 8601 than ARTS does: weeks, and days without hyphens
+    if [day.isoformat() for day in days] != parts:
+        raise OptionsError(f"ARTS: {name} is '{text}'; wanted YYYY-MM-DD, or two with a comma between")
     if len(days) > (2 if name == "BaseMapDate" else 1) or days != sorted(days):
         raise OptionsError(f"ARTS: {name} is '{text}'; wanted one date, or first and last of a range")
 

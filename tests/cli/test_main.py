@@ -108,7 +108,10 @@ def test_the_script_starts():
     assert out.stdout.strip() == f"rtsmap {rtsmap.__version__}"
 
 
-@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.ENOTDIR, errno.EEXIST])
+@pytest.mark.parametrize(
+    "code",
+    [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG],
+)
 def test_a_place_that_cannot_be_written_to_is_no_bug(code, capsys):
     def command() -> None:
         raise OSError(code, os.strerror(code), "/media/disk/m.rtsrun")

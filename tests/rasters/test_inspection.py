@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import rasterio
@@ -43,6 +45,33 @@ def test_any_name_will_do(tmp_path, name):
     folder = tmp_path / "scène 1"
     folder.mkdir()
     assert check(scene(folder / name), dem(folder / f"dem {name}")) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("mark", "scale", "refused"),
+    [(-9999, 0.01, True), (-32768, 0.01, True), (-9999, 0.1, True), (-32767, 0.1, False), (-5, 0.01, False)],
+)
+def test_marks_of_no_data_that_would_be_ground_once_scaled_are_refused(tmp_path, mark, scale, refused):
+    path = dem(tmp_path / "d.tif", 100, 15000, dtype="int16")
+    with rasterio.open(path, "r+") as dst:
+        heights = dst.read()
+        heights[:, :9] = mark
+        dst.write(heights)
+        dst.scales = (scale,)
+    problems, _ = check(scene(tmp_path / "s.tif"), path)
+    assert (f"-a_nodata {mark} FILE" in problems) == bool(problems) == refused
+    with rasterio.open(path, "r+") as dst:
+        dst.nodata = mark
+    assert check(scene(tmp_path / "s.tif"), path)[0] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [(os.fsdecode(b"sc\xe8ne.tif"), "its name is not UTF-8"), ("a" * 300, "no such file")]
+)
+def test_names_that_no_file_can_have_are_refused(name, says):
+    assert inspection.inspect_scene(name).problems
+    with pytest.raises(InputError, match=says):
+        sources.probe(name)
 
 
 def test_all_problems_of_all_inputs_come_together(tmp_path):
@@ -184,6 +213,20 @@ def test_near_infrared_that_is_marked_as_alpha_is_refused_and_alpha_is_not(tmp_p
     assert check(write(tmp_path / "s.tif", pixels, 4.0)) == ("", "")
 
 
+@pytest.mark.parametrize("how", [{"nodata": 0}, {"mask": np.ones((64, 64), bool)}])
+def test_colours_that_gdal_gives_to_any_four_bands_of_8_bit_name_none(tmp_path, how):
+    pixels = RNG.integers(1, 255, (4, 64, 64)).astype(np.uint8)
+    path = write(tmp_path / "s.tif", pixels, 4.0, **how)
+    problems, _ = check(path)
+    assert "--bands red=3,green=2,blue=1 where the order is blue, green, red, near infrared" in problems
+    assert "GDAL marks any four of 8 bit as red, green, blue, alpha" in problems
+    given = {"red": 3, "green": 2, "blue": 1}
+    assert sources.optical_bands(sources.probe(path), given, given) == given
+    with rasterio.open(path, "r+") as dst:
+        dst.descriptions = ("blue", "green", "red", "nir")
+    assert check(path) == ("", "")
+
+
 def test_alpha_that_is_nowhere_opaque_leaves_no_data(tmp_path):
     pixels = RNG.integers(1, 255, (4, 64, 64)).astype(np.uint16)
     pixels[3] = 255
@@ -201,6 +244,9 @@ def test_alpha_that_is_nowhere_opaque_leaves_no_data(tmp_path):
         ((0, 1), {}, "", "all its sampled values lie within 0 and 1"),
         ((3000, 20000), {}, "", "if they are feet, say so"),
         ((-9999, 800), {}, "", "taken as voids"),
+        ((-999, 800), {}, "-a_nodata -999 FILE", ""),
+        ((-999, 800), {"nodata": -999}, "", ""),
+        ((-998, 800), {}, "", ""),
         ((5, 5), {}, "", "has the value 5 wherever"),
         ((100, 200), {"crs": "EPSG:2276", "corner": (-1e7, 4e7)}, "", "its CRS is in feet"),
     ],

@@ -92,6 +92,20 @@ def test_a_raster_of_its_own_gives_the_band_with_its_validity_and_scale(tmp_path
     assert layer.pixels == pytest.approx(0.25)
 
 
+def test_zeros_of_digital_numbers_in_a_raster_of_its_own_are_fill_unless_it_declares_another(tmp_path):
+    scene = write(tmp_path / "rgb.tif", np.full((3, *SHAPE), 90, np.uint8), 4.0, photometric="RGB")
+    spec = InputSpec(4.0, (OPTICAL_RGB, Modality("spectral", SPECTRAL.bands[:2])))
+    numbers = np.random.default_rng(2).integers(1, 200, SHAPE).astype(np.uint8)
+    numbers[:, :9] = 0
+    index = np.zeros(SHAPE, np.float32)
+    for nodata, wanted in ((None, numbers > 0), (255, numbers < 255)):
+        nir = write(tmp_path / "nir.tif", numbers, 4.0, nodata=nodata)
+        files = {"nir": nir, "ndvi": write(tmp_path / "ndvi.tif", index, 4.0)}
+        reader = ChipReader(scene, None, spec, GRID, band_files=files)
+        assert (reader.read_block(ALL)["spectral"].valid == wanted).all()
+        assert any("pixels of 0 are taken as fill" in note for note in reader.notes) == (nodata is None)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [(["slope=a.tif"], "cannot be given"), (["ndvi"], "NAME=FILE"), (["ndvi=a", "ndvi=b"], "given twice")],

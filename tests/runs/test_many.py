@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from rtsmap.runs.in_process import InProcess
 from rtsmap.runs.many import MAP, merge_scenes, predict_scenes
 from rtsmap.runs.mapping import PredictOptions, predict
 from rtsmap.runs.processes import Processes
-from rtsmap.runs.scene_lists import is_one_file, read_scenes
+from rtsmap.runs.scene_lists import SceneItem, is_one_file, read_scenes
 from rtsmap.vectors.geopackage import read_layers, read_map, read_run_record
 from tests.runs.blob_scenes import GROUND, LEFT, SLUMP, TOP, blob_labels, engine, grid, write_dem, write_scene
 from tests.runs.map_content import rows
@@ -130,13 +131,15 @@ def test_the_map_of_many_is_that_of_each_and_the_same_from_two_processes(tmp_pat
 def test_one_bad_scene_does_not_stop_the_others(tmp_path, ground):
     _, folder = ground
     (folder / "bad.tif").write_text("no raster")
-    report = predict_scenes(
-        InProcess(), read_scenes([folder]), out=tmp_path / "m.gpkg", model=engine(), options=OPTIONS
-    )
+    items = [*read_scenes([folder]), SceneItem("latin", str(folder / os.fsdecode(b"sc\xe8ne.tif")))]
+    report = predict_scenes(InProcess(), items, out=tmp_path / "m.gpkg", model=engine(), options=OPTIONS)
     assert [name for name, _ in report.scenes] == ["east", "west"]
-    ((name, problem),) = report.problems
-    assert name == "bad"
-    assert "bad.tif" in problem
+    assert [name for name, _ in report.problems] == ["bad", "latin"]
+    bad, latin = (problem for _, problem in report.problems)
+    assert "bad.tif" in bad
+    assert "its name is not UTF-8" in latin
+    # what is no text is told in text
+    json.dumps(read_run_record(report.out), ensure_ascii=False).encode()
 
 
 def test_a_scene_that_vanishes_stops_only_itself(tmp_path, ground):
@@ -265,6 +268,8 @@ def test_tables_tell_scenes_their_dem_and_date(tmp_path, ground):
         ("t.csv", "raster,date\na.tif,2020-01-01\n", "names no scene"),
         ("t.csv", "scene,date\na.tif,1st of May\n", "cannot be read"),
         ("t.json", "{}", "cannot be read as a table"),
+        ("t.json", '{"features": [null]}', "cannot be read as a table"),
+        ("t.json", '{"features": [{"assets": [1]}]}', "cannot be read as a table"),
         ("t.parquet", "x", "cannot be read as a table"),
         ("t.csv", "scene\n", "no scenes are named"),
     ],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from rtsmap.instances.threshold import ThresholdDetector
 from rtsmap.rasters.chips import Chip, ChipReader
 from rtsmap.rasters.tiling import Window
 from rtsmap.runs import detecting
+from rtsmap.runs.in_process import InProcess
 from rtsmap.runs.mapping import PredictOptions, predict
+from rtsmap.runs.spreading import predict_with
 from rtsmap.vectors.geopackage import read_layers, read_map
 from tests.runs.blob_scenes import BlobScene, blob_labels, engine, write_dem, write_scene
 from tests.runs.map_content import content, rows
@@ -444,9 +447,24 @@ def test_options_are_checked_at_the_door():
     assert PredictOptions.of(min_score=0.5) == PredictOptions(min_score=0.5)
     with pytest.raises(OptionsError, match=r"minscore; there are: .*min_score"):
         PredictOptions.of(minscore=0.5)
-    for wrong in ({"min_score": 2}, {"batch_size": 0}, {"simplify_m": -1}, {"min_valid_share": 1.5}):
+    for wrong in (
+        {"min_score": 2},
+        {"batch_size": 0},
+        {"simplify_m": -1},
+        {"min_valid_share": 1.5},
+        {"min_area_m2": float("inf")},
+        {"simplify_m": float("nan")},
+    ):
         with pytest.raises(OptionsError, match=next(iter(wrong))):
             PredictOptions(**wrong)
+
+
+@pytest.mark.parametrize("out", ["", ".", "map.tif"])
+def test_an_output_that_is_no_geopackage_is_refused(tmp_path, scene, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    for map_scene in (predict, partial(predict_with, InProcess())):
+        with pytest.raises(InputError, match=r"maps are written as \.gpkg"):
+            map_scene(scene.path, out=out, model=engine())
 
 
 def test_impossible_tiles_are_refused(tmp_path, scene):

@@ -132,6 +132,13 @@ def test_files_whose_long_names_begin_alike_leave_each_other_alone(tmp_path):
         temporary.write_text("content")
 
 
+@pytest.mark.parametrize("name", ["a" * 250 + ".gpkg", "é" * 120 + ".gpkg", os.fsdecode(b"sc\xe8ne.gpkg")])
+def test_names_that_cannot_be_written_are_refused_before(tmp_path, name):
+    with pytest.raises(InputError, match="choose a"), whole_file(tmp_path / name):
+        pytest.fail("nothing is to be written")
+    assert not list(tmp_path.iterdir())
+
+
 def test_parts_of_killed_processes_are_removed_and_younger_ones_stay(tmp_path):
     out = tmp_path / "a [1].gpkg"
     old, young = (Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=tmp_path)) for _ in "ab")

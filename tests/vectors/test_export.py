@@ -30,6 +30,7 @@ from rtsmap.vectors.geopackage import (
     REVIEW_COLUMN,
     read_layers,
     read_map,
+    write_layers,
     write_map,
 )
 from rtsmap.vectors.labels import read_polygons
@@ -180,6 +181,24 @@ def test_a_shapefile_has_its_names_and_says_what_it_cannot_hold(map_path, tmp_pa
     assert (tmp_path / "a.cpg").read_text() == "UTF-8"
     assert "seam_unconfirmed is seam_unc" in notes[0]
     assert notes[1] == "shapefile: yes and no are 1 and 0 in seam_unc"
+
+
+def test_columns_of_users_have_names_of_ten_bytes_in_a_shapefile_and_none_is_lost(map_path, tmp_path):
+    added = ["площадь_м2", "площадь_км", "cent_lon", "a_long_remark", "a_long_reply", "ok"]
+    layers = read_layers(map_path)
+    for name in added:
+        layers.footprints[name] = name
+    write_layers(tmp_path / "more.gpkg", layers)
+    notes = export_map(tmp_path / "more.gpkg", tmp_path / "A.SHP")
+    frame = pyogrio.read_dataframe(tmp_path / "A.SHP")
+    names = list(frame.columns.drop("geometry"))
+    assert max(len(name.encode()) for name in names) <= 10
+    told = dict(one.split(" is ") for one in notes[0].partition(": names have ten bytes: ")[2].split(", "))
+    for name in added:
+        assert set(frame[told.get(name, name)]) == {name}
+    assert len(set(names)) == len(names) == len(FOOTPRINT_COLUMNS) + len(added)
+    assert (told["площадь_м2"], told["площадь_км"]) == ("площа", "площ_1")
+    assert "ok" not in told
 
 
 def test_a_polygon_that_rounding_breaks_is_repaired_and_told(tmp_path):

@@ -48,7 +48,7 @@ from rtsmap.mm.samples import SampleSource
 from rtsmap.mm.sheet import draw_predictions
 from rtsmap.mm.tables import differences
 from rtsmap.mm.tensorboard import Events, check_tensorboard, open_events
-from rtsmap.mm.train import Ranks, read_rows, seed_everything, train
+from rtsmap.mm.train import Ranks, append_row, drop_rows_after, read_rows, seed_everything, train
 from rtsmap.rasters.bands import OPTICAL_RGB, InputSpec
 
 CONFIG, RECORD, CHECKPOINT = "config.toml", "record.json", "last.pt"
@@ -275,12 +275,12 @@ class _Training:
     tensorboard: bool
 
     def run_stage(self, name: str) -> bool:
-        """Train one stage to its end; False when it was there already."""
+        """Train one stage to its end, with its last look at held-out chips; False when all was there."""
         options, folder = self.recipe.stages[name].options, self.directory / name
         done = steps_done(folder)
         self.tell.progress(name, done, options.steps)
         if done == options.steps:
-            return False
+            return self._looked_again(name)
 
         with self._events(name, done) as events:
 
@@ -304,14 +304,33 @@ class _Training:
             )
         return True
 
+    def _looked_again(self, name: str) -> bool:
+        """Look at held-out chips where a stop came between a stage's last step and its last look."""
+        stage, path = self.recipe.stages[name], self.directory / name / "validation.jsonl"
+        steps = stage.options.steps
+        if not (self.recipe.data.held_out and stage.detects) or _last_step(path) == steps:
+            return False
+        with self._events(name, steps) as events:
+            validate = self._validation(name, events)
+            scores = validate(self._trained(name), steps) if validate else {}
+        if scores:
+            drop_rows_after(path, steps)
+            append_row(path, {"step": steps, **scores})
+        return bool(scores)
+
+    def _trained(self, name: str) -> SlumpNetwork:
+        """The averaged network of a finished stage."""
+        network = build_network(self.recipe.network_of(name), self.recipe.spec(name))
+        fill(network, averaged_weights(self.directory / name), str(self.directory / name))
+        return network
+
     def draw_stage(self, name: str) -> None:
         """Draw what a finished stage finds on held-out chips, unless that was done before."""
         sheet = self.directory / name / SHEET
         held_out = self._held_out(name)
         if held_out is None or not held_out.sets or sheet.exists():
             return
-        network = build_network(self.recipe.network_of(name), self.recipe.spec(name))
-        fill(network, averaged_weights(self.directory / name), str(self.directory / name))
+        network = self._trained(name)
         watched = read_rows(self.directory / name / "validation.jsonl")
         found = held_out.detections(network, self.device)
         draw_predictions(sheet, held_out, found, network.spec, best_threshold(watched))
@@ -377,6 +396,12 @@ class _Training:
             return None
         images = {key: _usable(images, spec) for key, images in self.packs.held_out.items()}
         return HeldOut.cut(images, spec, self.recipe.chips, self.recipe.data.held_out_chips)
+
+
+def _last_step(path: Path) -> float:
+    """Step of the last row of a log, 0 without one."""
+    rows = read_rows(path)
+    return rows[-1]["step"] if rows else 0
 
 
 def _usable(images: Sequence[PackedImage], spec: InputSpec) -> list[PackedImage]:

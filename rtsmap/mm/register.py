@@ -134,7 +134,7 @@ class NetworkConfig:
 
 def _fusion_option_kinds(fusion: Any) -> dict[str, str]:
     """Kinds of the options of a fusion by name; none when there is no such fusion."""
-    if fusion not in FUSIONS:
+    if not isinstance(fusion, str) or fusion not in FUSIONS:
         return {}
     kinds = {name: type(default).__name__ for name, default in fusion_options(fusion).items()}
     return {name: "tuple[int, ...]" if kind == "tuple" else kind for name, kind in kinds.items()}

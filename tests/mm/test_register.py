@@ -34,6 +34,7 @@ def every_detection(network):
         ({"stage_blocks": [1, 1, 2]}, "four stage_blocks"),
         ({"stage_blocks": [1, 1, 2, 0]}, "four stage_blocks"),
         ({"cascade_iou": [0.5], "cascade_weights": [1.0, 0.5]}, "same length"),
+        ({"fusion": ["cbam"]}, r"'fusion' must be str, got \['cbam'\]"),
         ({"fusion": "magic"}, "unknown fusion 'magic'; known: cbam, convolution"),
         ({"enlarge": 0}, "enlarge > 0"),
         ({"stem": "cement"}, "patches, convolutions, got 'cement'"),

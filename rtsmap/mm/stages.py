@@ -29,7 +29,7 @@ import torch
 
 from rtsmap import __version__
 from rtsmap.errors import InputError, PlanMismatchError, RunError, WeightsError
-from rtsmap.mm.backbones import branches_of, freeze_backbones, take_branch
+from rtsmap.mm.backbones import branches_of, freeze_backbones, planes_of, take_branch
 from rtsmap.mm.checkpoints import (
     Weights,
     fill,
@@ -42,7 +42,7 @@ from rtsmap.mm.curves import draw_curves
 from rtsmap.mm.detector import resolve_device
 from rtsmap.mm.held_out import HeldOut, best_threshold
 from rtsmap.mm.packs import PackedImage, read_index
-from rtsmap.mm.recipe import AUTO, FROZEN, PARTLY, SCRATCH, DataConfig, Recipe
+from rtsmap.mm.recipe import AUTO, FROZEN, PARTLY, SCRATCH, DataConfig, Recipe, StageConfig
 from rtsmap.mm.register import SlumpNetwork, build_network
 from rtsmap.mm.samples import SampleSource
 from rtsmap.mm.sheet import draw_predictions
@@ -127,7 +127,8 @@ def _check_bands(images: Sequence[PackedImage], data: DataConfig) -> None:
 def _images(patterns: Sequence[str]) -> tuple[PackedImage, ...]:
     paths: list[Path] = []
     for pattern in patterns:
-        found = sorted(glob(pattern)) if any(c in pattern for c in "*?[") else [pattern]  # noqa: PTH207
+        literal = Path(pattern).exists() or not any(c in pattern for c in "*?[")
+        found = [pattern] if literal else sorted(glob(pattern))  # noqa: PTH207
         if not found:
             raise InputError(f"no pack fits '{pattern}'; paths are relative to where rtsmap is started")
         paths += [Path(path) for path in found if Path(path) not in paths]
@@ -145,14 +146,16 @@ def run_recipe(
     """Train all stages of a recipe in `directory`; gives the folder of the last one.
 
     Started again after a kill it ends with the same weights. Raises PlanMismatchError when the
-    directory belongs to another recipe or to other packs, naming what differs, and OptionsError for
-    `tensorboard` without the package.
+    directory belongs to another recipe or to other packs, naming what differs, OptionsError for
+    `tensorboard` without the package, and WeightsError, before anything is trained, for a file of
+    weights that a stage cannot start from.
     """
     ranks, tell = ranks or Ranks(), tell or Teller()
     if tensorboard:
         check_tensorboard()
     packs = Packs.find(recipe)
     device = _device(recipe.device)
+    _check_weights(recipe, directory)
     if not ranks.rank:
         _open_run(directory, recipe, packs, {"device": device, "processes": ranks.count})
     ranks.wait()
@@ -175,6 +178,15 @@ def _device(wanted: str) -> str:
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
     return device
+
+
+def _check_weights(recipe: Recipe, directory: Path) -> None:
+    """Try the files of weights that stages yet to begin name; a later start finds its own checkpoint."""
+    for name, stage in recipe.stages.items():
+        if (stage.backbone_weights or stage.start not in {AUTO, SCRATCH}) and not steps_done(
+            directory / name
+        ):
+            take_files(build_network(recipe.network_of(name), recipe.spec(name)), stage)
 
 
 # The run directory
@@ -425,18 +437,7 @@ def _indispensable(spec: InputSpec) -> list[str]:
 
 def start_network(network: SlumpNetwork, name: str, recipe: Recipe, directory: Path) -> list[str]:
     """Give a network the weights that its stage starts from; says in sentences what was taken."""
-    stage, notes = recipe.stages[name], []
-    modalities = dict(zip(network.spec.names, network.spec.modalities, strict=True))
-    if stage.start not in {AUTO, SCRATCH}:
-        load_weights(network, Path(stage.start))
-        notes.append(f"starts from {stage.start}")
-    for modality, file in stage.backbone_weights.items():
-        if is_of_mobilenet(Path(file)):
-            load_imagenet_guide(branches_of(network)[modality], Path(file), modalities[modality])
-            notes.append(f"guide of '{modality}' from {file}")
-            continue
-        kept = load_official_backbone(branches_of(network)[modality], Path(file))
-        notes.append(f"backbone '{modality}' from {file}" + (f", {len(kept)} norms new" if kept else ""))
+    notes = take_files(network, recipe.stages[name])
     for other, modality in recipe.earlier(name).items():
         weights = averaged_weights(directory / other)
         if modality:
@@ -446,6 +447,24 @@ def start_network(network: SlumpNetwork, name: str, recipe: Recipe, directory: P
         else:
             fill(network, weights, str(directory / other))
             notes.append(f"goes on from stage {other}")
+    return notes
+
+
+def take_files(network: SlumpNetwork, stage: StageConfig) -> list[str]:
+    """Give a network the weights of the files that its stage names; says in sentences what was taken."""
+    notes = []
+    modalities = dict(zip(network.spec.names, network.spec.modalities, strict=True))
+    if stage.start not in {AUTO, SCRATCH}:
+        load_weights(network, Path(stage.start))
+        notes.append(f"starts from {stage.start}")
+    for modality, file in stage.backbone_weights.items():
+        if is_of_mobilenet(Path(file)):
+            load_imagenet_guide(branches_of(network)[modality], Path(file), modalities[modality])
+            notes.append(f"guide of '{modality}' from {file}")
+            continue
+        planes = planes_of(network)[modality]
+        kept = load_official_backbone(branches_of(network)[modality], Path(file), planes)
+        notes.append(f"backbone '{modality}' from {file}" + (f", {len(kept)} norms new" if kept else ""))
     return notes
 
 

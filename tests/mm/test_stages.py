@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from rtsmap.errors import InputError, OptionsError, PlanMismatchError, RunError
+from rtsmap.errors import InputError, OptionsError, PlanMismatchError, RunError, WeightsError
 from rtsmap.mm.backbones import FUSION
 from rtsmap.mm.held_out import best_threshold
 from rtsmap.mm.packs import Spectral, write_pack
@@ -203,6 +203,27 @@ def test_a_run_of_an_older_rtsmap_goes_on_with_the_defaults_of_new_numbers(folde
     (run / "config.toml").write_text(older)
     run_recipe(recipe(folder), run)
     assert (run / "config.toml").read_text() == text
+
+
+@pytest.mark.parametrize("named", ["backbone_weights", "start"])
+def test_files_of_later_stages_are_tried_before_anything_is_trained(tmp_path, named):
+    data = recipe_data(tmp_path)
+    missing, other = tmp_path / "missing.pyth", tmp_path / "other.pyth"
+    torch.save({"model_state": {"norm": torch.ones(1)}}, other)
+    for path in (missing, other):
+        value = {"terrain": str(path)} if named == "backbone_weights" else str(path)
+        data["stages"]["terrain"] |= {named: value}
+        with pytest.raises(WeightsError, match=path.name):
+            run_recipe(Recipe.from_dict(data), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_pack_whose_path_looks_like_a_pattern_is_found(tmp_path):
+    folder = tmp_path / "run [a]"
+    folder.mkdir()
+    data = recipe_data(folder)["data"]
+    data["groups"]["train"]["packs"] = [str(folder / "train.pack")]
+    assert len(Packs.find(recipe(folder, data=data)).groups["train"]) == 3
 
 
 def test_ground_that_is_held_out_must_not_be_learnt_from(tmp_path):

@@ -48,7 +48,7 @@ def stack_kinds(samples: Sequence[Sample], device: str) -> Tensor:
 
 def stack_judged(samples: Sequence[Sample], device: str) -> Tensor:
     """1 where the network is judged, 0 on ground to ignore: (B, H, W) float32, padded like `collate` does."""
-    return _stacked([np.float32(~sample.ignored) for sample in samples], 1, device)
+    return _stacked([(~sample.ignored).astype(np.float32) for sample in samples], 1, device)
 
 
 def _stacked(arrays: Sequence[npt.NDArray[Any]], fill: int, device: str) -> Tensor:

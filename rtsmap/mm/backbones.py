@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -25,6 +26,16 @@ def branches_of(network: SlumpNetwork) -> dict[str, MViT]:
     if hasattr(fusion, "branch"):
         return {network.spec.names[0]: fusion.branch}
     return {name: fusion.branches.branch(name) for name in network.spec.names}
+
+
+def planes_of(network: SlumpNetwork) -> dict[str, list[int]]:
+    """Input channels of the backbones that hold no band but its validity; modalities as in `branches_of`."""
+    if not network.config.validity_plane:
+        return {name: [] for name in branches_of(network)}
+    bands = [len(modality.bands) for modality in network.spec.modalities]
+    if hasattr(network.detector.backbone.fusion, "branch"):
+        return {network.spec.names[0]: [count + place for place, count in enumerate(accumulate(bands))]}
+    return {name: [count] for name, count in zip(network.spec.names, bands, strict=True)}
 
 
 def freeze_backbones(network: SlumpNetwork, stages: int = STAGES) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,47 +32,43 @@ def collate(
     samples: Sequence[Sample], spec: InputSpec, device: str
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Target]]:
     """Stack samples, padded to the largest height and width with invalid pixels, and their targets."""
-    height = max(sample.ignored.shape[0] for sample in samples)
-    width = max(sample.ignored.shape[1] for sample in samples)
     inputs = {}
     for modality in spec.modalities:
-        pixels = np.zeros((len(samples), len(modality.bands), height, width), np.float32)
-        valid = np.zeros((len(samples), height, width), np.bool_)
-        for i, sample in enumerate(samples):
-            layer = sample.layers[modality.name]
-            rows, cols = layer.valid.shape
-            pixels[i, :, :rows, :cols] = normalise(layer, modality)
-            valid[i, :rows, :cols] = layer.valid
-        inputs[modality.name] = (torch.from_numpy(pixels).to(device), torch.from_numpy(valid).to(device))
-    return inputs, [_target(sample, (height, width), device) for sample in samples]
+        layers = [sample.layers[modality.name] for sample in samples]
+        pixels = _stacked([normalise(layer, modality) for layer in layers], 0, device)
+        inputs[modality.name] = (pixels, _stacked([layer.valid for layer in layers], 0, device))
+    masks = _padded([sample.masks for sample in samples], 0)
+    return inputs, [_target(sample, mask, device) for sample, mask in zip(samples, masks, strict=True)]
 
 
 def stack_kinds(samples: Sequence[Sample], device: str) -> Tensor:
     """Kinds (B, H, W) uint8, padded like `collate` does, with unknown."""
-    height = max(sample.kinds.shape[0] for sample in samples)
-    width = max(sample.kinds.shape[1] for sample in samples)
-    kinds = np.full((len(samples), height, width), UNKNOWN_KIND, np.uint8)
-    for i, sample in enumerate(samples):
-        rows, cols = sample.kinds.shape
-        kinds[i, :rows, :cols] = sample.kinds
-    return torch.from_numpy(kinds).to(device)
+    return _stacked([sample.kinds for sample in samples], UNKNOWN_KIND, device)
 
 
 def stack_judged(samples: Sequence[Sample], device: str) -> Tensor:
     """1 where the network is judged, 0 on ground to ignore: (B, H, W) float32, padded like `collate` does."""
-    height = max(sample.ignored.shape[0] for sample in samples)
-    width = max(sample.ignored.shape[1] for sample in samples)
-    judged = np.ones((len(samples), height, width), np.float32)
-    for i, sample in enumerate(samples):
-        rows, cols = sample.ignored.shape
-        judged[i, :rows, :cols] = ~sample.ignored
-    return torch.from_numpy(judged).to(device)
+    return _stacked([(~sample.ignored).astype(np.float32) for sample in samples], 1, device)
 
 
-def _target(sample: Sample, shape: tuple[int, int], device: str) -> Target:
-    rows, cols = sample.ignored.shape
-    masks = np.zeros((len(sample.masks), *shape), np.bool_)
-    masks[:, :rows, :cols] = sample.masks
+def _stacked(arrays: Sequence[npt.NDArray[Any]], fill: int, device: str) -> Tensor:
+    return torch.from_numpy(np.stack(_padded(arrays, fill))).to(device)
+
+
+def _padded(arrays: Sequence[npt.NDArray[Any]], fill: int) -> list[npt.NDArray[Any]]:
+    """Arrays (..., H, W), each as high and wide as the largest."""
+    height, width = (max(array.shape[axis] for array in arrays) for axis in (-2, -1))
+    return [
+        np.pad(
+            array,
+            [(0, 0)] * (array.ndim - 2) + [(0, height - array.shape[-2]), (0, width - array.shape[-1])],
+            constant_values=fill,
+        )
+        for array in arrays
+    ]
+
+
+def _target(sample: Sample, masks: npt.NDArray[np.bool_], device: str) -> Target:
     ignored = np.array(_ignored_boxes(sample.ignored), np.float32).reshape(-1, 4)
     return Target(
         torch.from_numpy(sample.boxes).to(device),

@@ -8,7 +8,7 @@ read by torch with `weights_only` and the second by an unpickler that can rebuil
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rtsmap.errors import WeightsError
-from rtsmap.mm.register import SlumpNetwork
 from rtsmap.nets.mvit import MViT
 from rtsmap.rasters.bands import Modality
 
@@ -54,28 +53,6 @@ def read_weights(path: Path) -> Weights:
 def load_weights(network: nn.Module, path: Path) -> None:
     """Fill a network from a safetensors file; every key and shape must fit. Raises WeightsError."""
     fill(network, read_weights(path), str(path))
-
-
-def load_branches(network: SlumpNetwork, path: Path, modality: str, *, into: str | None = None) -> int:
-    """Copy the branch of `modality` from another network's file into this one (two-step training).
-
-    `into` names the modality to fill when it is called differently here. When the modality leads this
-    network, pyramid and heads come along too. Gives the number of tensors copied.
-    """
-    into = into or modality
-    branch = "detector.backbone.fusion.branches."
-    weights = read_weights(path)
-    chosen = {
-        branch + into + name.removeprefix(branch + modality): value
-        for name, value in weights.items()
-        if name.startswith(f"{branch}{modality}.")
-    }
-    if not chosen:
-        raise WeightsError(f"{path}: holds no branch '{modality}'")
-    if into == network.spec.names[0]:
-        chosen |= {n: v for n, v in weights.items() if not n.startswith("detector.backbone.")}
-    fill(network, chosen, str(path), partial=True)
-    return len(chosen)
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], where: str, *, partial: bool = False) -> None:
@@ -228,17 +205,17 @@ def _filled(
     return np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
-def load_official_backbone(branch: MViT, path: Path) -> list[str]:
+def load_official_backbone(branch: MViT, path: Path, planes: Collection[int] = ()) -> list[str]:
     """Fill a branch from an official file; gives the names that stay as they were.
 
     Only `scale*_norm` may be absent (ImageNet files have none). Weights of the classification head are
-    left out, a patch embedding with more input channels takes the file's kernels for the first ones and
-    zeros for the rest. Raises WeightsError when anything else does not fit.
+    left out; the patch embedding is widened to the bands, and the input channels `planes`, which hold
+    validity, start silent. Raises WeightsError when anything else does not fit.
     """
     weights = backbone_keys(read_official(path))
     kernel = "patch_embed.proj.weight"
     if kernel in weights:
-        weights[kernel] = widen_input(weights[kernel], branch.in_chans)
+        weights[kernel] = widen_input(weights[kernel], branch.in_chans, planes)
     own = set(branch.state_dict())
     untouched = sorted(own - set(weights))
     lost = [name for name in untouched if not name.startswith("scale")]
@@ -277,11 +254,14 @@ def backbone_keys(weights: Mapping[str, Tensor]) -> Weights:
     return {n: v.float() for n, v in weights.items() if not n.startswith(left_out)}
 
 
-def widen_input(kernel: Tensor, in_chans: int) -> Tensor:
-    """A patch embedding (dim, c, k, k) for `in_chans` channels: more are zeros, fewer take the mean."""
-    if kernel.shape[1] == in_chans:
-        return kernel
-    if kernel.shape[1] > in_chans:
-        return kernel.mean(dim=1, keepdim=True).expand(-1, in_chans, -1, -1) * (kernel.shape[1] / in_chans)
-    extra = kernel.new_zeros(len(kernel), in_chans - kernel.shape[1], *kernel.shape[2:])
-    return torch.cat([kernel, extra], dim=1)
+def widen_input(kernel: Tensor, in_chans: int, planes: Collection[int] = ()) -> Tensor:
+    """A patch embedding (dim, c, k, k) for `in_chans` channels, of which `planes` are no bands: zeros.
+
+    More bands than c are zeros, too; fewer share the sum, so that one band counts as its copies would.
+    """
+    bands = [channel for channel in range(in_chans) if channel not in planes]
+    if len(bands) < kernel.shape[1]:
+        kernel = kernel.sum(dim=1, keepdim=True).expand(-1, len(bands), -1, -1) / len(bands)
+    wide = kernel.new_zeros(len(kernel), in_chans, *kernel.shape[2:])
+    wide[:, bands[: kernel.shape[1]]] = kernel
+    return wide

@@ -1,8 +1,8 @@
-"""The door to mmdet: serves the operators it needs from torchvision where mmcv has none compiled.
+"""The door to mmdet: serves the operator it needs from torchvision where mmcv has none compiled.
 
 mmcv as installed from the package index comes without its compiled extension `mmcv._ext`. Cascade
-Mask R-CNN needs two of its operators, nms and RoIAlign, and torchvision has both. `install_ops` puts a
-stand-in module into the place of the extension; any other operator raises EngineError when called.
+Mask R-CNN needs one of its operators, nms, which torchvision has; RoIAlign is our own. `install_ops` puts
+a stand-in module into the place of the extension; any other operator raises EngineError when called.
 Nothing else in rtsmap imports mmdet, mmcv or mmengine before `load_mmdet` has run.
 """
 
@@ -18,7 +18,6 @@ from functools import cache
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rtsmap.errors import EngineError
@@ -39,65 +38,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     return kept
 
 
-def roi_align_forward(
-    pixels: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    _argmax_y: Tensor,
-    _argmax_x: Tensor,
-    *,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
-) -> None:
-    """Average RoIAlign of `rois` (n, 5: image, x1, y1, x2, y2) into `output`, as mmcv's extension does."""
-    _want_average_pooling(pool_mode)
-    size = (aligned_height, aligned_width)
-    output.copy_(torchvision.ops.roi_align(pixels, rois, size, spatial_scale, sampling_ratio, aligned))
-
-
-def roi_align_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    _argmax_y: Tensor,
-    _argmax_x: Tensor,
-    grad_input: Tensor,
-    *,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
-) -> None:
-    """Gradient of `roi_align_forward` with respect to its pixels, written into `grad_input`."""
-    _want_average_pooling(pool_mode)
-    gradient = torch.ops.torchvision._roi_align_backward(  # noqa: SLF001
-        grad_output,
-        rois,
-        spatial_scale,
-        aligned_height,
-        aligned_width,
-        *grad_input.shape,
-        sampling_ratio,
-        aligned,
-    )
-    grad_input.copy_(gradient)
-
-
-def _want_average_pooling(pool_mode: int) -> None:
-    if pool_mode != 1:
-        raise EngineError("RoIAlign with max pooling needs mmcv's compiled extension; use average pooling")
-
-
-SERVED: dict[str, Callable[..., Any]] = {
-    "nms": nms,
-    "roi_align_forward": roi_align_forward,
-    "roi_align_backward": roi_align_backward,
-}
+SERVED: dict[str, Callable[..., Any]] = {"nms": nms}
 
 
 class StandIn(types.ModuleType):

@@ -59,7 +59,7 @@ def publish(
     stage = _finished_stage(recipe, run, options.stage)
     network, numbers = _trained(recipe, stage, run, options.views)
     chip_px = options.chip_px or recipe.chips.chip_px
-    watched = read_rows(run / stage / "validation.jsonl")
+    watched = _watched(recipe, stage, run)
     threshold = options.score_threshold
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"
@@ -99,6 +99,17 @@ def _finished_stage(recipe: Recipe, run: Path, wanted: str | None) -> str:
             "publish a stage with loss = 'full'"
         )
     return stage
+
+
+def _watched(recipe: Recipe, stage: str, run: Path) -> list[dict[str, float]]:
+    """What was measured on held-out chips, up to the last step."""
+    rows, steps = read_rows(run / stage / "validation.jsonl"), recipe.stages[stage].options.steps
+    if rows and rows[-1]["step"] != steps:
+        raise RunError(
+            f"{run}: stage '{stage}' was stopped in its last look at held-out chips, after step {steps}; "
+            "run rtsmap train again to finish it"
+        )
+    return rows
 
 
 def _trained(recipe: Recipe, stage: str, run: Path, views: int) -> tuple[SlumpNetwork, dict[str, Any]]:

@@ -353,7 +353,7 @@ def _check_network(network: Mapping[str, Any], modalities: Sequence[str], where:
     fusion = network.get("fusion", DEFAULT_FUSION)
     known = [f.name for f in fields(NetworkConfig) if f.name not in {"branches", "fusion_options"}]
     known += [f"{modality}.{key}" for modality in modalities for key in BRANCH_KEYS]
-    if fusion in FUSIONS:
+    if isinstance(fusion, str) and fusion in FUSIONS:
         known += [f"fusion.{name}" for name in fusion_options(fusion)]
         refuse_unknown(network, known, where, "network.")
     try:

@@ -134,7 +134,7 @@ class NetworkConfig:
 
 def _fusion_option_kinds(fusion: Any) -> dict[str, str]:
     """Kinds of the options of a fusion by name; none when there is no such fusion."""
-    if fusion not in FUSIONS:
+    if not isinstance(fusion, str) or fusion not in FUSIONS:
         return {}
     kinds = {name: type(default).__name__ for name, default in fusion_options(fusion).items()}
     return {name: "tuple[int, ...]" if kind == "tuple" else kind for name, kind in kinds.items()}
@@ -402,13 +402,13 @@ def register_parts() -> None:
 
     @TASK_UTILS.register_module(name="RtsmapAssigner")
     class Assigner(MaxIoUAssigner):
-        """mmdet's assigner, which forgets ground to ignore on chips without any truth."""
+        """mmdet's assigner, but ground to ignore never takes a slump its boxes, nor counts without truth."""
 
         def assign(
             self, pred_instances: Any, gt_instances: Any, gt_instances_ignore: Any = None, **kwargs: Any
         ) -> Any:
             """Background boxes that lie mostly on ignored ground are left out."""
-            result = super().assign(pred_instances, gt_instances, gt_instances_ignore, **kwargs)
+            result = super().assign(pred_instances, gt_instances, None, **kwargs)
             if gt_instances_ignore is not None and len(gt_instances_ignore):
                 shares = bbox_overlaps(pred_instances.priors, gt_instances_ignore.bboxes, mode="iof")
                 ignored = shares.max(dim=1).values > self.ignore_iof_thr

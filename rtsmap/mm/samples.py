@@ -224,7 +224,10 @@ def _image_weights(images: Sequence[PackedImage]) -> npt.NDArray[np.float64]:
 def make_sample(
     image: TrainingImage, spec: InputSpec, options: SampleOptions, rng: np.random.Generator | None
 ) -> Sample:
-    """Turn pixels and labels into layers and targets; `rng` None leaves out all augmentation."""
+    """Turn pixels and labels into layers and targets; `rng` None leaves out all augmentation.
+
+    Of a slump only what any modality sees is a target, the rest is ignored.
+    """
     optical = disturb_colour(image.optical, options.augment, rng) if rng else image.optical.astype(np.float32)
     terrain = image.terrain
     if terrain is not None and rng:
@@ -241,7 +244,9 @@ def make_sample(
             layers[modality.name] = _terrain_layer(terrain, modality.band_names, image.labels.shape)
         else:
             layers[modality.name] = _imagery_layer(optical, optical_valid, spectral, modality.band_names)
-    boxes, masks, ignored = _targets(image.labels, options)
+    seen = np.logical_or.reduce([layer.valid for layer in layers.values()])
+    labels = np.where(seen | (image.labels <= 0), image.labels, np.int16(-1))
+    boxes, masks, ignored = _targets(labels, options)
     unknown = np.full(image.labels.shape, UNKNOWN_KIND, np.uint8)
     return Sample(image.name, layers, boxes, masks, ignored, unknown if image.kinds is None else image.kinds)
 

@@ -29,7 +29,7 @@ import torch
 
 from rtsmap import __version__
 from rtsmap.errors import InputError, PlanMismatchError, RunError, WeightsError
-from rtsmap.mm.backbones import branches_of, freeze_backbones, take_branch
+from rtsmap.mm.backbones import branches_of, freeze_backbones, planes_of, take_branch
 from rtsmap.mm.checkpoints import (
     Weights,
     fill,
@@ -42,13 +42,13 @@ from rtsmap.mm.curves import draw_curves
 from rtsmap.mm.detector import resolve_device
 from rtsmap.mm.held_out import HeldOut, best_threshold
 from rtsmap.mm.packs import PackedImage, read_index
-from rtsmap.mm.recipe import AUTO, FROZEN, PARTLY, SCRATCH, DataConfig, Recipe
+from rtsmap.mm.recipe import AUTO, FROZEN, PARTLY, SCRATCH, DataConfig, Recipe, StageConfig
 from rtsmap.mm.register import SlumpNetwork, build_network
 from rtsmap.mm.samples import SampleSource
 from rtsmap.mm.sheet import draw_predictions
 from rtsmap.mm.tables import differences
 from rtsmap.mm.tensorboard import Events, check_tensorboard, open_events
-from rtsmap.mm.train import Ranks, read_rows, seed_everything, train
+from rtsmap.mm.train import Ranks, append_row, drop_rows_after, read_rows, seed_everything, train
 from rtsmap.rasters.bands import OPTICAL_RGB, InputSpec
 
 CONFIG, RECORD, CHECKPOINT = "config.toml", "record.json", "last.pt"
@@ -127,7 +127,8 @@ def _check_bands(images: Sequence[PackedImage], data: DataConfig) -> None:
 def _images(patterns: Sequence[str]) -> tuple[PackedImage, ...]:
     paths: list[Path] = []
     for pattern in patterns:
-        found = sorted(glob(pattern)) if any(c in pattern for c in "*?[") else [pattern]  # noqa: PTH207
+        literal = Path(pattern).exists() or not any(c in pattern for c in "*?[")
+        found = [pattern] if literal else sorted(glob(pattern))  # noqa: PTH207
         if not found:
             raise InputError(f"no pack fits '{pattern}'; paths are relative to where rtsmap is started")
         paths += [Path(path) for path in found if Path(path) not in paths]
@@ -145,14 +146,16 @@ def run_recipe(
     """Train all stages of a recipe in `directory`; gives the folder of the last one.
 
     Started again after a kill it ends with the same weights. Raises PlanMismatchError when the
-    directory belongs to another recipe or to other packs, naming what differs, and OptionsError for
-    `tensorboard` without the package.
+    directory belongs to another recipe or to other packs, naming what differs, OptionsError for
+    `tensorboard` without the package, and WeightsError, before anything is trained, for a file of
+    weights that a stage cannot start from.
     """
     ranks, tell = ranks or Ranks(), tell or Teller()
     if tensorboard:
         check_tensorboard()
     packs = Packs.find(recipe)
     device = _device(recipe.device)
+    _check_weights(recipe, directory)
     if not ranks.rank:
         _open_run(directory, recipe, packs, {"device": device, "processes": ranks.count})
     ranks.wait()
@@ -175,6 +178,15 @@ def _device(wanted: str) -> str:
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
     return device
+
+
+def _check_weights(recipe: Recipe, directory: Path) -> None:
+    """Try the files of weights that stages yet to begin name; a later start finds its own checkpoint."""
+    for name, stage in recipe.stages.items():
+        if (stage.backbone_weights or stage.start not in {AUTO, SCRATCH}) and not steps_done(
+            directory / name
+        ):
+            take_files(build_network(recipe.network_of(name), recipe.spec(name)), stage)
 
 
 # The run directory
@@ -275,12 +287,12 @@ class _Training:
     tensorboard: bool
 
     def run_stage(self, name: str) -> bool:
-        """Train one stage to its end; False when it was there already."""
+        """Train one stage to its end, with its last look at held-out chips; False when all was there."""
         options, folder = self.recipe.stages[name].options, self.directory / name
         done = steps_done(folder)
         self.tell.progress(name, done, options.steps)
         if done == options.steps:
-            return False
+            return self._looked_again(name)
 
         with self._events(name, done) as events:
 
@@ -304,14 +316,33 @@ class _Training:
             )
         return True
 
+    def _looked_again(self, name: str) -> bool:
+        """Look at held-out chips where a stop came between a stage's last step and its last look."""
+        stage, path = self.recipe.stages[name], self.directory / name / "validation.jsonl"
+        steps = stage.options.steps
+        if not (self.recipe.data.held_out and stage.detects) or _last_step(path) == steps:
+            return False
+        with self._events(name, steps) as events:
+            validate = self._validation(name, events)
+            scores = validate(self._trained(name), steps) if validate else {}
+        if scores:
+            drop_rows_after(path, steps)
+            append_row(path, {"step": steps, **scores})
+        return bool(scores)
+
+    def _trained(self, name: str) -> SlumpNetwork:
+        """The averaged network of a finished stage."""
+        network = build_network(self.recipe.network_of(name), self.recipe.spec(name))
+        fill(network, averaged_weights(self.directory / name), str(self.directory / name))
+        return network
+
     def draw_stage(self, name: str) -> None:
         """Draw what a finished stage finds on held-out chips, unless that was done before."""
         sheet = self.directory / name / SHEET
         held_out = self._held_out(name)
         if held_out is None or not held_out.sets or sheet.exists():
             return
-        network = build_network(self.recipe.network_of(name), self.recipe.spec(name))
-        fill(network, averaged_weights(self.directory / name), str(self.directory / name))
+        network = self._trained(name)
         watched = read_rows(self.directory / name / "validation.jsonl")
         found = held_out.detections(network, self.device)
         draw_predictions(sheet, held_out, found, network.spec, best_threshold(watched))
@@ -379,6 +410,12 @@ class _Training:
         return HeldOut.cut(images, spec, self.recipe.chips, self.recipe.data.held_out_chips)
 
 
+def _last_step(path: Path) -> float:
+    """Step of the last row of a log, 0 without one."""
+    rows = read_rows(path)
+    return rows[-1]["step"] if rows else 0
+
+
 def _usable(images: Sequence[PackedImage], spec: InputSpec) -> list[PackedImage]:
     """Images that show something to the network."""
     return [image for image in images if any(image.shows(modality) for modality in spec.modalities)]
@@ -400,18 +437,7 @@ def _indispensable(spec: InputSpec) -> list[str]:
 
 def start_network(network: SlumpNetwork, name: str, recipe: Recipe, directory: Path) -> list[str]:
     """Give a network the weights that its stage starts from; says in sentences what was taken."""
-    stage, notes = recipe.stages[name], []
-    modalities = dict(zip(network.spec.names, network.spec.modalities, strict=True))
-    if stage.start not in {AUTO, SCRATCH}:
-        load_weights(network, Path(stage.start))
-        notes.append(f"starts from {stage.start}")
-    for modality, file in stage.backbone_weights.items():
-        if is_of_mobilenet(Path(file)):
-            load_imagenet_guide(branches_of(network)[modality], Path(file), modalities[modality])
-            notes.append(f"guide of '{modality}' from {file}")
-            continue
-        kept = load_official_backbone(branches_of(network)[modality], Path(file))
-        notes.append(f"backbone '{modality}' from {file}" + (f", {len(kept)} norms new" if kept else ""))
+    notes = take_files(network, recipe.stages[name])
     for other, modality in recipe.earlier(name).items():
         weights = averaged_weights(directory / other)
         if modality:
@@ -421,6 +447,24 @@ def start_network(network: SlumpNetwork, name: str, recipe: Recipe, directory: P
         else:
             fill(network, weights, str(directory / other))
             notes.append(f"goes on from stage {other}")
+    return notes
+
+
+def take_files(network: SlumpNetwork, stage: StageConfig) -> list[str]:
+    """Give a network the weights of the files that its stage names; says in sentences what was taken."""
+    notes = []
+    modalities = dict(zip(network.spec.names, network.spec.modalities, strict=True))
+    if stage.start not in {AUTO, SCRATCH}:
+        load_weights(network, Path(stage.start))
+        notes.append(f"starts from {stage.start}")
+    for modality, file in stage.backbone_weights.items():
+        if is_of_mobilenet(Path(file)):
+            load_imagenet_guide(branches_of(network)[modality], Path(file), modalities[modality])
+            notes.append(f"guide of '{modality}' from {file}")
+            continue
+        planes = planes_of(network)[modality]
+        kept = load_official_backbone(branches_of(network)[modality], Path(file), planes)
+        notes.append(f"backbone '{modality}' from {file}" + (f", {len(kept)} norms new" if kept else ""))
     return notes
 
 

@@ -455,9 +455,8 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 def drop_rows_after(path: Path, step: int) -> None:
     """Forget what was logged after the checkpoint from which a killed training goes on."""
-    rows = read_rows(path)
-    if rows:
-        kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
+    if path.exists():
+        kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step]
         temporary = path.with_name(path.name + ".part")
         temporary.write_text("".join(kept))
         temporary.replace(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rtsmap.errors import BandError
@@ -28,6 +28,8 @@ GRADIENT_BANDS = ("rise_right", "rise_up")
 
 TERRAIN_BANDS = frozenset({"relative_elevation", "slope", "shaded_relief", *GRADIENT_BANDS})
 """Bands derived from an elevation model; all others are read from imagery."""
+
+_LARGEST = 1e9
 
 BANDS_EXAMPLE = "red=5,green=3,blue=2"
 """Natural colour of the eight WorldView bands."""
@@ -62,6 +64,11 @@ def check_bands(bands: Mapping[str, int]) -> dict[str, int]:
     return dict(bands)
 
 
+def _is_number(value: Any) -> bool:
+    """Whether single precision can reckon with it: nan and infinity are none, nor is True."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
 @dataclass(frozen=True, slots=True)
 class Band:
     """One band as the network sees it.
@@ -80,9 +87,14 @@ class Band:
         if self.name not in BAND_UNITS:
             known = ", ".join(sorted(BAND_UNITS))
             raise BandError(f"unknown band '{self.name}'; rtsmap knows: {known}")
-        if not self.sd > 0 or not self.low < self.high:
+        for key in ("mean", "sd", "low", "high"):
+            if not _is_number(getattr(self, key)):
+                raise BandError(
+                    f"band '{self.name}': {key} must be a number within 1e9 of 0, got {getattr(self, key)!r}"
+                )
+        if self.sd * _LARGEST < 1 or not self.low < self.high:
             raise BandError(
-                f"band '{self.name}': wanted sd > 0 and low < high, "
+                f"band '{self.name}': wanted sd > 0 (1e-9 or more) and low < high, "
                 f"got sd={self.sd}, low={self.low}, high={self.high}"
             )
 
@@ -101,6 +113,8 @@ class Modality:
 
     def __post_init__(self) -> None:
         names = self.band_names
+        if not isinstance(self.name, str) or not self.name:
+            raise BandError(f"a modality's name must be a text, got {self.name!r}")
         if not names:
             raise BandError(f"modality '{self.name}' has no bands")
         if len(set(names)) != len(names):
@@ -130,8 +144,8 @@ class InputSpec:
     modalities: tuple[Modality, ...]
 
     def __post_init__(self) -> None:
-        if not 0.05 <= self.resolution_m <= 1000:
-            raise BandError(f"resolution_m must be within 0.05..1000, got {self.resolution_m}")
+        if not _is_number(self.resolution_m) or not 0.05 <= self.resolution_m <= 1000:
+            raise BandError(f"resolution_m must be a number within 0.05..1000, got {self.resolution_m!r}")
         if not self.modalities:
             raise BandError("an input spec needs at least one modality")
         if len(set(self.names)) != len(self.names):
@@ -158,7 +172,8 @@ class InputSpec:
             modalities = tuple(
                 Modality(m["name"], tuple(Band(**b) for b in m["bands"])) for m in data["modalities"]
             )
-            return cls(float(data["resolution_m"]), modalities)
+            spec = cls(data["resolution_m"], modalities)
+            return replace(spec, resolution_m=float(spec.resolution_m))
         except (KeyError, TypeError) as exc:
             raise BandError(f"input spec is incomplete or has unknown keys: {exc}") from exc
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from rtsmap.errors import InputError, LabelError, OptionsError
@@ -22,7 +21,7 @@ from rtsmap.rasters import sources
 from rtsmap.rasters.bands import GRADIENT_BANDS, OPTICAL_RGB, SPECTRAL
 from rtsmap.rasters.eight_bands import NPZ, EightBands, file_of_chip, infrared_scale, read_eight_bands
 from rtsmap.rasters.radiometry import Radiometry, Stretch
-from rtsmap.runs.chip_scores import LabelledChips
+from rtsmap.runs.chip_scores import LabelledChips, read_groups, read_rgb
 from rtsmap.runs.chipping import ANNOTATIONS, INDEX
 from rtsmap.runs.packing import training_image
 from rtsmap.runs.progress import Progress, silent
@@ -42,10 +41,10 @@ class PackOptions:
     """How sources become images of a pack.
 
     `group` puts all of them into one group; `groups` is a JSON list of lists of names (pictures of a COCO
-    file, or folders) that show common ground. About `hold_out` of the groups goes into a second
-    pack. `images` is the folder of a COCO file's pictures. Scenes are read at `resolution_m` (4 m where
-    it is None), and pictures are said to have it; chips know theirs. `reviewed` is a map whose rejected
-    footprints are remembered as places that look like slumps and are none.
+    file, chips without a place, or folders) that show common ground. About `hold_out` of the groups goes
+    into a second pack. `images` is the folder of a COCO file's pictures. Scenes are read at `resolution_m`
+    (4 m where it is None), and pictures are said to have it; chips know theirs. `reviewed` is a map whose
+    rejected footprints are remembered as places that look like slumps and are none.
     """
 
     group: str | None = None
@@ -109,6 +108,9 @@ def pack(
         )
     if rejected:
         told.append(_rejected_note(rejected, images, options))
+    if options.groups:
+        there = {*(source.name for source in from_where), *(image.name for image in images)}
+        told += _groups_notes(options.groups, there)
     notes = (*_notes(from_where, options), *told)
     reports = []
     for path, side in zip(sides, (kept, held), strict=False):
@@ -135,6 +137,15 @@ def _rejected_note(rejected: RejectedPlaces, images: Sequence[TrainingImage], op
     if not places:
         return f"{said}, of which none lies on these images away from labelled slumps; pictures have no place"
     return f"{said}, packed as {places} places; chips.hard_negative_share says how often they are learnt from"
+
+
+def _groups_notes(groups: Path, there: Collection[str]) -> list[str]:
+    """Which names of a file of groups are not `there`."""
+    named = read_groups(groups)
+    absent = sorted(set(named).difference(there))
+    told = f"{', '.join(absent[:5])}{', ...' if absent[5:] else ''}"
+    note = f"{groups}: {len(absent)} of its {len(named)} names are no pictures or folders here: {told}"
+    return [note] if absent else []
 
 
 def _notes(from_where: Sequence[Path], options: PackOptions) -> tuple[str, ...]:
@@ -165,7 +176,7 @@ def read_source(
     if (source / INDEX).is_file():
         if _is_without_place(source):
             return loose_images(source, options)
-        return tile_images(source, options.group or _group_of(source.name, options), rejected)
+        return tile_images(source, _group_of(source.name, options), rejected)
     if (source / SCENE).is_file() and (source / TRUTH).is_file():
         return simulated_images(source, options, rejected)
     if source.is_file() and source.suffix == ".json":
@@ -191,8 +202,7 @@ def _knows_metres(source: Path) -> bool:
 
 
 def _group_of(name: str, options: PackOptions) -> str:
-    listed = json.loads(options.groups.read_text(encoding="utf-8")) if options.groups else []
-    return next((f"group {i}" for i, names in enumerate(listed) if name in names), name)
+    return options.group or (read_groups(options.groups) if options.groups else {}).get(name, name)
 
 
 def simulated_images(
@@ -205,7 +215,7 @@ def simulated_images(
         folder / DEM if (folder / DEM).is_file() else None,
         folder / TRUTH,
         options.resolution_m or SCENE_RESOLUTION_M,
-        group=options.group or _group_of(folder.name, options),
+        group=_group_of(folder.name, options),
         lookalikes=lookalikes if lookalikes.is_file() else None,
         rejected=rejected,
     )
@@ -249,7 +259,7 @@ def loose_images(folder: Path, options: PackOptions) -> Iterator[TrainingImage]:
         known = np.logical_and.reduce(known)
         yield TrainingImage(
             name=row["source"],
-            group=options.group or _group_of(row["source"], options),
+            group=_group_of(row["source"], options),
             optical=colours.astype(np.uint8),
             optical_valid=valid[0],
             labels=label_numbers(annotations.get(row["chip"], []), valid.shape[1:]),
@@ -296,9 +306,11 @@ def picture_images(
     if scale:
         tell(f"{path.name}: {Radiometry((scale,)).note}")
     for image, file in images:
-        shown = (
-            _from_eight_bands(read_eight_bands(file), scale) if file.suffix == NPZ else _from_picture(file)
-        )
+        if file.suffix == NPZ:
+            shown = _from_eight_bands(read_eight_bands(file), scale)
+        else:
+            pixels = read_rgb(file)
+            shown = _Shown(pixels, np.ones(pixels.shape[1:], np.bool_))
         shape = shown.valid.shape
         if shape != (image["height"], image["width"]):
             raise LabelError(
@@ -324,15 +336,6 @@ class _Shown:
     valid: npt.NDArray[np.bool_]
     terrain: Terrain | None = None
     spectral: Spectral | None = None
-
-
-def _from_picture(file: Path) -> _Shown:
-    try:
-        with Image.open(file) as picture:
-            pixels = np.asarray(picture.convert("RGB"), np.uint8).transpose(2, 0, 1)
-    except OSError as exc:
-        raise InputError(f"{file}: cannot be read as a picture ({exc})") from exc
-    return _Shown(np.ascontiguousarray(pixels), np.ones(pixels.shape[1:], np.bool_))
 
 
 def _from_eight_bands(chip: EightBands, scale: Stretch | None) -> _Shown:

@@ -61,23 +61,40 @@ class LabelledChips:
     def read(cls, labels: Path, images: Path | None = None, groups: Path | None = None) -> LabelledChips:
         """Read a COCO file; `images` is `images/` beside it where none is given.
 
-        `groups` is a JSON list of lists of file names that show common ground; a chip in none of them is a
-        group of its own. Raises InputError or LabelError for files that cannot be used.
+        `groups` as for `read_groups`; a chip in none of them is a group of its own. Raises InputError or
+        LabelError for files that cannot be used.
         """
         with _told_of(labels):
             document = usable_document(_json_of(labels))
         folder = images or labels.parent / "images"
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; name the folder of the pictures")
-        listed = _json_of(groups) if groups else []
-        if not isinstance(listed, list) or not all(isinstance(names, list) for names in listed):
-            raise InputError(f"{groups}: wanted a list of lists of file names")
-        group = {name: f"group {number}" for number, names in enumerate(listed) for name in names}
+        group = read_groups(groups) if groups else {}
         return cls(
             document,
             folder,
             {image["id"]: group.get(image["file_name"], image["file_name"]) for image in document["images"]},
         )
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """The group of each name in a JSON list of lists of names that show common ground.
+
+    A group is called after the first of its names in the order of the alphabet, so that files which list
+    the same groups in another order call them alike. Raises InputError for other content and for a name in
+    two groups.
+    """
+    listed = _json_of(path)
+    lists = listed if isinstance(listed, list) else [listed]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise InputError(f'{path}: wanted lists of names that show common ground, as in [["a", "b"], ["c"]]')
+    groups: dict[str, str] = {}
+    for names in lists:
+        twice = groups.keys() & set(names)
+        if twice:
+            raise InputError(f"{path}: '{min(twice)}' is in two groups; make one of them, or take it out")
+        groups |= {name: min(names) for name in names}
+    return groups
 
 
 def find_on_chips(chips: LabelledChips, engine: Engine, progress: Progress = silent) -> list[dict[str, Any]]:
@@ -236,15 +253,22 @@ def _layer_of(chip: EightBands, modality: Modality, scale: Stretch | None) -> La
     return Layer(pixels * valid, valid)
 
 
-def picture_chip(path: Path, spec: InputSpec) -> Chip:
-    """A picture as a chip of its own pixels; what later modalities want beyond RGB is missing."""
+def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
+    """Pixels (3, H, W) of a picture; raises InputError for one that is not RGB of 8 bits."""
     try:
         with Image.open(path) as picture:
             if picture.mode != "RGB":
-                raise InputError(f"{path}: wanted an RGB picture, got mode {picture.mode}")
-            pixels = np.asarray(picture, np.float32).transpose(2, 0, 1)
+                raise InputError(
+                    f"{path}: wanted an RGB picture, got mode {picture.mode}; convert it to RGB of 8 bits"
+                )
+            return np.ascontiguousarray(np.asarray(picture, np.uint8).transpose(2, 0, 1))
     except OSError as exc:
         raise InputError(f"{path}: cannot be read as a picture: {exc}") from exc
+
+
+def picture_chip(path: Path, spec: InputSpec) -> Chip:
+    """A picture as a chip of its own pixels; what later modalities want beyond RGB is missing."""
+    pixels = read_rgb(path).astype(np.float32)
     window = Window(0, 0, *pixels.shape[1:])
     layers = {}
     for modality in spec.modalities:

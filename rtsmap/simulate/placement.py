@@ -172,6 +172,9 @@ def _area(draw: Draws, preset: Preset) -> float:
     """A slump's area; sizes outside the limits, or too large for the scene, are drawn again."""
     low, high = preset.area_limits_m2
     high = min(high, 0.02 * preset.area_km2 * 1e6)
+    if high <= low:
+        # a scene with room for none of them has the least
+        return low
     while True:
         area = draw.lognormal(preset.area_ln_mean, preset.area_ln_sd)
         if low <= area <= high:

@@ -12,18 +12,19 @@ import torch
 import torchvision
 
 from rtsmap.errors import WeightsError
+from rtsmap.mm.backbones import branches_of, planes_of, take_branch
 from rtsmap.mm.checkpoints import (
     fill,
     is_of_mobilenet,
-    load_branches,
     load_imagenet_guide,
     load_official_backbone,
     load_weights,
     read_official,
+    read_weights,
     save_weights,
 )
 from rtsmap.nets.mvit import MViT
-from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
+from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec, Modality
 from tests.mm.tiny import CONFIG, tiny_network
 
 
@@ -89,6 +90,31 @@ def test_more_input_channels_start_silent_and_fewer_take_the_mean(tmp_path):
     torch.testing.assert_close(
         single.patch_embed(grey), source.patch_embed(grey.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("fusion", ["data_level", "residual_cross_attention"])
+def test_planes_of_validity_start_silent_and_one_band_counts_as_three_copies(tmp_path, fusion):
+    source = branch(seed=1)
+    path = imagenet_file(tmp_path / "m.pyth", source)
+    heights = Modality("terrain", TERRAIN.bands[:1])
+    modalities = (OPTICAL_RGB, heights) if fusion == "data_level" else (heights, OPTICAL_RGB)
+    network = tiny_network(
+        InputSpec(4.0, modalities),
+        fusion=fusion,
+        stage_blocks=[1, 2, 1, 1],
+        table_px=224,
+        window=8,
+        **{"terrain.embed_dim": 16},
+    )
+    kernels = source.patch_embed.proj.weight
+    zeros = torch.zeros_like(kernels[:, :1])
+    wanted = {
+        "optical": [kernels, zeros] + [zeros, zeros] * (fusion == "data_level"),
+        "terrain": [kernels.sum(1, keepdim=True), zeros],
+    }
+    for modality, one in branches_of(network).items():
+        load_official_backbone(one, path, planes_of(network)[modality])
+        torch.testing.assert_close(one.patch_embed.proj.weight, torch.cat(wanted[modality], 1))
 
 
 class Runs:
@@ -230,20 +256,22 @@ def test_two_step_training_starts_as_the_optical_detector(tmp_path):
 
     shared = {name: value for name, value in CONFIG.items() if "." not in name}
     torch.manual_seed(3)
+    shared["fusion"] = "data_level"
     optical = build_network(shared, InputSpec(4.0, (OPTICAL_RGB,)))
     terrain = build_network({**shared, "embed_dim": 8}, InputSpec(4.0, (TERRAIN,)))
     save_weights(optical, tmp_path / "optical.safetensors", half=False)
     save_weights(terrain, tmp_path / "terrain.safetensors", half=False)
     fused = tiny_network(seed=4)
-    load_branches(fused, tmp_path / "terrain.safetensors", "terrain")
-    load_branches(fused, tmp_path / "optical.safetensors", "optical")
+    for modality in ("terrain", "optical"):
+        weights = read_weights(tmp_path / f"{modality}.safetensors")
+        take_branch(fused, weights, modality, modality, heads=True)
     branches = fused.detector.backbone.fusion.branches
-    assert_equal_weights(optical.detector.backbone.fusion.branches["optical"], branches["optical"])
-    assert_equal_weights(terrain.detector.backbone.fusion.branches["terrain"], branches["terrain"])
+    assert_equal_weights(optical.detector.backbone.fusion.branch, branches["optical"])
+    assert_equal_weights(terrain.detector.backbone.fusion.branch, branches["terrain"])
     assert_equal_weights(optical.detector.roi_head, fused.detector.roi_head)
     assert_equal_weights(optical.detector.neck, fused.detector.neck)
-    with pytest.raises(WeightsError, match="no branch 'spectral'"):
-        load_branches(fused, tmp_path / "optical.safetensors", "spectral")
+    with pytest.raises(WeightsError, match="of another shape"):
+        take_branch(fused, read_weights(tmp_path / "terrain.safetensors"), "optical", "there", heads=False)
 
 
 class TestGuide:

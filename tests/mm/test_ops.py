@@ -70,25 +70,6 @@ def test_mmdets_batched_nms_keeps_levels_apart():
     assert torch.equal(kept[:, :4], boxes[indexes])
 
 
-@pytest.mark.parametrize("use_torchvision", [True, False])
-def test_mmcvs_roi_align_equals_torchvisions_forward_and_gradient(use_torchvision):
-    from mmcv.ops import RoIAlign
-
-    boxes, _ = random_boxes(30)
-    rois = torch.cat([torch.arange(30)[:, None] % 2, boxes], dim=1)
-    layer = RoIAlign(7, 0.25, 2, aligned=True, use_torchvision=use_torchvision)
-    weights = torch.randn(30, 4, 7, 7, generator=torch.Generator().manual_seed(3))
-    results = []
-    for align in (layer, lambda f, r: torchvision.ops.roi_align(f, r, 7, 0.25, 2, aligned=True)):
-        features = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(4), requires_grad=True)
-        out = align(features, rois)
-        (out * weights).sum().backward()
-        results.append((out.detach(), features.grad))
-    assert results[1][1].abs().max() > 0.1
-    for got, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
-
-
 def test_other_operators_say_what_is_missing_when_called():
     if not ops.install_ops():
         pytest.skip("mmcv has its compiled extension here")
@@ -97,15 +78,6 @@ def test_other_operators_say_what_is_missing_when_called():
     boxes, scores = random_boxes(5)
     with pytest.raises(EngineError, match=r"'softnms' is not available.*compiled onedl-mmcv"):
         soft_nms(boxes, scores)
-
-
-def test_max_pooling_is_refused():
-    from mmcv.ops import RoIAlign
-
-    if not ops.install_ops():
-        pytest.skip("mmcv has its compiled extension here")
-    with pytest.raises(EngineError, match="max pooling"):
-        RoIAlign(7, pool_mode="max")(torch.randn(1, 1, 8, 8), torch.tensor([[0.0, 0, 0, 4, 4]]))
 
 
 def test_a_compiled_extension_is_left_in_its_place(monkeypatch):

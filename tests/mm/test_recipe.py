@@ -36,6 +36,7 @@ def test_the_small_recipe_makes_the_network_of_the_shipped_model():
     [
         ("stages.fusd.steps=3", "unknown key 'stages.fusd'; the nearest known one is 'stages.fused'"),
         ("stages.fused.stps=3", "'stages.fused.steps'"),
+        ("network.fusion=['cbam']", "'fusion' must be str"),
         ("network.fusoin=cbam", "'network.fusion'"),
         ("network.terrain.embed_dmi=3", "'network.terrain.embed_dim'"),
         ("network.fusion.levls=[4]", "'network.fusion.levels'"),

@@ -34,6 +34,7 @@ def every_detection(network):
         ({"stage_blocks": [1, 1, 2]}, "four stage_blocks"),
         ({"stage_blocks": [1, 1, 2, 0]}, "four stage_blocks"),
         ({"cascade_iou": [0.5], "cascade_weights": [1.0, 0.5]}, "same length"),
+        ({"fusion": ["cbam"]}, r"'fusion' must be str, got \['cbam'\]"),
         ({"fusion": "magic"}, "unknown fusion 'magic'; known: cbam, convolution"),
         ({"enlarge": 0}, "enlarge > 0"),
         ({"stem": "cement"}, "patches, convolutions, got 'cement'"),
@@ -138,6 +139,23 @@ def test_ground_to_ignore_is_not_learnt_as_background():
     judged = network.loss(inputs, [Target(*nothing)] * 3)
     assert judged["loss_rpn_cls"] > 0.1
     assert ignored["loss_rpn_cls"] == 0
+
+
+def test_ground_to_ignore_takes_no_boxes_from_a_slump_on_it():
+    from mmengine.structures import InstanceData
+
+    network = tiny_network()
+    assigner = network.detector.rpn_head.assigner
+    slump = InstanceData(bboxes=torch.tensor([[40.0, 30, 80, 70]]), labels=torch.zeros(1, dtype=torch.long))
+    boxes = torch.tensor([[40.0, 30, 80, 70], [42, 33, 84, 72], [90, 90, 110, 110], [120, 120, 150, 150]])
+    # the box of an L-shaped region, whose notch holds the slump
+    around = InstanceData(bboxes=torch.tensor([[0.0, 0, 112, 112]]))
+    nothing = InstanceData(bboxes=torch.zeros(0, 4))
+    assigned = [
+        assigner.assign(InstanceData(priors=boxes), slump, ignored).gt_inds.tolist()
+        for ignored in (nothing, around)
+    ]
+    assert assigned == [[1, 1, 0, 0], [1, 1, -1, 0]]
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (32, 32), (37, 90), (150, 61)])

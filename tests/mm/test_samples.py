@@ -80,6 +80,25 @@ def test_slivers_are_ignored_not_background():
     assert sample.ignored.sum() == 60
 
 
+def test_of_a_slump_only_what_is_seen_is_a_target():
+    image = labelled_image()
+    plain = make_sample(image, SPEC, SampleOptions(), None)
+    # imagery shows the rows below 70, terrain the columns left of 25: of the second slump a part is seen
+    image.optical_valid[:70] = False
+    image.terrain.valid[:, 25:] = False
+    image.labels[0:5, 60:70] = -1
+    sample = make_sample(image, SPEC, SampleOptions(), None)
+    seen = image.optical_valid | image.terrain.valid
+    assert len(sample.masks) == len(plain.masks) == 2
+    np.testing.assert_array_equal(sample.masks, plain.masks & seen)
+    np.testing.assert_array_equal(sample.boxes, [[10, 20, 25, 44], [45, 70, 75, 80]])
+    np.testing.assert_array_equal(sample.ignored, (image.labels < 0) | ((image.labels > 0) & ~seen))
+    image.terrain.valid[:] = False
+    blind = make_sample(image, SPEC, SampleOptions(), None)
+    assert len(blind.masks) == 1
+    assert blind.ignored[20:44, 10:40].all()
+
+
 def test_a_collage_keeps_both_sides_and_their_slumps_apart():
     left, right = labelled_image(terrain=False), labelled_image(terrain=False)
     right.optical[:] = np.where(right.labels > 0, 201, 200)

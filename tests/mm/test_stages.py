@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from rtsmap.errors import InputError, OptionsError, PlanMismatchError, RunError
+from rtsmap.errors import InputError, OptionsError, PlanMismatchError, RunError, WeightsError
 from rtsmap.mm.backbones import FUSION
+from rtsmap.mm.held_out import best_threshold
 from rtsmap.mm.packs import Spectral, write_pack
+from rtsmap.mm.publish import PublishOptions, publish
 from rtsmap.mm.recipe import Recipe
 from rtsmap.mm.stages import Packs, Teller, _Training, averaged_weights, run_recipe
 from rtsmap.mm.train import Ranks, read_rows
@@ -97,6 +99,25 @@ def test_a_finished_run_is_left_as_it_is(folder, whole):
     run_recipe(recipe(folder), whole)
     assert (whole / "fused" / "last.pt").stat().st_mtime_ns == before
     assert len(json.loads((whole / "record.json").read_text())["starts"]) == 2
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_stop_in_the_last_look_at_held_out_chips_loses_nothing(folder, whole, tmp_path, kept):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    rows, sheet = run / "fused" / "validation.jsonl", run / "fused" / "predictions.png"
+    sheet.unlink()
+    lines = rows.read_text().splitlines(keepends=True)
+    # the stop came in the middle of a row
+    rows.write_text("".join(lines[:kept]) + lines[-1][:20])
+    if kept:
+        with pytest.raises(RunError, match=r"stopped in its last look .* run rtsmap train again"):
+            publish(run, "x", tmp_path / "bundle", PublishOptions(licence="x"))
+    run_recipe(recipe(folder), run)
+    assert rows.read_text() == "".join(lines[:kept] + lines[-1:])
+    assert sheet.exists()
+    card = publish(run, "x", tmp_path / "bundle", PublishOptions(licence="x"))
+    assert card.score_threshold == best_threshold(read_rows(rows))
 
 
 def test_frozen_backbones_are_those_of_the_unimodal_stages_and_the_rest_learns(whole):
@@ -182,6 +203,27 @@ def test_a_run_of_an_older_rtsmap_goes_on_with_the_defaults_of_new_numbers(folde
     (run / "config.toml").write_text(older)
     run_recipe(recipe(folder), run)
     assert (run / "config.toml").read_text() == text
+
+
+@pytest.mark.parametrize("named", ["backbone_weights", "start"])
+def test_files_of_later_stages_are_tried_before_anything_is_trained(tmp_path, named):
+    data = recipe_data(tmp_path)
+    missing, other = tmp_path / "missing.pyth", tmp_path / "other.pyth"
+    torch.save({"model_state": {"norm": torch.ones(1)}}, other)
+    for path in (missing, other):
+        value = {"terrain": str(path)} if named == "backbone_weights" else str(path)
+        data["stages"]["terrain"] |= {named: value}
+        with pytest.raises(WeightsError, match=path.name):
+            run_recipe(Recipe.from_dict(data), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_pack_whose_path_looks_like_a_pattern_is_found(tmp_path):
+    folder = tmp_path / "run [a]"
+    folder.mkdir()
+    data = recipe_data(folder)["data"]
+    data["groups"]["train"]["packs"] = [str(folder / "train.pack")]
+    assert len(Packs.find(recipe(folder, data=data)).groups["train"]) == 3
 
 
 def test_ground_that_is_held_out_must_not_be_learnt_from(tmp_path):

@@ -82,6 +82,29 @@ def test_plain_pictures_are_packed_and_split_by_group(tmp_path):
     assert image.labels.sum() == 400
 
 
+def test_names_of_groups_that_are_not_there_are_told(tmp_path, scene):
+    coco, groups = coco_folder(tmp_path), tmp_path / "groups.json"
+    groups.write_text(json.dumps([["b.png", "a.png"], [scene.scene.parent.name, "elsewhere"]]))
+    options = PackOptions(groups=groups, resolution_m=RESOLUTION_M)
+    (report,) = pack([coco, scene.scene.parent], tmp_path / "real.pack", options)
+    assert report.notes == (f"{groups}: 1 of its 4 names are no pictures or folders here: elsewhere",)
+    of_scene = min("elsewhere", scene.scene.parent.name)
+    groups_there = [image.group for image in read_index(tmp_path / "real.pack")]
+    assert groups_there == ["a.png", "a.png", "c.png", of_scene]
+    groups.write_text("[[")
+    for source in (coco, scene.scene.parent):
+        with pytest.raises(InputError, match=r"groups\.json: cannot be read as JSON"):
+            pack([source], tmp_path / "b.pack", options)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "L"])
+def test_pictures_that_are_not_rgb_are_refused_as_they_are_when_scored(tmp_path, mode):
+    coco = coco_folder(tmp_path)
+    Image.new(mode, (50, 40)).save(tmp_path / "images" / "b.png")
+    with pytest.raises(InputError, match=r"b\.png: wanted an RGB picture, got mode .*; convert it"):
+        pack([coco], tmp_path / "real.pack", PackOptions())
+
+
 def test_pictures_without_groups_are_noted(tmp_path):
     (report,) = pack([coco_folder(tmp_path)], tmp_path / "real.pack", PackOptions())
     assert "every picture is a group of its own" in report.notes[0]

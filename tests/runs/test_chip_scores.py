@@ -11,7 +11,14 @@ from rtsmap.errors import InputError, LabelError, OptionsError
 from rtsmap.instances.detections import Detection
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
 from rtsmap.rasters.tiling import Window
-from rtsmap.runs.chip_scores import LabelledChips, find_on_chips, picture_chip, read_results, score_chips
+from rtsmap.runs.chip_scores import (
+    LabelledChips,
+    find_on_chips,
+    picture_chip,
+    read_groups,
+    read_results,
+    score_chips,
+)
 from rtsmap.runs.engine import Engine
 
 SPEC = InputSpec(4.0, (OPTICAL_RGB, TERRAIN))
@@ -60,7 +67,7 @@ def labelled(tmp_path):
 
 def test_what_is_seen_scores_and_what_is_not_is_missed(labelled):
     chips = LabelledChips.read(labelled / "coco.json", groups=labelled / "groups.json")
-    assert set(chips.group_of.values()) == {"group 0", "3.png", "4.png", "5.png"}
+    assert set(chips.group_of.values()) == {"1.png", "3.png", "4.png", "5.png"}
     results = find_on_chips(chips, ENGINE)
     figures = score_chips(chips, results, min_score=0.5)
     assert figures["precision_50"].value == 1
@@ -80,6 +87,29 @@ def test_scores_of_chips_have_the_models_temperature(labelled):
     assert {result["score"] for result in plain} == {0.9}
     # odds of 9 become odds of 3
     assert [result["score"] for result in warm] == pytest.approx([0.75] * len(plain))
+
+
+def test_groups_are_called_after_their_first_name_in_whatever_order(tmp_path):
+    path = tmp_path / "groups.json"
+    for listed in ([["b", "a"], [], ["d", "c"]], [["c", "d"], ["a", "b"]]):
+        path.write_text(json.dumps(listed))
+        assert read_groups(path) == {"a": "a", "b": "a", "c": "c", "d": "c"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"valley": ["1", "2"]}', "wanted lists of names"),
+        ('["a.png", "b.png"]', "wanted lists of names"),
+        ("[[1, 2]]", "wanted lists of names"),
+        ("{not json", "cannot be read as JSON"),
+        ('[["a", "b"], ["c", "b"]]', "'b' is in two groups"),
+    ],
+)
+def test_files_that_hold_no_groups_are_refused(tmp_path, text, told):
+    (tmp_path / "groups.json").write_text(text)
+    with pytest.raises(InputError, match=rf"groups\.json: .*{told}"):
+        read_groups(tmp_path / "groups.json")
 
 
 def test_pictures_of_another_size_than_their_labels_are_refused(labelled):

@@ -67,6 +67,14 @@ def test_same_seed_same_pixels_and_another_seed_others(small):
     assert not np.array_equal(World(SMALL, 5).render(window)[0], again)
 
 
+@pytest.mark.parametrize("size_px", [64, 68, 69])
+def test_the_smallest_scenes_have_the_smallest_slumps(size_px):
+    preset = replace(PRESETS["demo"], size_px=size_px, slump_count=(2, 2))
+    slumps = World(preset, 1).slumps
+    assert slumps
+    assert all(s.outline.area == pytest.approx(1500, rel=0.02) for s in slumps)
+
+
 def test_no_data_is_zero_and_data_is_not(small):
     _, image, valid, elevation = small
     assert (image[:, ~valid] == 0).all()

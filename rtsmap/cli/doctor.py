@@ -148,7 +148,7 @@ def _network() -> Iterator[Finding]:
     yield Finding("torchvision", *health.torchvision_works())
     yield Finding("gpu", *health.gpu_works(), essential=False)
     yield Finding("mmdet", *health.mmdet_works())
-    yield Finding("nms, RoIAlign", *health.operators())
+    yield Finding("nms", *health.operators())
 
 
 def _models() -> Iterator[Finding]:

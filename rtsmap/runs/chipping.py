@@ -15,6 +15,7 @@ import numpy as np
 import shapely
 from odc.geo.geobox import GeoBox
 
+from rtsmap.atomic import whole_file
 from rtsmap.errors import InputError, OptionsError, RunError
 from rtsmap.instances.chip_labels import coco_document, cut_labels
 from rtsmap.instances.coverage import MAPPED
@@ -34,7 +35,6 @@ from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.shards import TileResult, read_shard
 from rtsmap.runs.stages import complete
 from rtsmap.vectors.areas import AreaFiles
-from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.labels import Polygons, read_polygons, write_polygons
 
 INDEX, ANNOTATIONS, RUN = "chips.parquet", "annotations.json", ".run"

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rtsmap.atomic import refuse_existing, whole_file
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.map_scores import Figure
-from rtsmap.vectors.atomic import refuse_existing, whole_file
 
 PICTURES = (".png", ".svg", ".pdf")
 COLUMNS = ("figure", "value", "low", "high")

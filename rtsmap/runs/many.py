@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rtsmap import __version__
+from rtsmap.atomic import parts_of, remove_parts, whole_file
 from rtsmap.errors import ModelError, OptionsError, RtsmapError, RunError
 from rtsmap.instances.overlaps import RULES
 from rtsmap.rasters import inspection
@@ -32,7 +33,6 @@ from rtsmap.runs.scene_lists import SceneItem
 from rtsmap.runs.spreading import Model, merge_run
 from rtsmap.runs.workers import Job
 from rtsmap.timing import Ledger, measuring, stage
-from rtsmap.vectors.atomic import parts_of, remove_parts, whole_file
 from rtsmap.vectors.united import SceneMap, unite_maps
 
 MAP = "map.gpkg"

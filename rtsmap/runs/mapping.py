@@ -15,6 +15,7 @@ from typing import Any
 from odc.geo.geobox import GeoBox
 
 from rtsmap import __version__
+from rtsmap.atomic import parts_of, refuse_existing, refuse_odd_name, remove_parts
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea, coverage_areas
@@ -44,7 +45,6 @@ from rtsmap.runs.stages import InShare
 from rtsmap.runs.working import SceneWork, joined, read_shard_of
 from rtsmap.timing import Ledger, measuring, stage
 from rtsmap.vectors.areas import AreaFiles
-from rtsmap.vectors.atomic import parts_of, refuse_existing, refuse_odd_name, remove_parts
 from rtsmap.vectors.geopackage import write_map
 
 

@@ -26,9 +26,9 @@ from typing import Any
 from odc.geo.geobox import GeoBox
 
 from rtsmap import __version__
+from rtsmap.atomic import whole_file
 from rtsmap.errors import PlanMismatchError, RunError
 from rtsmap.rasters.tiling import Tile, TileOptions, Window, plan_spans, plan_tiles
-from rtsmap.vectors.atomic import whole_file
 
 PLAN = "plan.json"
 FORMAT = 1

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from rtsmap.atomic import refuse_existing, whole_file
 from rtsmap.errors import InputError
 from rtsmap.instances.coverage import MAPPED, TileCoverage
 from rtsmap.instances.detections import Detection
@@ -27,7 +28,6 @@ from rtsmap.rasters.tiling import Tile, Window
 from rtsmap.runs.detecting import Task
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.shards import read_shard
-from rtsmap.vectors.atomic import refuse_existing, whole_file
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]

@@ -11,8 +11,8 @@ import pyproj
 import shapely
 from pandas.api.types import is_bool_dtype
 
+from rtsmap.atomic import refuse_existing
 from rtsmap.errors import OptionsError
-from rtsmap.vectors.atomic import refuse_existing
 from rtsmap.vectors.formats import IN_LONLAT, driver_of, in_lonlat, with_short_edges, write_frame
 from rtsmap.vectors.geopackage import (
     FOOTPRINT_LAYER,

@@ -20,11 +20,11 @@ from odc.geo.geobox import GeoBox
 from pyarrow.parquet import read_schema
 from shapely.affinity import affine_transform
 
+from rtsmap.atomic import refuse_existing, whole_file
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geodesic_perimeter_m
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.instances.run_lengths import coco_result
-from rtsmap.vectors.atomic import refuse_existing, whole_file
 from rtsmap.vectors.export import EVERYTHING, Selection, refuse_onto_itself
 from rtsmap.vectors.formats import write_frame
 from rtsmap.vectors.geopackage import (

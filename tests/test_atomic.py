@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rtsmap.atomic import parts_of, remove_parts, whole_file
 from rtsmap.errors import InputError
-from rtsmap.vectors.atomic import parts_of, remove_parts, whole_file
 
 
 def names(folder):
@@ -52,7 +52,7 @@ def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path, name):
 def test_a_killed_process_leaves_no_file_of_that_name(tmp_path):
     program = (
         "import sys, time, pathlib\n"
-        "from rtsmap.vectors.atomic import whole_file\n"
+        "from rtsmap.atomic import whole_file\n"
         "with whole_file(pathlib.Path(sys.argv[1]), overwrite=True) as temporary:\n"
         "    temporary.write_bytes(b'half'); print('written', flush=True); time.sleep(600)\n"
     )

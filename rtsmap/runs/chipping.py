@@ -87,13 +87,12 @@ class ChipWriter:
         for chip in chips:
             for modality in self.spec.modalities:
                 path = self.folder / chip_name(modality.name, chip.tile)
-                path.parent.mkdir(exist_ok=True)
                 try:
+                    path.parent.mkdir(exist_ok=True)
                     _write_layer(path, chip, modality)
-                except OSError as exc:
-                    raise RunError(
-                        f"chip {path} cannot be written: {exc}. Free some space and run again"
-                    ) from exc
+                except (OSError, InputError) as exc:
+                    # what fails while chips are cut is else taken for one bad tile
+                    raise RunError(f"cutting chips stopped: {exc}") from exc
         return [[] for _ in chips]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from rtsmap.atomic import refuse_existing, whole_file
+from rtsmap.atomic import refuse_existing
 from rtsmap.errors import InputError
 from rtsmap.instances.coverage import MAPPED, TileCoverage
 from rtsmap.instances.detections import Detection
@@ -66,8 +66,7 @@ def write_probability(
             yield window, surface.read(window)
             progress("probability", count, len(windows))
 
-    with whole_file(path, overwrite=overwrite) as temporary:
-        write_cog(temporary, blocks(), geobox, band_name="slump probability")
+    write_cog(path, blocks(), geobox, band_name="slump probability", overwrite=overwrite)
 
 
 class _Surface:

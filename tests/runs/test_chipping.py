@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from rtsmap.cli.main import app
-from rtsmap.errors import InputError, PlanMismatchError
+from rtsmap.errors import InputError, PlanMismatchError, RunError, WriteError
 from rtsmap.instances.polygons import mask_to_polygon
 from rtsmap.rasters.tiling import Window
 from rtsmap.runs import chipping
@@ -128,6 +128,17 @@ def test_an_interrupted_cut_goes_on_and_a_finished_one_is_kept(tmp_path, scene, 
     other = cut_scene(scene.path, out=out, options=ChipOptions(chip_px=96), overwrite=True)
     files = sorted(p.name for p in (out / "optical").iterdir())
     assert len(files) == other.chips
+
+
+def test_chips_without_room_stop_the_cut_and_put_right_it_goes_on(tmp_path, scene, monkeypatch):
+    def full(path, *_, **__):
+        raise WriteError(f"{path}: cannot be written (no room)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(chipping, "write_geotiff", full)
+        with pytest.raises(RunError, match=r"\.tif: cannot be written"):
+            cut_scene(scene.path, out=tmp_path / "chips", options=SMALL)
+    assert cut_scene(scene.path, out=tmp_path / "chips", options=SMALL).chips == 11
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path, scene):

@@ -15,6 +15,7 @@ import pyarrow.parquet
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from rtsmap.atomic import refuse_inputs
 from rtsmap.errors import InputError, LabelError, OptionsError
 from rtsmap.mm.packs import Spectral, Terrain, TrainingImage, write_pack
 from rtsmap.mm.splits import is_held_out
@@ -91,6 +92,7 @@ def pack(
     for path in sides:
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists already; choose another name, or replace it with --overwrite")
+        refuse_inputs(path, [*from_where, options.groups, options.reviewed])
     images: list[TrainingImage] = []
     told: list[str] = []
     rejected = RejectedPlaces.read(options.reviewed) if options.reviewed else None

@@ -99,6 +99,12 @@ class Plan:
         }
 
     @property
+    def files(self) -> list[str]:
+        """Where the inputs were, one by one."""
+        named = ([name] if isinstance(name, str) else name or () for name in self.paths.values())
+        return [file for files in named for file in files]
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of the plan; every shard carries it."""
         return hashlib.sha256(_canonical(self.to_dict())).hexdigest()

@@ -5,6 +5,7 @@
         GridMismatchError          rasters that do not share ground, or shapes that disagree
         BandError                  a band is missing, ambiguous or unknown
         ReadError                  pixels of a file cannot be read, also not when tried again
+        WriteError                 a raster cannot be written, mostly for want of space
         LabelError                 label polygons that cannot be used
         OptionsError               an impossible or unknown option
       ModelError                   a model bundle cannot be used
@@ -39,6 +40,10 @@ class BandError(InputError):
 
 class ReadError(InputError):
     """Pixels of a file cannot be read, also not when tried again."""
+
+
+class WriteError(InputError):
+    """A raster cannot be written, mostly for want of space."""
 
 
 class LabelError(InputError):

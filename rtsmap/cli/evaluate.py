@@ -67,7 +67,7 @@ def evaluate_map(
     if len(files) % 2:
         raise OptionsError(f"wanted maps and labels in turn, got {len(files)} files")
     points = None if curve is None else curve.with_suffix(".csv")
-    check_outputs(figures=out, picture=curve, others=(points,), overwrite=overwrite)
+    check_outputs(figures=out, picture=curve, others=(points,), inputs=files, overwrite=overwrite)
     evaluation = evaluate_maps(
         list(zip(files[::2], files[1::2], strict=True)),
         min_score=min_score,
@@ -148,7 +148,8 @@ def evaluate_chips(
     from rtsmap.runs.figures import check_outputs, write_figures
 
     settings_named(settings)
-    check_outputs(figures=out, picture=sheet, others=(submission,), overwrite=overwrite)
+    read = (labels, groups, results)
+    check_outputs(figures=out, picture=sheet, others=(submission,), inputs=read, overwrite=overwrite)
     chips = LabelledChips.read(labels, images, groups)
     if results is None:
         engine = engine_of(model)
@@ -224,7 +225,8 @@ def evaluate_calibration(
     from rtsmap.runs.figures import check_outputs, write_figures
 
     table = None if out is None else out.with_suffix(".reliability.csv")
-    check_outputs(figures=out, picture=diagram, others=(table,), overwrite=overwrite)
+    read = (*maps, *truth)
+    check_outputs(figures=out, picture=diagram, others=(table,), inputs=read, overwrite=overwrite)
     card = None if write_card is None else load_bundle(write_card)
     target = None if card is None else check_card(card, maps, card_out)
     calibration = calibrate_maps(maps, truth, precision=precision, iou=iou, bins=bins, block_km=block_km)

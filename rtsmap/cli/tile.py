@@ -48,7 +48,7 @@ def command(
 
     Run the same command again to go on where it stopped. Chips of eight bands (.npz) become such files, too,
     whole and without a place on Earth.
-    Exit code 3: some chips could not be read.
+    Exit code 3: some chips could not be read; the same command tries these again.
 
     Examples:
       rtsmap tile scene.tif --dem dem.tif --out chips
@@ -109,6 +109,8 @@ def command(
         f"{report.chips} chips{annotated}; {report.no_data} tiles without enough imagery left out{elsewhere}"
     )
     typer.echo(report.out)
+    if report.failed:
+        tell("These tiles failed; run the same command again to try them again:")
     for index, reason in report.failed:
         tell(f"tile {index} failed: {reason}")
     if report.failed:

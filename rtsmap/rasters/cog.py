@@ -10,7 +10,7 @@ import numpy.typing as npt
 import rasterio.shutil
 from odc.geo.geobox import GeoBox
 
-from rtsmap.rasters.sources import write_geotiff_blocks
+from rtsmap.rasters.sources import whole_raster, write_geotiff_blocks
 from rtsmap.rasters.tiling import Window
 
 BLOCK_PX = 512
@@ -29,13 +29,15 @@ def write_cog(
     geobox: GeoBox,
     *,
     band_name: str,
+    overwrite: bool = False,
 ) -> None:
     """Write one float32 band, NaN where nothing is known, from blocks (h, w), with averaged overviews.
 
-    `path` is there in the end or not at all; what is needed meanwhile lies beside it.
+    `path` is there in the end or not at all; what is needed meanwhile lies beside it. Raises InputError when
+    it exists and `overwrite` is false, and WriteError when it cannot be written.
     """
-    plain = path.with_name(f".{path.stem}.plain.tif")
-    try:
+    with whole_raster(path, overwrite=overwrite) as temporary:
+        plain = temporary.with_name(f"{path.stem}.plain.tif")
         write_geotiff_blocks(
             plain,
             ((window, values[None]) for window, values in blocks),
@@ -48,7 +50,7 @@ def write_cog(
         )
         rasterio.shutil.copy(
             plain,
-            path,
+            temporary,
             driver="COG",
             blocksize=BLOCK_PX,
             compress="deflate",
@@ -56,5 +58,4 @@ def write_cog(
             overview_resampling="average",
             bigtiff="if_safer",
         )
-    finally:
-        plain.unlink(missing_ok=True)
+        plain.unlink()

@@ -8,10 +8,10 @@ and the quotient of the two is the average of valid pixels only: nothing leaks i
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,8 @@ from rasterio.warp import reproject
 from rasterio.windows import Window as RasterioWindow
 from scipy.ndimage import binary_dilation
 
-from rtsmap.errors import BandError, GridMismatchError, InputError, ReadError
+from rtsmap.atomic import whole_file
+from rtsmap.errors import BandError, GridMismatchError, InputError, ReadError, WriteError
 from rtsmap.rasters import grids
 from rtsmap.rasters.bands import check_bands
 from rtsmap.rasters.first_look import MAX_BLOCK_BYTES, NOT_UTF8, block_bytes
@@ -938,11 +939,10 @@ def write_geotiff_blocks(
     block_px: int = 256,
 ) -> None:
     """`write_geotiff` for scenes larger than memory: (window, pixels (C, h, w)) one after the other."""
-    final = Path(path)
-    temporary = final.with_name(f".{final.stem}.{os.getpid()}.partial.tif")
     rgb = tuple(band_names[:3]) == ("red", "green", "blue")
     profile = _profile(geobox, count=count, dtype=dtype, nodata=nodata, rgb=rgb, block_px=block_px)
-    try:
+    factors = _overview_factors(tuple(geobox.shape), block_px) if overviews else []
+    with whole_raster(Path(path), overwrite=True) as temporary:
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
             with rasterio.open(temporary, "w", **profile) as dst:
                 _name_bands(dst, band_names)
@@ -951,11 +951,55 @@ def write_geotiff_blocks(
                     dst.write(pixels, window=where)
                 if valid is not None:
                     dst.write_mask(valid)
-            if overviews:
-                _build_overviews(temporary, tuple(geobox.shape), block_px)
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
+            if factors:
+                with rasterio.open(temporary, "r+") as dst:
+                    dst.build_overviews(factors, Resampling.average)
+        _check_written(temporary, factors, valid)
+
+
+@contextmanager
+def whole_raster(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """`whole_file` for rasters, which are read through before they take their name.
+
+    GDAL writes the last blocks when it closes a file, and rasterio does not tell when there is no room for
+    them. Raises WriteError, which says what went wrong.
+    """
+    with whole_file(path, overwrite=overwrite) as temporary:
+        try:
+            yield temporary
+            _read_through(temporary)
+        # rasterio.shutil.copy ends in a SystemError when GDAL does not say why it failed
+        except (*GDAL_ERRORS, SystemError, OSError, WriteError) as exc:
+            raise WriteError(
+                f"{path}: cannot be written ({innermost(exc)}). Free some space, or name another place; then "
+                "run the same command again"
+            ) from exc
+
+
+def _read_through(path: Path) -> None:
+    """Raise WriteError or one of GDAL's for a GeoTIFF with a block that is missing or cannot be read."""
+    with rasterio.open(path) as src:
+        levels = range(len(src.overviews(1)))
+        _read_blocks(src)
+    for level in levels:
+        with rasterio.open(path, overview_level=level) as src:
+            _read_blocks(src)
+
+
+def _read_blocks(src: Any) -> None:
+    for (row, col), window in src.block_windows(1):
+        if src.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", 1) is None:
+            raise WriteError("pixels are missing")
+        src.read(window=window)
+
+
+def _check_written(path: Path, factors: Sequence[int], valid: Bools | None) -> None:
+    """Raise WriteError where overviews or the mask, which come last, did not come about."""
+    with rasterio.open(path) as src:
+        if src.overviews(1) != list(factors):
+            raise WriteError("overviews are missing")
+        if valid is not None and not np.array_equal(src.read_masks(1) > 0, valid):
+            raise WriteError("its mask is missing")
 
 
 def _profile(
@@ -990,10 +1034,8 @@ def _name_bands(dst: Any, band_names: Sequence[str]) -> None:
         dst.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, *rest]
 
 
-def _build_overviews(path: Path, shape: tuple[int, int], block_px: int) -> None:
+def _overview_factors(shape: tuple[int, int], block_px: int) -> list[int]:
     factors: list[int] = []
     while max(shape) / 2 ** len(factors) > block_px:
         factors.append(2 ** (len(factors) + 1))
-    if factors:
-        with rasterio.open(path, "r+") as dst:
-            dst.build_overviews(factors, Resampling.average)
+    return factors

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rtsmap.atomic import whole_file
 from rtsmap.errors import CardError, InputError, OptionsError
 from rtsmap.instances.calibration import (
     TEMPERATURE_LIMITS,
@@ -28,7 +29,6 @@ from rtsmap.instances.map_scores import Figure
 from rtsmap.instances.outcomes import Outcomes, outcomes_of
 from rtsmap.models import ModelCard, Score, is_shipped, write_calibrated
 from rtsmap.runs.evaluating import check_block, judged_map
-from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.geopackage import is_of_many, model_of, read_run_record
 
 AS_MAPPED, MENDED = "as mapped", "with the temperature"

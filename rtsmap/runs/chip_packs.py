@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow.parquet
 from pycocotools import mask as coco_mask
 
+from rtsmap.atomic import refuse_inputs
 from rtsmap.errors import InputError, LabelError, OptionsError
 from rtsmap.mm.packs import Spectral, Terrain, TrainingImage, write_pack
 from rtsmap.mm.splits import is_held_out
@@ -90,6 +91,7 @@ def pack(
     for path in sides:
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists already; choose another name, or replace it with --overwrite")
+        refuse_inputs(path, [*from_where, options.groups, options.reviewed])
     images: list[TrainingImage] = []
     told: list[str] = []
     rejected = RejectedPlaces.read(options.reviewed) if options.reviewed else None

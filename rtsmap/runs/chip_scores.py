@@ -15,6 +15,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from PIL import Image
 
+from rtsmap.atomic import whole_file
 from rtsmap.errors import InputError, LabelError, OptionsError
 from rtsmap.instances.coco_scores import (
     SETTINGS,
@@ -43,7 +44,6 @@ from rtsmap.rasters.radiometry import Stretch
 from rtsmap.rasters.tiling import Tile, Window
 from rtsmap.runs.engine import Engine
 from rtsmap.runs.progress import Progress, silent
-from rtsmap.vectors.atomic import whole_file
 
 OBJECT_IOUS = (0.3, 0.5)
 _BATCH = 16

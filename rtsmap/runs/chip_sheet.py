@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from rtsmap.atomic import whole_file
 from rtsmap.errors import InputError
 from rtsmap.instances.coco_scores import mask_of, pixel_overlaps
 from rtsmap.instances.drawing import draw_found, draw_true, explain_outlines
 from rtsmap.rasters.bands import OPTICAL_RGB
 from rtsmap.rasters.eight_bands import NPZ, file_of_chip, read_eight_bands
 from rtsmap.runs.chip_scores import LabelledChips
-from rtsmap.vectors.atomic import whole_file
 
 COLUMNS = 6
 COLUMN_INCHES = 2.2

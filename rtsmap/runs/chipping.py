@@ -15,7 +15,8 @@ import numpy as np
 import shapely
 from odc.geo.geobox import GeoBox
 
-from rtsmap.errors import InputError, OptionsError, RunError
+from rtsmap.atomic import refuse_inputs, whole_file
+from rtsmap.errors import InputError, OptionsError, RunError, ShardError
 from rtsmap.instances.chip_labels import coco_document, cut_labels
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.instances.detections import Detection
@@ -28,13 +29,12 @@ from rtsmap.rasters.sources import write_geotiff
 from rtsmap.rasters.tiling import Tile, TileOptions
 from rtsmap.runs.detecting import Task, default_read_threads
 from rtsmap.runs.engine import Engine
-from rtsmap.runs.plan import PLAN, exclusive, open_run
+from rtsmap.runs.plan import PLAN, Plan, Run, exclusive, open_run
 from rtsmap.runs.preparing import Prepared, prepare
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.shards import TileResult, read_shard
 from rtsmap.runs.stages import complete
 from rtsmap.vectors.areas import AreaFiles
-from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.labels import Polygons, read_polygons, write_polygons
 
 INDEX, ANNOTATIONS, RUN = "chips.parquet", "annotations.json", ".run"
@@ -87,13 +87,12 @@ class ChipWriter:
         for chip in chips:
             for modality in self.spec.modalities:
                 path = self.folder / chip_name(modality.name, chip.tile)
-                path.parent.mkdir(exist_ok=True)
                 try:
+                    path.parent.mkdir(exist_ok=True)
                     _write_layer(path, chip, modality)
-                except OSError as exc:
-                    raise RunError(
-                        f"chip {path} cannot be written: {exc}. Free some space and run again"
-                    ) from exc
+                except (OSError, InputError) as exc:
+                    # what fails while chips are cut is else taken for one bad tile
+                    raise RunError(f"cutting chips stopped: {exc}") from exc
         return [[] for _ in chips]
 
 
@@ -127,9 +126,10 @@ def cut_scene(
 ) -> ChipReport:
     """Cut a scene into chips below the folder `out`; called again, it goes on where it stopped.
 
-    Optical chips are 8 bit with a mask, terrain chips float32 with NaN where nothing is known. The index
-    chips.parquet has one row a chip; with `labels` COCO annotations are written beside it. Chips with nothing
-    inside `aoi`, or all inside `exclude` (files of polygons in any CRS), are left out.
+    Tiles that failed are tried again then. Optical chips are 8 bit with a mask, terrain chips float32 with
+    NaN where nothing is known. The index chips.parquet has one row a chip; with `labels` COCO annotations are
+    written beside it. Chips with nothing inside `aoi`, or all inside `exclude` (files of polygons in any
+    CRS), are left out.
     """
     out, options = Path(out), options or ChipOptions()
     groups = (OPTICAL_RGB,) if dem is None else (OPTICAL_RGB, TERRAIN_FOR_TRAINING)
@@ -151,8 +151,8 @@ def cut_scene(
             notes = (*notes, *polygons.notes)
             if len(polygons) and not found:
                 notes = (*notes, f"{labels}: none of its {len(polygons)} polygons lies on a chip")
-        # the index comes last: where it is, the folder is complete
-        write_polygons(out / INDEX, _index(chips, geobox, spec))
+        # the index comes last: where it is, the folder is complete, but for tiles that failed
+        write_polygons(out / INDEX, _index(chips, geobox, spec), overwrite=True)
     return ChipReport(
         out=out,
         chips=len(chips),
@@ -164,23 +164,35 @@ def cut_scene(
     )
 
 
-def _make_room(out: Path, *, overwrite: bool) -> None:
+def _make_room(out: Path, plan: Plan, *, overwrite: bool) -> None:
     """Refuse a folder that is complete, or that holds something else, unless it may be overwritten."""
     if not out.exists():
         out.mkdir(parents=True)
     elif overwrite and (out / RUN / PLAN).is_file():
-        _remove_chips(out)
-    elif (out / INDEX).exists():
+        _remove_chips(out, plan.files)
+    elif (out / INDEX).exists() and not _has_failed_tiles(out, plan):
         raise InputError(f"{out} holds finished chips already; name another folder, or give --overwrite")
     elif not (out / RUN).is_dir() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder for the chips")
 
 
-def _remove_chips(out: Path) -> None:
-    """Remove what an earlier run wrote; whatever else lies in the folder stays."""
+def _has_failed_tiles(out: Path, plan: Plan) -> bool:
+    """True for chips of this very plan of which some could not be cut; they are tried again."""
+    run = Run(out / RUN, plan, resumed=True)
+    try:
+        return any(read_shard(run.shard_path(s.index), s, plan.fingerprint).failed for s in plan.shards())
+    except ShardError:
+        return False
+
+
+def _remove_chips(out: Path, inputs: Sequence[str]) -> None:
+    """Remove what an earlier run wrote, unless it is an input; whatever else lies in the folder stays."""
+    chips = list(out.glob(f"*/{_CHIP_PATTERN}"))
+    for path in chips:
+        refuse_inputs(path, inputs)
     (out / INDEX).unlink(missing_ok=True)
     (out / ANNOTATIONS).unlink(missing_ok=True)
-    for path in out.glob(f"*/{_CHIP_PATTERN}"):
+    for path in chips:
         path.unlink()
         with suppress(OSError):
             path.parent.rmdir()
@@ -217,7 +229,7 @@ def _task(
         bands=options.bands,
         **given,
     )
-    _make_room(out, overwrite=overwrite)
+    _make_room(out, prepared.plan, overwrite=overwrite)
     task = Task(
         run=open_run(out / RUN, prepared.plan),
         reader=prepared.reader,

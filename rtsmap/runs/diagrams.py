@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from rtsmap.atomic import whole_file
 from rtsmap.instances.calibration import ScoreBin
 from rtsmap.instances.outcomes import Curve
-from rtsmap.vectors.atomic import whole_file
 
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#7d4f9e", "#c98a1b")
 _GREY = "#888888"

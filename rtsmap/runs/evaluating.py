@@ -16,12 +16,12 @@ import shapely
 from odc.geo.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
+from rtsmap.atomic import whole_file
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.instances.map_scores import IOUS, SIZE_CLASS_NAMES, Figure, JudgedMap, score_maps, size_class
 from rtsmap.instances.outcomes import Curve, outcomes_of, threshold_curve
 from rtsmap.rasters.inspection import Problems
-from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.geopackage import COVERAGE_LAYER, read_map
 from rtsmap.vectors.labels import read_polygons
 from rtsmap.vectors.repair import Shapes, make_polygons_valid

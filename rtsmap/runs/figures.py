@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rtsmap.atomic import refuse_existing, refuse_inputs, whole_file
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.map_scores import Figure
-from rtsmap.vectors.atomic import refuse_existing, whole_file
 
 PICTURES = (".png", ".svg", ".pdf")
 COLUMNS = ("figure", "value", "low", "high")
@@ -43,11 +43,12 @@ def check_outputs(
     figures: Path | None = None,
     picture: Path | None = None,
     others: Sequence[Path | None] = (),
+    inputs: Sequence[Path | None] = (),
     overwrite: bool = False,
 ) -> None:
     """Raise, before anything is computed, for outputs that cannot be written.
 
-    They exist, lie in no folder, have a suffix that is unknown, or are asked for twice.
+    They exist, are `inputs`, lie in no folder, have a suffix that is unknown, or are asked for twice.
     """
     if picture is not None and picture.suffix not in PICTURES:
         raise OptionsError(f"{picture}: pictures are written as {', '.join(PICTURES)}")
@@ -55,6 +56,7 @@ def check_outputs(
     outputs = [path for path in (*written, picture, *others) if path is not None]
     for path in outputs:
         refuse_existing(path, overwrite=overwrite)
+        refuse_inputs(path, inputs)
         if not path.parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.parent}; create it first")
     twice = [path for path, times in Counter(path.resolve() for path in outputs).items() if times > 1]

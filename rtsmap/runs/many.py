@@ -14,10 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rtsmap import __version__
+from rtsmap.atomic import parts_of, refuse_inputs, remove_parts, whole_file
 from rtsmap.errors import ModelError, OptionsError, RtsmapError, RunError
 from rtsmap.instances.overlaps import RULES
 from rtsmap.rasters import inspection
@@ -27,12 +29,13 @@ from rtsmap.runs.engine import Engine, engine_to_plan, name_of
 from rtsmap.runs.executors import Executor
 from rtsmap.runs.mapping import PredictOptions, RunReport, check_out, open_scene
 from rtsmap.runs.progress import Progress, over_scenes, silent
+from rtsmap.runs.reopening import AREAS, read_asked
 from rtsmap.runs.run_folders import SCENES, SceneEntry, read_entries
 from rtsmap.runs.scene_lists import SceneItem
 from rtsmap.runs.spreading import Model, merge_run
 from rtsmap.runs.workers import Job
 from rtsmap.timing import Ledger, measuring, stage
-from rtsmap.vectors.atomic import parts_of, remove_parts, whole_file
+from rtsmap.vectors.areas import area_files
 from rtsmap.vectors.united import SceneMap, unite_maps
 
 MAP = "map.gpkg"
@@ -134,6 +137,8 @@ def predict_scenes(
     """
     started, out = time.time(), Path(out)
     check_out(out, overwrite=overwrite)
+    areas = (area_files((inputs or {}).get(name)) for name in AREAS)
+    refuse_inputs(out, [*chain.from_iterable(areas), *(item.scene for item in items)])
     check_rule(overlaps)
     directory = (Path(run_dir) if run_dir else out.with_suffix(".rtsrun")).resolve()
     own = model if isinstance(model, Engine) else None
@@ -174,6 +179,7 @@ def merge_scenes(
     check_rule(overlaps)
     entries = read_entries(directory)
     _refuse_undated(entries, overlaps)
+    _refuse_inputs(out, directory, entries)
     remove_parts([*parts_of(out), *parts_of(directory / SCENES)], started)
     bad = {entry.name: entry.problem for entry in entries if entry.problem} | dict(problems or {})
     reports: list[tuple[SceneEntry, RunReport]] = []
@@ -224,6 +230,13 @@ def check_rule(overlaps: str) -> None:
     """Refuse a rule that is none."""
     if overlaps not in RULES:
         raise OptionsError(f"overlaps '{overlaps}': wanted one of {', '.join(RULES)}")
+
+
+def _refuse_inputs(out: Path, directory: Path, entries: Sequence[SceneEntry]) -> None:
+    for entry in entries:
+        # a plan that cannot be read is told where its scene is worked on
+        with suppress(RunError):
+            refuse_inputs(out, read_asked(directory / entry.name).plan.files)
 
 
 def _refuse_undated(entries: Sequence[SceneEntry], overlaps: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from odc.geo.geobox import GeoBox
 
 from rtsmap import __version__
+from rtsmap.atomic import parts_of, refuse_existing, refuse_inputs, refuse_odd_name, remove_parts
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea, coverage_areas
@@ -44,7 +45,6 @@ from rtsmap.runs.stages import InShare
 from rtsmap.runs.working import SceneWork, joined, read_shard_of
 from rtsmap.timing import Ledger, measuring, stage
 from rtsmap.vectors.areas import AreaFiles
-from rtsmap.vectors.atomic import parts_of, refuse_existing, refuse_odd_name, remove_parts
 from rtsmap.vectors.geopackage import write_map
 
 
@@ -212,15 +212,19 @@ def open_scene(
     model: str | None = None,
     problems: Problems | None = None,
     renew: bool = True,
+    outputs: Sequence[Path | str | None] = (),
 ) -> SceneRun:
     """Plan a run over a scene into a directory, or open the one that is there.
 
     `inputs` may hold `aoi`, `exclude`, `band_files` and `dem_may_miss` (the DEM is that of many scenes).
     `model` is the name or folder that gave the engine; it is kept for workers that come later. What is wrong
     with the inputs is raised as one error, with known `problems`. With `renew` workers that come later take
-    the options, and the inputs' places, that are given now.
+    the options, and the inputs' places, that are given now. Raises InputError for `outputs` that are inputs.
     """
     prepared = _prepare(scene, dem, engine, options, {**(inputs or {}), "problems": problems})
+    for out in outputs:
+        if out is not None:
+            refuse_inputs(Path(out), prepared.plan.files)
     asked: dict[str, Any] = {"options": asdict(options), "model": model}
     if inputs and inputs.get("dem_may_miss"):
         asked["dem_may_miss"] = True
@@ -299,7 +303,15 @@ def _predict(
     directory = Path(run_dir) if run_dir else out.parent / f"{out.stem}.rtsrun"
     with stage("planning"):
         scene_run = open_scene(
-            scene, dem, engine, options, directory, inputs=given, model=name_of(model), problems=problems
+            scene,
+            dem,
+            engine,
+            options,
+            directory,
+            inputs=given,
+            model=name_of(model),
+            problems=problems,
+            outputs=(out, probability),
         )
     with _footprints_ahead(scene_run) as (ahead_of_map, work):
         with claiming() as claims:

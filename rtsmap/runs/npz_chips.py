@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rtsmap.atomic import refuse_existing, refuse_inputs, whole_file
 from rtsmap.errors import BandError, InputError, OptionsError
 from rtsmap.instances.chip_labels import coco_document
 from rtsmap.models import ModelCard
@@ -19,7 +20,6 @@ from rtsmap.runs.chip_scores import find_on_files, write_results
 from rtsmap.runs.engine import Engine, engine_of
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.scene_lists import RASTERS
-from rtsmap.vectors.atomic import refuse_existing, whole_file
 
 IMAGES = "_images.json"
 """What is put behind the stem of the results: which image id is which file."""
@@ -102,6 +102,7 @@ def predict_chips(
     listing = None if image_ids else out.with_name(out.stem + IMAGES)
     for path in (out, *([listing] if listing else [])):
         refuse_existing(path, overwrite=overwrite)
+        refuse_inputs(path, [image_ids])
     ids, notes = _ids_of(files) if image_ids is None else _ids_from(image_ids, files)
     document = _document(files, ids)
     engine = engine_of(model, device, precision, batch_size)

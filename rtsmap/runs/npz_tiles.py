@@ -17,6 +17,7 @@ import pyarrow.parquet
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from rtsmap.atomic import refuse_inputs
 from rtsmap.errors import InputError, LabelError
 from rtsmap.instances.chip_labels import CATEGORY, coco_document
 from rtsmap.instances.coco_scores import mask_of
@@ -78,6 +79,7 @@ def cut_chips(
     out = Path(out)
     files = npz_files(given)
     _refuse_other_folders(out, overwrite=overwrite)
+    refuse_inputs(out / ANNOTATIONS, [labels])
     known = None if labels is None else _read_labels(Path(labels), files)
     scale = infrared_scale(read_eight_bands(file) for file in files)
     rows: list[dict[str, Any]] = []

@@ -26,9 +26,9 @@ from typing import Any
 from odc.geo.geobox import GeoBox
 
 from rtsmap import __version__
+from rtsmap.atomic import whole_file
 from rtsmap.errors import PlanMismatchError, RunError
 from rtsmap.rasters.tiling import Tile, TileOptions, Window, plan_spans, plan_tiles
-from rtsmap.vectors.atomic import whole_file
 
 PLAN = "plan.json"
 FORMAT = 1
@@ -97,6 +97,12 @@ class Plan:
             },
             "versions": dict(self.versions),
         }
+
+    @property
+    def files(self) -> list[str]:
+        """Where the inputs were, one by one."""
+        named = ([name] if isinstance(name, str) else name or () for name in self.paths.values())
+        return [file for files in named for file in files]
 
     @property
     def fingerprint(self) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from rtsmap.atomic import refuse_existing
 from rtsmap.errors import InputError
 from rtsmap.instances.coverage import MAPPED, TileCoverage
 from rtsmap.instances.detections import Detection
@@ -27,7 +28,6 @@ from rtsmap.rasters.tiling import Tile, Window
 from rtsmap.runs.detecting import Task
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.shards import read_shard
-from rtsmap.vectors.atomic import refuse_existing, whole_file
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -66,8 +66,7 @@ def write_probability(
             yield window, surface.read(window)
             progress("probability", count, len(windows))
 
-    with whole_file(path, overwrite=overwrite) as temporary:
-        write_cog(temporary, blocks(), geobox, band_name="slump probability")
+    write_cog(path, blocks(), geobox, band_name="slump probability", overwrite=overwrite)
 
 
 class _Surface:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,17 @@ def _plan(data: Mapping[str, Any]) -> Plan:
     )
 
 
-def reopen(directory: Path, find_engine: FindEngine, changes: Mapping[str, Any] | None = None) -> SceneRun:
-    """Open a run where its inputs are, or were found when it was planned; they are checked anew."""
+def reopen(
+    directory: Path,
+    find_engine: FindEngine,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    outputs: Sequence[Path | str | None] = (),
+) -> SceneRun:
+    """Open a run where its inputs are, or were found when it was planned; they are checked anew.
+
+    Raises InputError for `outputs` that are inputs.
+    """
     asked = read_asked(directory, changes)
     engine = find_engine(asked)
     return open_scene(
@@ -101,4 +110,5 @@ def reopen(directory: Path, find_engine: FindEngine, changes: Mapping[str, Any] 
         inputs=asked.inputs,
         model=asked.model,
         renew=False,
+        outputs=outputs,
     )

@@ -20,6 +20,7 @@ from pyproj import Transformer
 from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 
+from rtsmap.atomic import refuse_existing, whole_file
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.rasters import sources
@@ -30,7 +31,6 @@ from rtsmap.rasters.radiometry import Radiometry
 from rtsmap.rasters.tiling import Window
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.report_page import Card, Outline, Overview, Page, page_html
-from rtsmap.vectors.atomic import refuse_existing, whole_file
 from rtsmap.vectors.geopackage import COVERAGE_COLUMNS, is_of_many, read_layers
 from rtsmap.vectors.united import MADE_FROM, standing
 

@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rtsmap.atomic import whole_file
 from rtsmap.errors import RtsmapError, ShardError
 from rtsmap.instances.coverage import FAILED, TileCoverage
 from rtsmap.instances.detections import Detection, Side
 from rtsmap.rasters.tiling import Tile, Window
 from rtsmap.runs.plan import ShardPlan
-from rtsmap.vectors.atomic import whole_file
 
 MAX_SHARD_BYTES = 1 << 30
 _BROKEN = (pa.ArrowException, zlib.error, ArithmeticError, AttributeError)

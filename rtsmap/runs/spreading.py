@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,11 @@ def plan_run(
     options: PredictOptions | None = None,
     inputs: Mapping[str, Any] | None = None,
     problems: Problems | None = None,
+    outputs: Sequence[Path | str | None] = (),
 ) -> SceneRun:
     """Make the run directory of a scene, or find the one that is there the same; computes nothing.
 
-    `inputs` and `problems` are those of `open_scene`.
+    `inputs`, `problems` and `outputs` are those of `open_scene`.
     """
     options = options or PredictOptions()
     inspection.get_ready()
@@ -47,7 +48,15 @@ def plan_run(
         )
     with stage("planning"):
         return open_scene(
-            scene, dem, engine, options, directory, inputs=inputs, model=name_of(model), problems=problems
+            scene,
+            dem,
+            engine,
+            options,
+            directory,
+            inputs=inputs,
+            model=name_of(model),
+            problems=problems,
+            outputs=outputs,
         )
 
 
@@ -71,7 +80,7 @@ def merge_run(
     check_out(out, overwrite=overwrite)
     if probability is not None:
         check_probability(Path(probability), overwrite=overwrite)
-    scene_run = reopen(directory, lambda asked: model or at_rest(asked), changes)
+    scene_run = reopen(directory, lambda asked: model or at_rest(asked), changes, outputs=(out, probability))
     return _merge(
         scene_run, out, overwrite=overwrite, probability=probability, started=started, progress=progress
     )
@@ -134,7 +143,14 @@ def predict_with(
     own = model if isinstance(model, Engine) else None
     with measuring(timings):
         scene_run = plan_run(
-            scene, dem, directory, model=model, options=options, inputs=inputs, problems=problems
+            scene,
+            dem,
+            directory,
+            model=model,
+            options=options,
+            inputs=inputs,
+            problems=problems,
+            outputs=(out, probability),
         )
         with stage("workers"):
             done = executor.run(Job((directory,), own), lambda _, *told: progress(*told))

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rtsmap.atomic import whole_file
 from rtsmap.errors import ModelError, OptionsError, RtsmapError
 from rtsmap.runs.claims import Claims, claiming
 from rtsmap.runs.engine import Engine, device_of_slot, engine_of
@@ -24,7 +25,6 @@ from rtsmap.runs.reopening import Asked, read_asked, reopen
 from rtsmap.runs.run_folders import missing_tiles
 from rtsmap.runs.stages import InShare
 from rtsmap.runs.working import SceneWork, State
-from rtsmap.vectors.atomic import whole_file
 
 logger = logging.getLogger(__name__)
 

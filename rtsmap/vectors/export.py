@@ -12,8 +12,8 @@ import pyproj
 import shapely
 from pandas.api.types import is_bool_dtype
 
+from rtsmap.atomic import refuse_existing, refuse_inputs
 from rtsmap.errors import OptionsError
-from rtsmap.vectors.atomic import refuse_existing
 from rtsmap.vectors.formats import IN_LONLAT, driver_of, in_lonlat, with_short_edges, write_frame
 from rtsmap.vectors.geopackage import (
     FOOTPRINT_LAYER,
@@ -112,7 +112,7 @@ def export_map(
     """
     gpkg, out = Path(gpkg), Path(out)
     driver = driver_of(out)
-    refuse_onto_itself(gpkg, out)
+    refuse_inputs(out, [gpkg])
     if layer != FOOTPRINT_LAYER and select != EVERYTHING:
         raise OptionsError(
             f"layer '{layer}': scores, areas and reviews choose footprints only; leave them out"
@@ -138,12 +138,6 @@ def export_map(
     elif driver == "CSV":
         notes += (f"CSV: outlines are WKT in {crs or 'longitude and latitude (EPSG:4326)'}",)
     return notes + write_frame(out, frame, layer=layer, overwrite=overwrite)
-
-
-def refuse_onto_itself(gpkg: Path, out: Path) -> None:
-    """Raise OptionsError where an export would take the place of its map."""
-    if gpkg.resolve() == out.resolve():
-        raise OptionsError(f"{out}: a map cannot be exported onto itself; name another output")
 
 
 def _target(driver: str, crs: str | None) -> pyproj.CRS | None:

@@ -14,8 +14,8 @@ import pyogrio
 import shapely
 from pandas.api.types import is_object_dtype
 
+from rtsmap.atomic import refuse_odd_name, whole_file
 from rtsmap.errors import InputError, RunError
-from rtsmap.vectors.atomic import refuse_odd_name, whole_file
 from rtsmap.vectors.kml import write_kml
 from rtsmap.vectors.repair import Shapes, is_polygonal, make_polygons_valid
 

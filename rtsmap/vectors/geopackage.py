@@ -20,10 +20,10 @@ import pyproj
 import shapely
 from odc.geo.crs import CRS
 
+from rtsmap.atomic import whole_file
 from rtsmap.errors import InputError, RunError
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea
-from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.edits import distinct_ids, measured
 from rtsmap.vectors.formats import GPKG_VERSION
 from rtsmap.vectors.labels import MAP_LAYER, look_first

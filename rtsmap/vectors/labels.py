@@ -19,8 +19,8 @@ from odc.geo.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
 from rtsmap import sandbox
+from rtsmap.atomic import refuse_odd_name
 from rtsmap.errors import LabelError
-from rtsmap.vectors.atomic import refuse_odd_name
 from rtsmap.vectors.formats import DRIVERS, write_frame
 from rtsmap.vectors.repair import is_polygonal, make_polygons_valid
 

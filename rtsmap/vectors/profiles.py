@@ -21,12 +21,12 @@ from odc.geo.geobox import GeoBox
 from pyarrow.parquet import read_schema
 from shapely.affinity import affine_transform
 
+from rtsmap.atomic import refuse_existing, refuse_inputs, whole_file
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geodesic_perimeter_m
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.instances.run_lengths import coco_result
-from rtsmap.vectors.atomic import refuse_existing, whole_file
-from rtsmap.vectors.export import EVERYTHING, Selection, refuse_onto_itself
+from rtsmap.vectors.export import EVERYTHING, Selection
 from rtsmap.vectors.formats import write_frame
 from rtsmap.vectors.geopackage import (
     COVERAGE_LAYER,
@@ -108,7 +108,7 @@ def export_profile(
         raise OptionsError(f"the profile {profile} knows no chips")
     if layer != FOOTPRINT_LAYER and (profile, layer) != ("pdg", COVERAGE_LAYER):
         raise OptionsError(f"the profile {profile} has no layer '{layer}'")
-    refuse_onto_itself(gpkg, out)
+    refuse_inputs(out, [gpkg])
     refuse_existing(out, overwrite=overwrite)
     if layer == COVERAGE_LAYER:
         return _write_pdg_coverage(gpkg, out, overwrite=overwrite)

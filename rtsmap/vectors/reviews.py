@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from rtsmap.atomic import whole_file
 from rtsmap.errors import InputError, RunError
-from rtsmap.vectors.atomic import whole_file
 from rtsmap.vectors.edits import distinct_ids
 from rtsmap.vectors.geopackage import (
     ACCEPTED,

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -596,6 +600,33 @@ def test_a_file_that_fails_midway_leaves_the_old_one_alone(tmp_path):
     with rasterio.open(path) as src:
         assert (src.read() == 1).all()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of files are those of POSIX")
+@pytest.mark.parametrize("kind", ["masked", "with overviews", "cog"])
+def test_without_room_a_file_is_there_whole_or_not_at_all(tmp_path, kind):
+    program = [sys.executable, "-m", "tests.rasters.full_disk", kind, str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    refused = re.findall(r"(\d+)\.tif: cannot be written", done.stdout)
+    assert len(refused) == len(done.stdout.splitlines())
+    there = {path.stem for path in tmp_path.iterdir()}
+    assert len(refused) >= 15
+    assert len(there) >= 2
+    assert not there & set(refused)
+    wanted = content(tmp_path / "whole.tif")
+    for name in there:
+        assert content(tmp_path / f"{name}.tif") == wanted
+
+
+def content(path):
+    with rasterio.open(path) as src:
+        levels = range(len(src.overviews(1)))
+        found = [src.read().tobytes(), src.read_masks(1).tobytes()]
+    for level in levels:
+        with rasterio.open(path, overview_level=level) as src:
+            found.append(src.read().tobytes())
+    return found
 
 
 def test_an_array_must_fit_its_grid(tmp_path):

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rtsmap import atomic
 from rtsmap.instances import looks
 from rtsmap.instances.threshold import ThresholdDetector
 from rtsmap.rasters.chips import ChipReader
 from rtsmap.runs import footprints, plan, shards
 from rtsmap.runs.mapping import PredictOptions, predict
-from rtsmap.vectors import atomic, geopackage
+from rtsmap.vectors import geopackage
 from tests.runs.blob_scenes import engine
 
 OPTIONS = PredictOptions(simplify_m=0, min_speck_px=1, min_area_m2=0, shard_tiles=2, read_threads=2)

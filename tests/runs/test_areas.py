@@ -17,9 +17,11 @@ from rtsmap.errors import InputError, LabelError, PlanMismatchError
 from rtsmap.instances.threshold import ThresholdDetector
 from rtsmap.runs import mapping
 from rtsmap.runs.chipping import INDEX, ChipOptions, cut_scene
+from rtsmap.runs.in_process import InProcess
 from rtsmap.runs.mapping import PredictOptions, predict
+from rtsmap.runs.spreading import merge_run, predict_with
 from rtsmap.vectors.geopackage import read_layers
-from tests.runs.blob_scenes import LEFT, RESOLUTION_M, TOP, blob_labels, engine, write_scene
+from tests.runs.blob_scenes import LEFT, RESOLUTION_M, TOP, blob_labels, engine, write_dem, write_scene
 from tests.runs.map_content import rows
 
 EXACT = PredictOptions(simplify_m=0, min_speck_px=1, min_area_m2=0)
@@ -62,6 +64,26 @@ def write(path, shapes, crs="EPSG:4326"):
 
 points = st.tuples(st.integers(-60, SHAPE[1] + 60), st.integers(-60, SHAPE[0] + 60))
 discs = st.builds(lambda at, size: shapely.Point(at).buffer(size, quad_segs=3), points, st.integers(20, 150))
+
+
+@pytest.mark.parametrize("given_as", ["scene", "dem", "aoi"])
+def test_an_input_is_never_the_output(scene, tmp_path, given_as):
+    dem = write_dem(tmp_path / "dem.tif", scene.geobox, share=0.5)
+    aoi = write(tmp_path / "site.gpkg", [shapely.Point(200, 200).buffer(80)])
+    out = {"out": aoi} if given_as == "aoi" else {"out": tmp_path / "m.gpkg"}
+    if given_as != "aoi":
+        out["probability"] = {"scene": scene.path, "dem": dem}[given_as]
+    taken = out.get("probability", aoi)
+    before = taken.read_bytes()
+    with pytest.raises(InputError, match=rf"{taken.name} is read to make the output"):
+        predict(scene.path, str(tmp_path / "d*.tif"), model=engine(), aoi=aoi, overwrite=True, **out)
+    assert not list(tmp_path.glob("*.rtsrun"))
+    with pytest.raises(InputError, match=rf"{taken.name} is read to make the output"):
+        predict_with(InProcess(), scene.path, dem, model=engine(), inputs={"aoi": aoi}, overwrite=True, **out)
+    predict(scene.path, dem, out=tmp_path / "a.gpkg", model=engine(), options=EXACT, aoi=aoi)
+    with pytest.raises(InputError, match=rf"{taken.name} is read to make the output"):
+        merge_run(tmp_path / "a.rtsrun", model=engine(), overwrite=True, **out)
+    assert taken.read_bytes() == before
 
 
 @given(aoi=st.lists(discs, max_size=3), shut=st.lists(discs, max_size=3), crs=st.sampled_from([4326, 3413]))

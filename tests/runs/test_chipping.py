@@ -10,11 +10,13 @@ import pytest
 import rasterio
 import shapely
 from pycocotools import mask as coco_mask
+from rasterio.errors import RasterioIOError
 from typer.testing import CliRunner
 
 from rtsmap.cli.main import app
-from rtsmap.errors import InputError, PlanMismatchError
+from rtsmap.errors import InputError, PlanMismatchError, RunError, WriteError
 from rtsmap.instances.polygons import mask_to_polygon
+from rtsmap.rasters import opening, sources
 from rtsmap.rasters.tiling import Window
 from rtsmap.runs import chipping
 from rtsmap.runs.chipping import ChipOptions, cut_scene
@@ -128,6 +130,52 @@ def test_an_interrupted_cut_goes_on_and_a_finished_one_is_kept(tmp_path, scene, 
     other = cut_scene(scene.path, out=out, options=ChipOptions(chip_px=96), overwrite=True)
     files = sorted(p.name for p in (out / "optical").iterdir())
     assert len(files) == other.chips
+
+
+def test_tiles_that_failed_are_tried_again_and_only_these(tmp_path, scene, monkeypatch):
+    out, real = tmp_path / "chips", sources._read_pixels
+    command = ["tile", str(scene.path), "--out", str(out), "--chip-px", "64"]
+    monkeypatch.setattr(chipping, "SHARD_TILES", 1)
+    monkeypatch.setattr(opening, "LOCAL_PAUSES_S", ())
+
+    def failing(src, info, bands, window):
+        if window.col1 == 200:
+            raise RasterioIOError("the disk had a bad moment")
+        return real(src, info, bands, window)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sources, "_read_pixels", failing)
+        for _ in "ab":
+            done = CliRunner().invoke(app, command)
+            assert done.exit_code == 3, done.stderr
+            assert "8 chips" in done.stderr
+            assert "run the same command again" in done.stderr
+    good = {path: path.stat().st_mtime_ns for path in (out / "optical").iterdir()}
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.stderr
+    assert len(geopandas.read_parquet(out / "chips.parquet")) == len(list((out / "optical").iterdir())) == 11
+    assert {path: path.stat().st_mtime_ns for path in good} == good
+    assert "finished chips already" in CliRunner().invoke(app, command).stderr
+
+
+def test_chips_that_are_the_scene_are_not_removed(tmp_path, scene):
+    out = tmp_path / "chips"
+    cut_scene(scene.path, out=out, options=SMALL)
+    chip = out / "optical" / "000005.tif"
+    with pytest.raises(InputError, match=r"000005\.tif is read to make the output"):
+        cut_scene(chip, out=out, options=SMALL, overwrite=True)
+    assert len(list((out / "optical").iterdir())) == 11
+
+
+def test_chips_without_room_stop_the_cut_and_put_right_it_goes_on(tmp_path, scene, monkeypatch):
+    def full(path, *_, **__):
+        raise WriteError(f"{path}: cannot be written (no room)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(chipping, "write_geotiff", full)
+        with pytest.raises(RunError, match=r"\.tif: cannot be written"):
+            cut_scene(scene.path, out=tmp_path / "chips", options=SMALL)
+    assert cut_scene(scene.path, out=tmp_path / "chips", options=SMALL).chips == 11
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path, scene):

@@ -16,13 +16,13 @@ import pytest
 import rasterio
 from rasterio.errors import RasterioIOError
 
+from rtsmap import atomic
 from rtsmap.errors import RtsmapError, RunError
 from rtsmap.instances.detections import Detection
 from rtsmap.instances.threshold import ThresholdDetector
 from rtsmap.rasters import opening, sources
 from rtsmap.rasters.chips import Chip
 from rtsmap.runs.mapping import PredictOptions, predict
-from rtsmap.vectors import atomic
 from rtsmap.vectors.geopackage import read_layers
 from tests.runs.blob_scenes import BlobScene, blob_labels, engine, grid, write_dem, write_scene
 from tests.runs.map_content import content

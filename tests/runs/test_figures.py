@@ -62,6 +62,13 @@ def test_outputs_are_checked_before_any_work(tmp_path):
         check_outputs(picture=tmp_path / "a.tif")
 
 
+def test_an_output_that_is_an_input_is_refused_before_any_work(tmp_path):
+    labels = tmp_path / "labels.json"
+    labels.touch()
+    with pytest.raises(InputError, match=r"labels\.json is read"):
+        check_outputs(figures=labels, inputs=(None, labels), overwrite=True)
+
+
 def test_outputs_of_one_name_or_without_a_folder_are_refused_before_any_work(tmp_path):
     for options in ({}, {"overwrite": True}):
         with pytest.raises(OptionsError, match=r"a\.csv would be written twice"):

@@ -19,7 +19,9 @@ from typer.testing import CliRunner
 
 from rtsmap.cli.main import app
 from rtsmap.errors import InputError, OptionsError, RunError
+from rtsmap.instances.polygons import mask_to_polygon
 from rtsmap.rasters.sources import write_geotiff
+from rtsmap.rasters.tiling import Window
 from rtsmap.runs import many, mapping, spreading, workers
 from rtsmap.runs.in_process import InProcess
 from rtsmap.runs.many import MAP, merge_scenes, predict_scenes
@@ -27,6 +29,7 @@ from rtsmap.runs.mapping import PredictOptions, predict
 from rtsmap.runs.processes import Processes
 from rtsmap.runs.scene_lists import SceneItem, is_one_file, read_scenes
 from rtsmap.vectors.geopackage import read_layers, read_map, read_run_record
+from rtsmap.vectors.labels import Polygons, write_polygons
 from tests.runs.blob_scenes import GROUND, LEFT, SLUMP, TOP, blob_labels, engine, grid, write_dem, write_scene
 from tests.runs.map_content import rows
 
@@ -102,6 +105,21 @@ def test_overlapping_scenes_become_one_map(tmp_path, ground, rule):
         assert standing.area.sum() / 16 == pytest.approx(np.count_nonzero(labels), rel=0.05)
         assert report.superseded > 0
     assert [scene["scene_id"] for scene in layers.run_record["scenes"]] == ["old west", "new east"]
+
+
+def test_an_area_is_never_the_map(tmp_path, ground):
+    window = Window(0, 0, *ground[0].shape)
+    area = (mask_to_polygon(np.ones(window.shape, bool), window, grid(window.shape)),)
+    out = tmp_path / "best.gpkg"
+    write_polygons(out, Polygons(area, grid(window.shape).crs))
+    before = out.read_bytes()
+    with pytest.raises(InputError, match=r"best\.gpkg is read"):
+        mapped(tmp_path, ground, "best", inputs={"aoi": out}, overwrite=True)
+    assert not (tmp_path / "run").exists()
+    mapped(tmp_path, ground, "keep", inputs={"aoi": out})
+    with pytest.raises(InputError, match=r"best\.gpkg is read"):
+        merge_scenes(tmp_path / "run", out, model=engine(), overwrite=True)
+    assert out.read_bytes() == before
 
 
 def test_no_rule_computes_anything_again(tmp_path, ground):

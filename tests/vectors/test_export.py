@@ -378,7 +378,7 @@ def test_a_failure_while_writing_leaves_no_part_behind(map_path, tmp_path, monke
 
 
 def test_impossible_exports_are_refused(map_path, tmp_path):
-    with pytest.raises(OptionsError, match="onto itself"):
+    with pytest.raises(InputError, match="would be replaced"):
         export_map(map_path, map_path, overwrite=True)
     with pytest.raises(OptionsError, match="min_score"):
         export_map(map_path, tmp_path / "a.shp", select=Selection(min_score=50))

@@ -403,6 +403,6 @@ def test_what_a_profile_cannot_be_told_is_refused(map_path, tmp_path):
 
 def test_a_profile_never_takes_the_place_of_its_map(map_path):
     before = map_path.read_bytes()
-    with pytest.raises(OptionsError, match="onto itself"):
+    with pytest.raises(InputError, match="would be replaced"):
         export_profile(map_path, map_path, "pdg", overwrite=True)
     assert map_path.read_bytes() == before

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rtsmap.atomic import parts_of, refuse_inputs, remove_parts, whole_file
 from rtsmap.errors import InputError
-from rtsmap.vectors.atomic import parts_of, remove_parts, whole_file
 
 
 def names(folder):
@@ -52,7 +52,7 @@ def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path, name):
 def test_a_killed_process_leaves_no_file_of_that_name(tmp_path):
     program = (
         "import sys, time, pathlib\n"
-        "from rtsmap.vectors.atomic import whole_file\n"
+        "from rtsmap.atomic import whole_file\n"
         "with whole_file(pathlib.Path(sys.argv[1]), overwrite=True) as temporary:\n"
         "    temporary.write_bytes(b'half'); print('written', flush=True); time.sleep(600)\n"
     )
@@ -86,6 +86,19 @@ def test_a_file_that_another_program_made_meanwhile_is_kept(tmp_path):
     with pytest.raises(InputError, match="exists"):
         write_too_late()
     assert path.read_bytes() == b"theirs"
+
+
+def test_an_input_is_refused_as_output_by_whatever_name(tmp_path):
+    scene, out = tmp_path / "scene.tif", tmp_path / "out.tif"
+    scene.write_bytes(b"pixels")
+    (tmp_path / "link.tif").symlink_to(scene)
+    inputs = [None, "https://somewhere/scene.tif", "<VRTDataset>" * 1000, str(scene)]
+    refuse_inputs(out, inputs)
+    out.write_bytes(b"an older output")
+    refuse_inputs(out, inputs)
+    for name in ("scene.tif", "link.tif", "../" + tmp_path.name + "/scene.tif"):
+        with pytest.raises(InputError, match="would be replaced"):
+            refuse_inputs(tmp_path / name, inputs)
 
 
 def test_a_folder_that_is_not_there_is_an_error_of_the_user(tmp_path):

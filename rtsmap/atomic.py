@@ -101,6 +101,21 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{path} exists already; choose another name, or replace it with --overwrite")
 
 
+def refuse_inputs(out: Path, inputs: Iterable[Path | str | None]) -> None:
+    """Raise InputError when `out` is one of the files that it is made from, by whatever name."""
+    for file in inputs:
+        if file is not None and _is_same(out, file):
+            raise InputError(f"{out} is read to make the output, and would be replaced; name another output")
+
+
+def _is_same(path: Path, other: Path | str) -> bool:
+    try:
+        return path.samefile(other)
+    except (OSError, ValueError):
+        # one is not there, or is none of the system's files, as what lies on a server
+        return False
+
+
 def _move_into_place(folder: Path, path: Path) -> None:
     """Move what was written in `folder` to where `path` is, and put the old files back where that fails.
 

@@ -229,6 +229,11 @@ class ChipReader:
                 f"{info.path}: is {info.dtype}; {name} from a file of its own must be 8 bit, on the scale of "
                 "the scene. Or put all bands into one file: gdalbuildvrt -separate OUT.vrt RED GREEN ..."
             )
+        if grids.lies_across_edge(self._grid, info.geobox):
+            raise GridMismatchError(
+                f"{info.path}: the scene lies on both sides of its edge; wanted one piece, in the "
+                "scene's CRS: gdalwarp -t_srs EPSG:CODE -te LEFT BOTTOM RIGHT TOP IN OUT.tif"
+            )
         windows = lattice(tuple(self._grid.shape))
         found = [values[valid] for values, valid in (self._read_file(info, w) for w in windows)]
         check_values(name, info.path, np.concatenate(found))

@@ -31,6 +31,7 @@ DemFiles = Path | str | Sequence[Path | str]
 _COMPANION = re.compile(r"_(browse|count|mad|maxdate|mindate|datamask|bitmask|matchtag)\.\w+$", re.IGNORECASE)
 _NODATA = -9999.0
 _DRIFT_PX = 0.01
+_SEAM_PX = 0.1
 _MARGIN_PX = 16
 
 
@@ -86,7 +87,12 @@ def open_elevation(dem: DemFiles | ElevationModel, near: GeoBox) -> ElevationMod
     if len(met) < len(tiles):
         notes.append(f"{len(tiles) - len(met)} of {len(tiles)} DEM files lie away from the scene: not used")
     masks = tuple(_companion(tile, "datamask", notes) for tile in met)
-    dates = _dates(met, notes)
+    info = _as_one(met, masks) if len(met) > 1 or any(masks) else met[0]
+    reach_px = ceil(_reach_m(near) / min(grids.ground_pixel_m(near)))
+    twice = grids.lies_across_edge(near.pad(reach_px), info.geobox)
+    if twice:
+        info = _as_one(met, masks, twice=True)
+    dates = _dates(met, notes, twice=twice)
     dated = ((tile, strip_date(tile.path)) for tile in met)
     taken = tuple((tile, found) for tile, found in dated if found is not None)
     if any(masks):
@@ -97,20 +103,26 @@ def open_elevation(dem: DemFiles | ElevationModel, near: GeoBox) -> ElevationMod
         notes.append(
             f"the DEM is {len(met)} files; where they overlap, the northernmost, then westernmost counts"
         )
-    info = _as_one(met, masks) if len(met) > 1 or any(masks) else met[0]
     return ElevationModel(info, met, tuple(notes), masks, dates, taken)
 
 
 def _as_one(
-    tiles: Sequence[RasterInfo], masks: Sequence[RasterInfo | None], nodata: float = _NODATA
+    tiles: Sequence[RasterInfo],
+    masks: Sequence[RasterInfo | None],
+    nodata: float = _NODATA,
+    *,
+    twice: bool = False,
 ) -> RasterInfo:
-    """One raster of all tiles."""
+    """One raster of all tiles; `twice` around the Earth, so that neither of its ends is near the grid."""
     label = tiles[0].path if len(tiles) == 1 else f"{tiles[0].path} and {len(tiles) - 1} more"
     validity = tuple(dict.fromkeys(note for tile in tiles for note in tile.notes))
-    return replace(sources.probe_text(_virtual_raster(tiles, masks, nodata), label), notes=validity)
+    text = _virtual_raster(tiles, masks, nodata, twice=twice)
+    return replace(sources.probe_text(text, label), notes=validity)
 
 
-def _dates(tiles: Sequence[RasterInfo], notes: list[str]) -> tuple[RasterInfo, RasterInfo] | None:
+def _dates(
+    tiles: Sequence[RasterInfo], notes: list[str], *, twice: bool
+) -> tuple[RasterInfo, RasterInfo] | None:
     """Rasters of the first and the last day of the data, over those tiles that have both."""
     pairs = [(_companion(tile, "mindate", notes), _companion(tile, "maxdate", notes)) for tile in tiles]
     whole = [(first, last) for first, last in pairs if first is not None and last is not None]
@@ -118,7 +130,7 @@ def _dates(tiles: Sequence[RasterInfo], notes: list[str]) -> tuple[RasterInfo, R
         return None
     nothing = (None,) * len(whole)
     firsts, lasts = [first for first, _ in whole], [last for _, last in whole]
-    return _as_one(firsts, nothing, 0.0), _as_one(lasts, nothing, 0.0)
+    return _as_one(firsts, nothing, 0.0, twice=twice), _as_one(lasts, nothing, 0.0, twice=twice)
 
 
 def _companion(tile: RasterInfo, what: str, notes: list[str]) -> RasterInfo | None:
@@ -181,9 +193,13 @@ def _precedence(tile: RasterInfo) -> tuple[Any, ...]:
 
 def _meets(grid: GeoBox, tile: RasterInfo) -> bool:
     """Whether the tile holds what terrain on the grid may need."""
-    reach_m = 1.1 * terrain.BUFFER_M + _MARGIN_PX * max(grids.ground_pixel_m(grid))
-    margin_px = ceil(reach_m / min(grids.ground_pixel_m(tile.geobox)))
+    margin_px = ceil(_reach_m(grid) / min(grids.ground_pixel_m(tile.geobox)))
     return not grids.covering_window(grid, tile.geobox, margin_px).empty
+
+
+def _reach_m(grid: GeoBox) -> float:
+    """How far beyond the grid terrain on it looks."""
+    return float(1.1 * terrain.BUFFER_M + _MARGIN_PX * max(grids.ground_pixel_m(grid)))
 
 
 def _refuse_colours(tile: RasterInfo) -> None:
@@ -245,7 +261,7 @@ def _place(origin: GeoBox, other: GeoBox) -> tuple[float, float]:
 
 
 def _virtual_raster(
-    tiles: Sequence[RasterInfo], masks: Sequence[RasterInfo | None], nodata: float = _NODATA
+    tiles: Sequence[RasterInfo], masks: Sequence[RasterInfo | None], nodata: float, *, twice: bool
 ) -> str:
     """The text of a VRT over all tiles; the first tiles come last in it, for GDAL paints one over another."""
     first = tiles[0]
@@ -255,6 +271,9 @@ def _virtual_raster(
         Window(row - row0, col - col0, row - row0 + tile.geobox.shape[0], col - col0 + tile.geobox.shape[1])
         for (row, col), tile in zip(offsets, tiles, strict=True)
     ]
+    if twice:
+        windows = [window.shifted(0, cols) for window in windows for cols in (0, _turn_px(first))]
+        tiles, masks = [tile for tile in tiles for _ in (0, 1)], [mask for mask in masks for _ in (0, 1)]
     affine = first.geobox.affine
     left, top = affine.c + col0 * affine.a, affine.f + row0 * affine.e
     wide = any(np.dtype(tile.dtype).itemsize > 2 and tile.dtype != "float32" for tile in tiles)
@@ -272,6 +291,18 @@ def _virtual_raster(
         f"<Offset>{first.offset!r}</Offset><Scale>{first.scale!r}</Scale>"
         f"{''.join(reversed(parts))}</VRTRasterBand>{_overviews_text(tiles, windows)}</VRTDataset>"
     )
+
+
+def _turn_px(tile: RasterInfo) -> int:
+    """Columns once around the Earth."""
+    turn_px = float(360 / tile.geobox.affine.a)
+    if abs(turn_px - round(turn_px)) > _SEAM_PX:
+        raise GridMismatchError(
+            f"{tile.path}: the scene lies on both sides of its edge, where its pixels do not meet: "
+            f"{turn_px:.2f} of them go around the Earth, wanted a whole number. Warp what the scene needs of "
+            "it into the scene's CRS: gdalwarp -t_srs EPSG:CODE -te LEFT BOTTOM RIGHT TOP IN OUT.tif"
+        )
+    return round(turn_px)
 
 
 def _overviews_text(tiles: Sequence[RasterInfo], windows: Sequence[Window]) -> str:

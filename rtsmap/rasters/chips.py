@@ -15,7 +15,7 @@ from rtsmap.rasters import grids, sources
 from rtsmap.rasters.bands import BAND_UNITS, TERRAIN_BANDS, InputSpec, Modality
 from rtsmap.rasters.elevation import ElevationReader, Heights
 from rtsmap.rasters.mosaic import DemFiles, ElevationModel
-from rtsmap.rasters.opening import is_file_name
+from rtsmap.rasters.opening import local_path
 from rtsmap.rasters.radiometry import Radiometry, lattice, measure
 from rtsmap.rasters.relief_cells import ReliefCells
 from rtsmap.rasters.sources import RasterInfo
@@ -144,7 +144,7 @@ class ChipReader:
         """A local file that was there and is no more."""
         files = (info.path for info in self._files.values())
         paths = (self._scene.path, *files, *(self._elevation.paths if self._elevation else ()))
-        return next((path for path in paths if is_file_name(path) and not Path(path).exists()), None)
+        return next((path for path in paths if (file := local_path(path)) and not file.exists()), None)
 
     def read_block(self, window: Window) -> dict[str, Layer]:
         """One layer a modality; terrain is computed once, however many chips are cut from the block."""

@@ -22,6 +22,7 @@ from odc.geo.geobox import GeoBox
 from rtsmap.errors import BandError, GridMismatchError, InputError
 from rtsmap.rasters import grids, sources, terrain
 from rtsmap.rasters.acquisition import strip_date
+from rtsmap.rasters.opening import local_path, with_path
 from rtsmap.rasters.sources import RasterInfo
 from rtsmap.rasters.tiling import Window
 
@@ -136,7 +137,7 @@ def _dates(
 def _companion(tile: RasterInfo, what: str, notes: list[str]) -> RasterInfo | None:
     """A raster beside an ArcticDEM tile, by its name; one that is not of the tile's pixels is not used."""
     name, replaced = re.subn(r"_dem(\.\w+)$", rf"_{what}\1", tile.path)
-    if not replaced or (_is_local(name) and not Path(name).exists()):
+    if not replaced or ((file := local_path(name)) and not file.exists()):
         return None
     try:
         found = sources.probe(name)
@@ -162,7 +163,7 @@ def _find(dem: DemFiles) -> tuple[list[str], list[str]]:
         matches = _matches(name)
         kept = [match for match in matches if match == name or not _COMPANION.search(match)]
         left_out += len(matches) - len(kept)
-        found |= {str(Path(match).resolve()) if _is_local(match) else match: match for match in kept}
+        found |= {with_path(match, Path.resolve): match for match in kept}
     if not found:
         raise InputError(
             f"no elevation model is named by {given}; name files, or a pattern that matches some, in quotes"
@@ -174,16 +175,13 @@ def _find(dem: DemFiles) -> tuple[list[str], list[str]]:
 
 
 def _matches(name: str) -> list[str]:
-    if not (_is_local(name) and glob.has_magic(name)) or Path(name).exists():
+    file = local_path(name)
+    if file is None or file.exists() or not glob.has_magic(name):
         return [name]
     matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - a pattern may be absolute
     if not matches:
         raise InputError(f"no file matches the pattern {name}; check the folder, and put it in quotes")
     return matches
-
-
-def _is_local(name: str) -> bool:
-    return not name.startswith("/vsi") and "://" not in name
 
 
 def _precedence(tile: RasterInfo) -> tuple[Any, ...]:
@@ -351,8 +349,8 @@ def _masked_text(tile: RasterInfo, mask: RasterInfo) -> str:
 
 def _gdal_name(path: str) -> str:
     """What GDAL calls a file: an absolute path, or one of its virtual file systems."""
-    if _is_local(path):
-        return str(Path(path).resolve())
+    if local_path(path):
+        return with_path(path, Path.resolve)
     scheme, _, rest = path.partition("://")
     if scheme in {"http", "https", "ftp"}:
         return f"/vsicurl/{path}"

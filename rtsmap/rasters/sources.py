@@ -39,8 +39,8 @@ from rtsmap.rasters.opening import (
     GDAL_ERRORS,
     borrowed,
     innermost,
-    is_file_name,
     is_remote,
+    local_path,
     opened,
     patiently,
 )
@@ -156,7 +156,8 @@ def probe(path: Path | str) -> RasterInfo:
     except ReadError as exc:
         raise InputError(f"{name}: its server does not deliver it ({innermost(exc)})") from exc
     except GDAL_ERRORS as exc:
-        missing = is_file_name(name) and not Path(name).exists()
+        file = local_path(name)
+        missing = file is not None and not file.exists()
         reason = "there is no such file" if missing else f"GDAL cannot open it as a raster ({exc})"
         if not missing and name.lower().endswith(".npz"):
             reason = (

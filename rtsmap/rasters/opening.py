@@ -80,6 +80,14 @@ def local_path(name: str) -> Path | None:
     return None if parts is None else Path(parts[1])
 
 
+def archive_of(name: str) -> Path | None:
+    """The system's own archive in which something lies; None where there is none."""
+    inside = re.sub(r"^(/vsi\w+/)+", "", name).replace("{", "").replace("}", "")
+    if name == inside or is_remote(name):
+        return None
+    return next((path for path in (Path(inside), *Path(inside).parents) if path.is_file()), None)
+
+
 def with_path(name: str, place: Callable[[Path], Path]) -> str:
     """A name with its `local_path` put elsewhere by `place`; one that has none stays as it is."""
     parts = _around_path(name)

@@ -1,12 +1,7 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import threading
-from contextlib import suppress
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +16,7 @@ from rtsmap.errors import BandError, GridMismatchError, InputError, ReadError
 from rtsmap.rasters.elevation import ElevationReader
 from rtsmap.rasters.mosaic import open_elevation
 from rtsmap.rasters.tiling import Window
-from tests.rasters.files import geobox, in_crs, write
+from tests.rasters.files import geobox, in_crs, served, write
 
 RNG = np.random.default_rng(5)
 VOID = -9999.0
@@ -294,33 +289,6 @@ def test_relative_names_stay_right_when_the_folder_changes(tmp_path, ground, sin
 
 def test_tiles_may_lie_on_a_server(tmp_path, ground, single):
     names = tiles_of(tmp_path, ground[1], [150], [], 50)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Ranges, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        address = f"http://127.0.0.1:{server.server_port}"
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
-            planes, _ = read([f"{address}/{name.name}" for name in names])
-    finally:
-        server.shutdown()
-        server.server_close()
+    with served(tmp_path) as address, rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        planes, _ = read([f"{address}/{name.name}" for name in names])
     np.testing.assert_array_equal(planes, single[0])
-
-
-class _Ranges(SimpleHTTPRequestHandler):
-    """Serves pieces of files, as stores of COGs do."""
-
-    def do_GET(self):
-        content = Path(self.translate_path(self.path)).read_bytes()
-        first, last = 0, len(content) - 1
-        if wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-            first, last = int(wanted[1]), min(int(wanted[2]), last)
-        self.send_response(206 if wanted else 200)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
-        self.send_header("Content-Length", str(last - first + 1))
-        self.end_headers()
-        with suppress(ConnectionError):
-            self.wfile.write(content[first : last + 1])
-
-    def log_message(self, *args):
-        """Say nothing."""

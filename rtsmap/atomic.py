@@ -89,11 +89,16 @@ def refuse_odd_name(path: Path) -> None:
         )
 
 
+def is_text(name: str) -> bool:
+    """False for names of files that are not UTF-8, which neither GDAL nor SQLite opens."""
+    return name == name.encode(errors="replace").decode()
+
+
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise InputError when `path` exists and may not be replaced, or could not be written as it is named."""
     if len(os.fsencode(path.name)) > _LONGEST_NAME_BYTES:
         raise InputError(f"{path}: the name is longer than {_LONGEST_NAME_BYTES} bytes; choose a shorter one")
-    if str(path) != str(path).encode(errors="replace").decode():
+    if not is_text(str(path)):
         raise InputError(f"{path}: names must be UTF-8; choose another name, or rename the folder")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file to write")

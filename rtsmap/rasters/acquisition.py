@@ -14,6 +14,7 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 
 from rtsmap.errors import OptionsError
+from rtsmap.rasters.opening import local_path
 
 _MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
 _CATALOG_ID = "[0-9A-F]{16}"
@@ -91,7 +92,8 @@ def acquisition_of(
 
     `tags` are those of `sources.read_tags`. OptionsError for a `taken` that is no date.
     """
-    name = Path(str(path)).name
+    path = local_path(str(path)) or path
+    name = Path(path).name
     dates = [] if taken is None else [(iso_date(taken), _GIVEN)]
     late = list(_dated_tags(tags, _LATE_DATE_TAGS))
     dates += [*_dated_tags(tags, _DATE_TAGS), *_dated_name(path), *late]

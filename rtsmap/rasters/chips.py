@@ -15,7 +15,7 @@ from rtsmap.rasters import grids, sources
 from rtsmap.rasters.bands import BAND_UNITS, TERRAIN_BANDS, InputSpec, Modality
 from rtsmap.rasters.elevation import ElevationReader, Heights
 from rtsmap.rasters.mosaic import DemFiles, ElevationModel
-from rtsmap.rasters.opening import is_file_name
+from rtsmap.rasters.opening import local_path
 from rtsmap.rasters.radiometry import Radiometry, lattice, measure
 from rtsmap.rasters.relief_cells import ReliefCells
 from rtsmap.rasters.sources import RasterInfo
@@ -146,7 +146,7 @@ class ChipReader:
         """A local file that was there and is no more."""
         files = (info.path for info in self._files.values())
         paths = (self._scene.path, *files, *(self._elevation.paths if self._elevation else ()))
-        return next((path for path in paths if is_file_name(path) and not Path(path).exists()), None)
+        return next((path for path in paths if (file := local_path(path)) and not file.exists()), None)
 
     def read_block(self, window: Window) -> dict[str, Layer]:
         """One layer a modality; terrain is computed once, however many chips are cut from the block."""
@@ -230,6 +230,11 @@ class ChipReader:
             raise BandError(
                 f"{info.path}: is {info.dtype}; {name} from a file of its own must be 8 bit, on the scale of "
                 "the scene. Or put all bands into one file: gdalbuildvrt -separate OUT.vrt RED GREEN ..."
+            )
+        if grids.lies_across_edge(self._grid, info.geobox):
+            raise GridMismatchError(
+                f"{info.path}: the scene lies on both sides of its edge; wanted one piece, in the "
+                "scene's CRS: gdalwarp -t_srs EPSG:CODE -te LEFT BOTTOM RIGHT TOP IN OUT.tif"
             )
         windows = lattice(tuple(self._grid.shape))
         found = [values[valid] for values, valid in (self._read_file(info, w) for w in windows)]

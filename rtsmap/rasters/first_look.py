@@ -19,7 +19,8 @@ import rasterio
 from rasterio.enums import Interleaving, MaskFlags
 from rasterio.windows import Window
 
-from rtsmap.rasters.opening import AFRESH, GDAL_ERRORS, innermost, is_remote, is_utf8, opened
+from rtsmap.atomic import is_text
+from rtsmap.rasters.opening import AFRESH, GDAL_ERRORS, innermost, is_remote, opened
 
 MAX_BLOCK_BYTES = 256 << 20
 """A block that decodes to more is refused: one damaged number in a header asks for all memory."""
@@ -71,7 +72,7 @@ def open_each(paths: list[str]) -> None:
 
 
 def _problem_before_opening(path: str) -> str | None:
-    if not is_utf8(path):
+    if not is_text(path):
         return NOT_UTF8
     if is_remote(path):
         return None

@@ -133,6 +133,16 @@ def covering_window(target: GeoBox, source: GeoBox, margin_px: int) -> Window:
     return Window(row0, col0, row1, col1)
 
 
+def lies_across_edge(target: GeoBox, source: GeoBox) -> bool:
+    """Whether a raster in degrees goes so far around the Earth that both its ends lie under `target`."""
+    around_px = 360 / source.affine.a
+    if not source.crs.geographic or source.shape[1] < around_px / 2:
+        return False
+    _, cols = to_pixels(target, source, *_perimeter(target, 33))
+    cols = cols[np.isfinite(cols)]
+    return bool(cols.size and np.ptp(cols) > around_px / 2)
+
+
 def window_geobox(geobox: GeoBox, window: Window) -> GeoBox:
     """The part of `geobox` under `window`."""
     affine = geobox.affine * type(geobox.affine).translation(window.col0, window.row0)

@@ -22,6 +22,7 @@ from odc.geo.geobox import GeoBox
 from rtsmap.errors import BandError, GridMismatchError, InputError
 from rtsmap.rasters import grids, sources, terrain
 from rtsmap.rasters.acquisition import strip_date
+from rtsmap.rasters.opening import local_path, with_path
 from rtsmap.rasters.sources import RasterInfo
 from rtsmap.rasters.tiling import Window
 
@@ -31,6 +32,7 @@ DemFiles = Path | str | Sequence[Path | str]
 _COMPANION = re.compile(r"_(browse|count|mad|maxdate|mindate|datamask|bitmask|matchtag)\.\w+$", re.IGNORECASE)
 _NODATA = -9999.0
 _DRIFT_PX = 0.01
+_SEAM_PX = 0.1
 _MARGIN_PX = 16
 
 
@@ -86,7 +88,12 @@ def open_elevation(dem: DemFiles | ElevationModel, near: GeoBox) -> ElevationMod
     if len(met) < len(tiles):
         notes.append(f"{len(tiles) - len(met)} of {len(tiles)} DEM files lie away from the scene: not used")
     masks = tuple(_companion(tile, "datamask", notes) for tile in met)
-    dates = _dates(met, notes)
+    info = _as_one(met, masks) if len(met) > 1 or any(masks) else met[0]
+    reach_px = ceil(_reach_m(near) / min(grids.ground_pixel_m(near)))
+    twice = grids.lies_across_edge(near.pad(reach_px), info.geobox)
+    if twice:
+        info = _as_one(met, masks, twice=True)
+    dates = _dates(met, notes, twice=twice)
     dated = ((tile, strip_date(tile.path)) for tile in met)
     taken = tuple((tile, found) for tile, found in dated if found is not None)
     if any(masks):
@@ -97,20 +104,26 @@ def open_elevation(dem: DemFiles | ElevationModel, near: GeoBox) -> ElevationMod
         notes.append(
             f"the DEM is {len(met)} files; where they overlap, the northernmost, then westernmost counts"
         )
-    info = _as_one(met, masks) if len(met) > 1 or any(masks) else met[0]
     return ElevationModel(info, met, tuple(notes), masks, dates, taken)
 
 
 def _as_one(
-    tiles: Sequence[RasterInfo], masks: Sequence[RasterInfo | None], nodata: float = _NODATA
+    tiles: Sequence[RasterInfo],
+    masks: Sequence[RasterInfo | None],
+    nodata: float = _NODATA,
+    *,
+    twice: bool = False,
 ) -> RasterInfo:
-    """One raster of all tiles."""
+    """One raster of all tiles; `twice` around the Earth, so that neither of its ends is near the grid."""
     label = tiles[0].path if len(tiles) == 1 else f"{tiles[0].path} and {len(tiles) - 1} more"
     validity = tuple(dict.fromkeys(note for tile in tiles for note in tile.notes))
-    return replace(sources.probe_text(_virtual_raster(tiles, masks, nodata), label), notes=validity)
+    text = _virtual_raster(tiles, masks, nodata, twice=twice)
+    return replace(sources.probe_text(text, label), notes=validity)
 
 
-def _dates(tiles: Sequence[RasterInfo], notes: list[str]) -> tuple[RasterInfo, RasterInfo] | None:
+def _dates(
+    tiles: Sequence[RasterInfo], notes: list[str], *, twice: bool
+) -> tuple[RasterInfo, RasterInfo] | None:
     """Rasters of the first and the last day of the data, over those tiles that have both."""
     pairs = [(_companion(tile, "mindate", notes), _companion(tile, "maxdate", notes)) for tile in tiles]
     whole = [(first, last) for first, last in pairs if first is not None and last is not None]
@@ -118,13 +131,13 @@ def _dates(tiles: Sequence[RasterInfo], notes: list[str]) -> tuple[RasterInfo, R
         return None
     nothing = (None,) * len(whole)
     firsts, lasts = [first for first, _ in whole], [last for _, last in whole]
-    return _as_one(firsts, nothing, 0.0), _as_one(lasts, nothing, 0.0)
+    return _as_one(firsts, nothing, 0.0, twice=twice), _as_one(lasts, nothing, 0.0, twice=twice)
 
 
 def _companion(tile: RasterInfo, what: str, notes: list[str]) -> RasterInfo | None:
     """A raster beside an ArcticDEM tile, by its name; one that is not of the tile's pixels is not used."""
     name, replaced = re.subn(r"_dem(\.\w+)$", rf"_{what}\1", tile.path)
-    if not replaced or (_is_local(name) and not Path(name).exists()):
+    if not replaced or ((file := local_path(name)) and not file.exists()):
         return None
     try:
         found = sources.probe(name)
@@ -150,7 +163,7 @@ def _find(dem: DemFiles) -> tuple[list[str], list[str]]:
         matches = _matches(name)
         kept = [match for match in matches if match == name or not _COMPANION.search(match)]
         left_out += len(matches) - len(kept)
-        found |= {str(Path(match).resolve()) if _is_local(match) else match: match for match in kept}
+        found |= {with_path(match, Path.resolve): match for match in kept}
     if not found:
         raise InputError(
             f"no elevation model is named by {given}; name files, or a pattern that matches some, in quotes"
@@ -162,16 +175,13 @@ def _find(dem: DemFiles) -> tuple[list[str], list[str]]:
 
 
 def _matches(name: str) -> list[str]:
-    if not (_is_local(name) and glob.has_magic(name)) or Path(name).exists():
+    file = local_path(name)
+    if file is None or file.exists() or not glob.has_magic(name):
         return [name]
     matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - a pattern may be absolute
     if not matches:
         raise InputError(f"no file matches the pattern {name}; check the folder, and put it in quotes")
     return matches
-
-
-def _is_local(name: str) -> bool:
-    return not name.startswith("/vsi") and "://" not in name
 
 
 def _precedence(tile: RasterInfo) -> tuple[Any, ...]:
@@ -181,9 +191,13 @@ def _precedence(tile: RasterInfo) -> tuple[Any, ...]:
 
 def _meets(grid: GeoBox, tile: RasterInfo) -> bool:
     """Whether the tile holds what terrain on the grid may need."""
-    reach_m = 1.1 * terrain.BUFFER_M + _MARGIN_PX * max(grids.ground_pixel_m(grid))
-    margin_px = ceil(reach_m / min(grids.ground_pixel_m(tile.geobox)))
+    margin_px = ceil(_reach_m(grid) / min(grids.ground_pixel_m(tile.geobox)))
     return not grids.covering_window(grid, tile.geobox, margin_px).empty
+
+
+def _reach_m(grid: GeoBox) -> float:
+    """How far beyond the grid terrain on it looks."""
+    return float(1.1 * terrain.BUFFER_M + _MARGIN_PX * max(grids.ground_pixel_m(grid)))
 
 
 def _refuse_colours(tile: RasterInfo) -> None:
@@ -245,7 +259,7 @@ def _place(origin: GeoBox, other: GeoBox) -> tuple[float, float]:
 
 
 def _virtual_raster(
-    tiles: Sequence[RasterInfo], masks: Sequence[RasterInfo | None], nodata: float = _NODATA
+    tiles: Sequence[RasterInfo], masks: Sequence[RasterInfo | None], nodata: float, *, twice: bool
 ) -> str:
     """The text of a VRT over all tiles; the first tiles come last in it, for GDAL paints one over another."""
     first = tiles[0]
@@ -255,6 +269,9 @@ def _virtual_raster(
         Window(row - row0, col - col0, row - row0 + tile.geobox.shape[0], col - col0 + tile.geobox.shape[1])
         for (row, col), tile in zip(offsets, tiles, strict=True)
     ]
+    if twice:
+        windows = [window.shifted(0, cols) for window in windows for cols in (0, _turn_px(first))]
+        tiles, masks = [tile for tile in tiles for _ in (0, 1)], [mask for mask in masks for _ in (0, 1)]
     affine = first.geobox.affine
     left, top = affine.c + col0 * affine.a, affine.f + row0 * affine.e
     wide = any(np.dtype(tile.dtype).itemsize > 2 and tile.dtype != "float32" for tile in tiles)
@@ -272,6 +289,18 @@ def _virtual_raster(
         f"<Offset>{first.offset!r}</Offset><Scale>{first.scale!r}</Scale>"
         f"{''.join(reversed(parts))}</VRTRasterBand>{_overviews_text(tiles, windows)}</VRTDataset>"
     )
+
+
+def _turn_px(tile: RasterInfo) -> int:
+    """Columns once around the Earth."""
+    turn_px = float(360 / tile.geobox.affine.a)
+    if abs(turn_px - round(turn_px)) > _SEAM_PX:
+        raise GridMismatchError(
+            f"{tile.path}: the scene lies on both sides of its edge, where its pixels do not meet: "
+            f"{turn_px:.2f} of them go around the Earth, wanted a whole number. Warp what the scene needs of "
+            "it into the scene's CRS: gdalwarp -t_srs EPSG:CODE -te LEFT BOTTOM RIGHT TOP IN OUT.tif"
+        )
+    return round(turn_px)
 
 
 def _overviews_text(tiles: Sequence[RasterInfo], windows: Sequence[Window]) -> str:
@@ -320,8 +349,8 @@ def _masked_text(tile: RasterInfo, mask: RasterInfo) -> str:
 
 def _gdal_name(path: str) -> str:
     """What GDAL calls a file: an absolute path, or one of its virtual file systems."""
-    if _is_local(path):
-        return str(Path(path).resolve())
+    if local_path(path):
+        return with_path(path, Path.resolve)
     scheme, _, rest = path.partition("://")
     if scheme in {"http", "https", "ftp"}:
         return f"/vsicurl/{path}"

@@ -67,14 +67,40 @@ def is_remote(dataset: str) -> bool:
     return any(name.lower().rpartition("+")[2] not in _LOCAL for name in named)
 
 
-def is_file_name(dataset: str) -> bool:
-    """True for names of the system's own files: no address, nothing in an archive, no virtual raster."""
-    return not (_FILE_SYSTEM.search(dataset) or dataset.lstrip().startswith("<"))
+_PART = re.compile(r'[a-z]\w+:(?:[^"]*"|(?:off:)?(?:\d+:)*)((?:[a-z]:[\\/])?[^":]+)', re.IGNORECASE)
+"""What GDAL calls a part of a file: GPKG:file:table, GTIFF_DIR:1:file, NETCDF:"file":variable."""
 
 
-def is_utf8(name: str) -> bool:
-    """False for names of files that are no text, which GDAL does not open."""
-    return name == name.encode(errors="replace").decode()
+def local_path(name: str) -> Path | None:
+    """The system's own file that a name means, or of which it means a part, there or not.
+
+    None for addresses, for what lies in an archive, and for the text of a virtual raster.
+    """
+    parts = _around_path(name)
+    return None if parts is None else Path(parts[1])
+
+
+def archive_of(name: str) -> Path | None:
+    """The system's own archive in which something lies; None where there is none."""
+    inside = re.sub(r"^(/vsi\w+/)+", "", name).replace("{", "").replace("}", "")
+    if name == inside or is_remote(name):
+        return None
+    return next((path for path in (Path(inside), *Path(inside).parents) if path.is_file()), None)
+
+
+def with_path(name: str, place: Callable[[Path], Path]) -> str:
+    """A name with its `local_path` put elsewhere by `place`; one that has none stays as it is."""
+    parts = _around_path(name)
+    return name if parts is None else f"{parts[0]}{place(Path(parts[1]))}{parts[2]}"
+
+
+def _around_path(name: str) -> tuple[str, str, str] | None:
+    if _FILE_SYSTEM.search(name) or name.lstrip().startswith("<"):
+        return None
+    part = _PART.match(name)
+    if part is None or os.path.exists(name):  # noqa: PTH110 - a name may be too long
+        return "", name, ""
+    return name[: part.start(1)], part[1], name[part.end(1) :]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ and the quotient of the two is the average of valid pixels only: nothing leaks i
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from rasterio.warp import reproject
 from rasterio.windows import Window as RasterioWindow
 from scipy.ndimage import binary_dilation
 
-from rtsmap.atomic import whole_file
+from rtsmap.atomic import is_text, whole_file
 from rtsmap.errors import BandError, GridMismatchError, InputError, ReadError, WriteError
 from rtsmap.rasters import grids
 from rtsmap.rasters.bands import check_bands
@@ -38,14 +39,15 @@ from rtsmap.rasters.grids import RunGrid
 from rtsmap.rasters.interpolation import interpolate
 from rtsmap.rasters.opening import (
     GDAL_ERRORS,
+    archive_of,
     borrowed,
     innermost,
-    is_file_name,
     is_remote,
-    is_utf8,
+    local_path,
     opened,
     patiently,
 )
+from rtsmap.rasters.radiometry import lattice
 from rtsmap.rasters.tiling import Window
 from rtsmap.rasters.upright import is_located_by_points, is_upright, upright
 from rtsmap.timing import stage
@@ -64,6 +66,7 @@ _WARP_MEMORY_MB = 512
 _LEAST_VALID_SHARE = 0.5
 _SAMPLE_BYTES = 65_536
 _SAMPLES = 16
+_PIECES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,7 @@ class Patch:
 def probe(path: Path | str) -> RasterInfo:
     """Look at a raster without reading pixels; InputError says in a sentence why one cannot be used."""
     name = str(path)
-    if not is_utf8(name):
+    if not is_text(name):
         raise InputError(f"{name}: {NOT_UTF8}")
 
     def look() -> RasterInfo | tuple[str, str]:
@@ -160,7 +163,8 @@ def probe(path: Path | str) -> RasterInfo:
     except ReadError as exc:
         raise InputError(f"{name}: its server does not deliver it ({innermost(exc)})") from exc
     except GDAL_ERRORS as exc:
-        missing = is_file_name(name) and not os.path.exists(name)  # noqa: PTH110 - a name may be too long
+        file = local_path(name)
+        missing = file is not None and not os.path.exists(file)  # noqa: PTH110 - a name may be too long
         reason = "there is no such file" if missing else f"GDAL cannot open it as a raster ({exc})"
         if not missing and name.lower().endswith(".npz"):
             reason = (
@@ -351,17 +355,15 @@ def fingerprint(path: Path | str) -> dict[str, Any]:
     """What identifies a raster's content: header fields, sizes, a hash of sampled bytes.
 
     Neither name, place nor time of the file count, so copies agree. Sources of a VRT, external overviews
-    and masks belong to it; statistics that viewers leave beside a file do not.
+    and masks belong to it; statistics that viewers leave beside a file do not. Of an archive all counts, and
+    of what lies in one, on a server, or is a part of a file, sampled pixels.
     """
     info = probe(path)
-    with opened(info.path) as src:
-        files = [Path(name) for name in src.files if not name.endswith(".aux.xml")]
     digest = hashlib.sha256()
     sizes = []
-    for file in files:
-        if file.is_file():
-            sizes.append(file.stat().st_size if file.suffix.lower() != ".vrt" else 0)
-            digest.update(_sampled_bytes(file))
+    for size, sampled in _samples(info.path, set()):
+        digest.update(sampled)
+        sizes += [] if size is None else [size]
     return {
         "shape": list(info.geobox.shape),
         "transform": [float(v) for v in tuple(info.geobox.affine)[:6]],
@@ -374,6 +376,36 @@ def fingerprint(path: Path | str) -> dict[str, Any]:
         "sizes_bytes": sorted(sizes),
         "sha256_of_samples": digest.hexdigest(),
     }
+
+
+def _samples(name: str, seen: set[str]) -> Iterator[tuple[int | None, bytes]]:
+    """Size and sampled bytes of each file that a raster is made of; where one is no file, None and pixels."""
+    with opened(name) as src:
+        files = [file for file in src.files if not file.endswith(".aux.xml")]
+    for file in files:
+        path = local_path(file) or archive_of(file)
+        if file in seen or path is None or not path.is_file():
+            continue
+        seen.add(file)
+        is_virtual = path.suffix.lower() == ".vrt"
+        yield 0 if is_virtual else path.stat().st_size, _sampled_bytes(path)
+        if is_virtual:
+            yield from _samples(file, seen)
+    if any(local_path(one) != Path(one) for one in (name, *files)):
+        yield None, _sampled_pixels(name)
+
+
+def _sampled_pixels(name: str) -> bytes:
+    """Evenly spread pieces of the coarsest overview."""
+
+    def read() -> bytes:
+        with opened(name) as src:
+            count = len(src.overviews(1))
+        with opened(name, **({"overview_level": count - 1} if count else {})) as src:
+            places = [RasterioWindow.from_slices(*w.slices()) for w in lattice(src.shape, _PIECES)]
+            return b"".join(src.read(window=place).tobytes() for place in places)
+
+    return patiently(read, name, name)
 
 
 def _sampled_bytes(path: Path) -> bytes:

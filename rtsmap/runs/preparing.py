@@ -15,6 +15,7 @@ from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.inspection import Problems, check_inputs
 from rtsmap.rasters.mosaic import DemFiles, open_elevation
+from rtsmap.rasters.opening import with_path
 from rtsmap.rasters.relief_cells import KEPT_CELLS
 from rtsmap.rasters.sources import fingerprint, probe, read_tags, run_grid
 from rtsmap.rasters.spectral import BandFiles
@@ -147,5 +148,4 @@ def _full(path: Path | str | list[str]) -> str | list[str]:
     """An absolute path, or several; GDAL's virtual ones and addresses stay as they are."""
     if isinstance(path, list):
         return [_full(name) for name in path]
-    remote = str(path).startswith("/vsi") or "://" in str(path)
-    return str(path) if remote else str(Path(path).resolve())
+    return with_path(str(path), Path.resolve)

@@ -27,6 +27,7 @@ from rtsmap.rasters import sources
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
 from rtsmap.rasters.chips import ChipReader, Layer
 from rtsmap.rasters.mosaic import DemFiles
+from rtsmap.rasters.opening import local_path
 from rtsmap.rasters.radiometry import Radiometry
 from rtsmap.rasters.tiling import Window
 from rtsmap.runs.progress import Progress, silent
@@ -261,7 +262,7 @@ def _recorded(record: Mapping[str, Any], what: str) -> Any:
     """Path of an input where it still is."""
     found = record.get("paths", {}).get(what)
     files = [found] if isinstance(found, str) else found or []
-    there = all("://" in name or name.startswith("/vsi") or Path(name).exists() for name in files)
+    there = all(path is None or path.exists() for path in map(local_path, files))
     return found if files and there else None
 
 

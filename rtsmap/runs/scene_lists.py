@@ -21,6 +21,7 @@ from pyproj import Transformer
 from rtsmap.errors import InputError, RtsmapError
 from rtsmap.rasters.acquisition import iso_date
 from rtsmap.rasters.mosaic import find_files
+from rtsmap.rasters.opening import local_path, with_path
 from rtsmap.rasters.sources import probe
 
 RASTERS = {".tif", ".tiff", ".vrt", ".jp2", ".img"}
@@ -134,12 +135,9 @@ def _items(name: str) -> Iterator[SceneItem]:
 
 
 def _is_pattern(name: str) -> bool:
-    return glob.has_magic(name) and not _is_address(name) and not Path(name).exists()
-
-
-def _is_address(name: str) -> bool:
-    """True for what GDAL finds elsewhere; a ? in it begins a signature and no pattern."""
-    return "://" in name or name.startswith("/vsi")
+    # in an address a ? begins a signature and no pattern
+    path = local_path(name)
+    return path is not None and not path.exists() and glob.has_magic(name)
 
 
 def _item_of_file(name: str) -> SceneItem:
@@ -214,4 +212,4 @@ def _first(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
 
 def _beside(table: Path, name: str) -> str:
-    return name if _is_address(name) or Path(name).is_absolute() else str(table.parent / name)
+    return with_path(name, table.parent.joinpath)

@@ -15,6 +15,7 @@ from odc.geo.geobox import GeoBox
 from shapely.geometry.base import BaseGeometry
 
 from rtsmap.errors import LabelError
+from rtsmap.rasters.grids import EARTH_RADIUS_M
 from rtsmap.vectors.labels import Polygons, read_polygons
 from rtsmap.vectors.repair import make_polygons_valid
 
@@ -62,8 +63,14 @@ def area_files(files: AreaFiles | None) -> list[Path | str]:
 def _on_grid(polygons: Polygons, geobox: GeoBox) -> BaseGeometry:
     """The polygons near the grid, united, in its CRS."""
     left, bottom, right, top = _reach(geobox, polygons.crs)
-    near = shapely.STRtree(polygons.geometries).query(shapely.box(left, bottom, right, top))
-    shapes = shapely.clip_by_rect(np.array(polygons.geometries)[near], left, bottom, right, top)
+    outlines, tree = np.array(polygons.geometries), shapely.STRtree(polygons.geometries)
+    # across the antimeridian ground is written as 181 or as -179
+    turn = 0.0 if polygons.crs == geobox.crs else _turn(polygons.crs)
+    parts = []
+    for shift in sorted({-turn, 0.0, turn}):
+        box = left + shift, bottom, right + shift, top
+        parts.append(shapely.clip_by_rect(outlines[tree.query(shapely.box(*box))], *box))
+    shapes = np.concatenate(parts)
     if polygons.crs != geobox.crs:
         shapes = shapely.segmentize(shapes, max(right - left, top - bottom) / _EDGES)
         transformer = polygons.crs.transformer_to_crs(geobox.crs)
@@ -72,7 +79,10 @@ def _on_grid(polygons: Polygons, geobox: GeoBox) -> BaseGeometry:
 
 
 def _reach(geobox: GeoBox, crs: CRS) -> tuple[float, float, float, float]:
-    """(left, bottom, right, top) of the grid in another CRS, and a quarter of its size around."""
+    """(left, bottom, right, top) of the grid in another CRS, and a quarter of its size around.
+
+    Across the antimeridian it goes on beyond 180 degrees, or -180.
+    """
     height, width = geobox.shape
     steps = np.linspace(-0.25, 1.25, 31)
     rows, cols = np.meshgrid(steps * height, steps * width)
@@ -81,7 +91,16 @@ def _reach(geobox: GeoBox, crs: CRS) -> tuple[float, float, float, float]:
     if crs != geobox.crs:
         xs, ys = geobox.crs.transformer_to_crs(crs)(xs, ys)
     xs, ys = xs[np.isfinite(xs)], ys[np.isfinite(ys)]
+    if turn := _turn(crs):
+        xs = xs + turn * np.round((xs[0] - xs) / turn)
     return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
+
+
+def _turn(crs: CRS) -> float:
+    """What x grows by once around the Earth, in degrees or metres; 0 where it does not go around."""
+    if crs.geographic:
+        return 360.0
+    return 2 * np.pi * EARTH_RADIUS_M if crs.epsg == 3857 else 0.0
 
 
 def _digest(polygons: Polygons) -> str:

@@ -40,6 +40,17 @@ def test_planned_worked_on_in_shares_and_merged_is_predicted(tmp_path, scene):
     assert content(tmp_path / "m.gpkg") == content(tmp_path / "whole.gpkg")
 
 
+@pytest.mark.usefixtures("scene")
+def test_a_part_of_a_file_is_a_scene_like_any_other(tmp_path, monkeypatch):
+    run("predict", "GTIFF_DIR:1:scene.tif", "-o", "whole.gpkg", "--shard-tiles", "1")
+    monkeypatch.chdir("/")
+    run("merge", tmp_path / "whole.rtsrun", "-o", tmp_path / "m.gpkg")
+    run("work", tmp_path / "whole.rtsrun")
+    merged, whole = read_map(tmp_path / "m.gpkg"), read_map(tmp_path / "whole.gpkg")
+    assert len(whole)
+    assert merged.equals(whole)
+
+
 def test_the_map_is_made_again_with_other_thresholds_and_without_the_network(tmp_path, scene, monkeypatch):
     run("predict", "scene.tif", "-o", "m.gpkg")
     every = read_map(tmp_path / "m.gpkg")["score"]

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +77,34 @@ def in_crs(box: GeoBox, crs: str, resolution: float) -> GeoBox:
     left, bottom, right, top = transform_bounds(box.crs.to_wkt(), crs, *edges.bbox)
     shape = (round((top - bottom) / resolution), round((right - left) / resolution))
     return GeoBox(shape, Affine(resolution, 0, left, 0, -resolution, top), crs)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a server of the files in a folder."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Ranges, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+class _Ranges(SimpleHTTPRequestHandler):
+    """Serves pieces of files, as stores of COGs do."""
+
+    def do_GET(self):
+        content = Path(self.translate_path(self.path)).read_bytes()
+        first, last = 0, len(content) - 1
+        if wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            first, last = int(wanted[1]), min(int(wanted[2]), last)
+        self.send_response(206 if wanted else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+        self.send_header("Content-Length", str(last - first + 1))
+        self.end_headers()
+        with suppress(ConnectionError):
+            self.wfile.write(content[first : last + 1])
+
+    def log_message(self, *args):
+        """Say nothing."""

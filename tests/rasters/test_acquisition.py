@@ -113,6 +113,12 @@ def test_no_name_is_an_error(name):
     assert acquisition_of(name, {"NITF_IDATIM": name}).scene_id_from
 
 
+def test_a_part_of_a_file_is_called_as_the_file():
+    there = acquisition_of("GPKG:/maps/2020-07-05_site.gpkg:a", {})
+    assert there.scene_id == "2020-07-05_site"
+    assert there == acquisition_of("GPKG:2020-07-05_site.gpkg:a", {})
+
+
 def test_given_dates_are_dates():
     assert iso_date("2020-07-05T22:43:06+02:00") == "2020-07-05T20:43:06Z"
     with pytest.raises(OptionsError, match="2020-07-05"):

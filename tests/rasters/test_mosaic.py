@@ -1,12 +1,7 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import threading
-from contextlib import suppress
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +16,7 @@ from rtsmap.errors import BandError, GridMismatchError, InputError, ReadError
 from rtsmap.rasters.elevation import ElevationReader
 from rtsmap.rasters.mosaic import open_elevation
 from rtsmap.rasters.tiling import Window
-from tests.rasters.files import geobox, in_crs, write
+from tests.rasters.files import geobox, in_crs, served, write
 
 RNG = np.random.default_rng(5)
 VOID = -9999.0
@@ -142,6 +137,47 @@ def test_tiles_on_both_sides_of_the_antimeridian_lie_side_by_side(tmp_path):
     assert (np.diff(found, axis=1) < 1.5).all()
 
 
+def around_the_earth(folder, left, parts=1, beyond_px=0):
+    """Heights in degrees all around the Earth, in pieces side by side; they rise eastwards across 180."""
+    width, size = 36_000 + beyond_px, 0.01
+    lons = left + size * (np.arange(width) + 0.5)
+    elevation = np.where(abs(abs(lons) - 180) < 1, 100 * np.mod(lons, 360) - 17_900, VOID)
+    plane = np.broadcast_to(elevation.astype(np.float32), (100, width))
+    for number, cols in enumerate(np.array_split(np.arange(width), parts)):
+        affine = Affine(size, 0, left + size * cols[0], 0, -size, 71.5)
+        write(folder / f"{number}.tif", plane[:, cols], crs="EPSG:4326", transform=affine, nodata=VOID)
+    return str(folder / "?.tif")
+
+
+@pytest.mark.parametrize(("left", "parts", "beyond_px"), [(-180, 1, 0), (-180, 3, 0), (-180.005, 1, 1)])
+@pytest.mark.parametrize("middle", [180, 179.99, -179.97])
+def test_both_ends_of_a_raster_around_the_earth_are_read(tmp_path, left, parts, beyond_px, middle):
+    x, y = Transformer.from_crs(4326, POLAR, always_xy=True).transform(middle, 71)
+    grid, whole = geobox((64, 64), 30.0, POLAR, (x - 960, y + 960)), Window(0, 0, 64, 64)
+    reader = ElevationReader(around_the_earth(tmp_path, left, parts, beyond_px), grid)
+    assert reader._source_window(whole, 5).width < 100
+    found, valid = reader.elevation(whole)
+    assert valid.all()
+    assert reader.relief(whole).valid.all()
+    lons, _ = _lons_lats(grid)
+    np.testing.assert_allclose(found, 100 * np.mod(lons, 360) - 17_900, atol=0.1)
+
+
+def _lons_lats(grid):
+    rows, cols = np.indices(grid.shape) + 0.5
+    return Transformer.from_crs(grid.crs.proj, 4326, always_xy=True).transform(*(grid.affine * (cols, rows)))
+
+
+def test_ends_whose_pixels_do_not_meet_are_refused(tmp_path):
+    x, y = Transformer.from_crs(4326, POLAR, always_xy=True).transform(180, 71)
+    affine = Affine(0.0143, 0, -180, 0, -0.0143, 71.5)
+    dem = write(tmp_path / "d.tif", np.ones((80, 25_174), np.float32), crs="EPSG:4326", transform=affine)
+    with pytest.raises(GridMismatchError, match=r"25174\.83 of them go around the Earth"):
+        open_elevation(dem, geobox((64, 64), 30.0, POLAR, (x - 960, y + 960)))
+    far = geobox((64, 64), 30.0, POLAR, (-x, y))
+    assert open_elevation(dem, far).info.path == str(dem)
+
+
 def test_tiles_away_from_the_scene_are_left_out(tmp_path, ground, single):
     names = tiles_of(tmp_path, ground[1], [150], [], 50)
     far = write(tmp_path / "far_dem.tif", np.ones((9, 9), np.float32), 2.0, crs=POLAR, corner=(0.0, 0.0))
@@ -253,33 +289,6 @@ def test_relative_names_stay_right_when_the_folder_changes(tmp_path, ground, sin
 
 def test_tiles_may_lie_on_a_server(tmp_path, ground, single):
     names = tiles_of(tmp_path, ground[1], [150], [], 50)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Ranges, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        address = f"http://127.0.0.1:{server.server_port}"
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
-            planes, _ = read([f"{address}/{name.name}" for name in names])
-    finally:
-        server.shutdown()
-        server.server_close()
+    with served(tmp_path) as address, rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        planes, _ = read([f"{address}/{name.name}" for name in names])
     np.testing.assert_array_equal(planes, single[0])
-
-
-class _Ranges(SimpleHTTPRequestHandler):
-    """Serves pieces of files, as stores of COGs do."""
-
-    def do_GET(self):
-        content = Path(self.translate_path(self.path)).read_bytes()
-        first, last = 0, len(content) - 1
-        if wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-            first, last = int(wanted[1]), min(int(wanted[2]), last)
-        self.send_response(206 if wanted else 200)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
-        self.send_header("Content-Length", str(last - first + 1))
-        self.end_headers()
-        with suppress(ConnectionError):
-            self.wfile.write(content[first : last + 1])
-
-    def log_message(self, *args):
-        """Say nothing."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +19,19 @@ from rasterio.windows import Window
 
 from rtsmap.errors import InputError, ReadError
 from rtsmap.rasters import opening, sources
-from rtsmap.rasters.opening import borrowed, is_file_name, is_remote, kept_open, open_sources, patiently
+from rtsmap.rasters.opening import (
+    borrowed,
+    is_remote,
+    kept_open,
+    local_path,
+    open_sources,
+    patiently,
+    with_path,
+)
 from rtsmap.rasters.sources import write_geotiff
 from tests.shared_data import shared
+
+POLAR = "EPSG:3413"
 
 
 @pytest.fixture(autouse=True)
@@ -224,26 +236,48 @@ def test_warnings_of_gdal_are_not_printed(capfd):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "remote", "file_name"),
+    ("dataset", "remote", "file"),
     [
-        ("folder/scene.tif", False, True),
-        ("C:\\maps\\scene.tif", False, True),
-        ("/vsizip/scenes.zip/scene.tif", False, False),
-        ("zip://scenes.zip!scene.tif", False, False),
-        ("zip+file://scenes.zip!scene.tif", False, False),
-        ("<VRTDataset><SourceFilename>a.tif</SourceFilename></VRTDataset>", False, False),
-        ("<VRTDataset><SourceFilename>/vsizip/a.zip/a.tif</SourceFilename></VRTDataset>", False, False),
-        ("<VRTDataset><SourceFilename>/vsis3/pail/a.tif</SourceFilename></VRTDataset>", True, False),
-        ("/vsicurl/https://where.org/scene.tif", True, False),
-        ("/vsicurl_streaming/https://where.org/scene.tif", True, False),
-        ("/vsizip//vsicurl/https://where.org/scenes.zip/scene.tif", True, False),
-        ("https://where.org/scene.tif", True, False),
-        ("zip+https://where.org/scenes.zip!scene.tif", True, False),
-        ("s3://pail/scene.tif", True, False),
+        ("folder/scene.tif", False, "folder/scene.tif"),
+        ("C:\\maps\\scene.tif", False, "C:\\maps\\scene.tif"),
+        ("GPKG:folder/maps.gpkg:2020", False, "folder/maps.gpkg"),
+        ("GTIFF_DIR:2:/maps/scene.tif", False, "/maps/scene.tif"),
+        ("GTIFF_DIR:off:1042:scene.tif", False, "scene.tif"),
+        ("SENTINEL2_L2A:S2.SAFE/MTD.xml:10m:EPSG_32608", False, "S2.SAFE/MTD.xml"),
+        ('NETCDF:"a b.nc":dem', False, "a b.nc"),
+        ('HDF4_SDS:UNKNOWN:"a.hdf":0', False, "a.hdf"),
+        ('HDF5:"a.h5"://grid/dem', False, "a.h5"),
+        ('NETCDF:"/vsicurl/https://where.org/a.nc":dem', True, None),
+        ("/vsizip/scenes.zip/scene.tif", False, None),
+        ("zip://scenes.zip!scene.tif", False, None),
+        ("zip+file://scenes.zip!scene.tif", False, None),
+        ("<VRTDataset><SourceFilename>a.tif</SourceFilename></VRTDataset>", False, None),
+        ("<VRTDataset><SourceFilename>/vsizip/a.zip/a.tif</SourceFilename></VRTDataset>", False, None),
+        ("<VRTDataset><SourceFilename>/vsis3/pail/a.tif</SourceFilename></VRTDataset>", True, None),
+        ("/vsicurl/https://where.org/scene.tif", True, None),
+        ("/vsicurl_streaming/https://where.org/scene.tif", True, None),
+        ("/vsizip//vsicurl/https://where.org/scenes.zip/scene.tif", True, None),
+        ("https://where.org/scene.tif", True, None),
+        ("zip+https://where.org/scenes.zip!scene.tif", True, None),
+        ("s3://pail/scene.tif", True, None),
     ],
 )
-def test_what_lies_on_a_server_is_told_from_what_does_not(dataset, remote, file_name):
-    assert (is_remote(dataset), is_file_name(dataset)) == (remote, file_name)
+def test_what_lies_on_a_server_is_told_from_what_does_not(dataset, remote, file):
+    assert is_remote(dataset) == remote
+    assert local_path(dataset) == (None if file is None else Path(file))
+
+
+def test_a_part_of_a_file_is_called_by_the_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_geotiff("a.tif", np.ones((1, 8, 8), np.float32), GeoBox((8, 8), Affine(4, 0, 0, 0, -4, 32), POLAR))
+    shutil.copy("a.tif", "GPKG:a.tif")
+    assert with_path("GTIFF_DIR:1:a.tif", Path.resolve) == f"GTIFF_DIR:1:{tmp_path}/a.tif"
+    assert with_path("GPKG:a.tif", Path.resolve) == f"{tmp_path}/GPKG:a.tif"
+    assert with_path("/vsizip/a.zip/a.tif", Path.resolve) == "/vsizip/a.zip/a.tif"
+    monkeypatch.chdir("/")
+    assert sources.probe(f"GTIFF_DIR:1:{tmp_path}/a.tif").count == 1
+    with pytest.raises(InputError, match=r"GTIFF_DIR:1:a\.tif: there is no such file"):
+        sources.probe("GTIFF_DIR:1:a.tif")
 
 
 def test_an_archive_that_does_not_open_is_no_fault_of_a_server(tmp_path):

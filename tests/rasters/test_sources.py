@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from itertools import pairwise
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from rtsmap.errors import BandError, GridMismatchError, InputError, RtsmapError
 from rtsmap.rasters import sources
 from rtsmap.rasters.sources import Level
 from rtsmap.rasters.tiling import Window
-from tests.rasters.files import CORNER, UTM, geobox, in_crs, sentinel_scene, write
+from tests.rasters.files import CORNER, UTM, geobox, in_crs, sentinel_scene, served, write
 from tests.shared_data import shared
 
 RNG = np.random.default_rng(5)
@@ -551,6 +552,53 @@ def test_a_fingerprint_of_a_mosaic_is_of_its_sources(tmp_path):
     same, moved, other = mosaic(tmp_path / "a", 7), mosaic(tmp_path / "b", 7), mosaic(tmp_path / "c", 8)
     assert same == moved
     assert same != other
+
+
+def virtual(path, source):
+    path.write_text(
+        '<VRTDataset rasterXSize="600" rasterYSize="600"><SRS>EPSG:32608</SRS>'
+        "<GeoTransform>500000,1,0,7700000,0,-1</GeoTransform>"
+        '<VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="0">{source}</SourceFilename>'
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    return path
+
+
+@pytest.mark.parametrize("where", ["zip", "virtual in virtual", "virtual over zip", "part", "server"])
+def test_a_fingerprint_notices_change_wherever_the_content_lies(tmp_path, where):
+    def print_of(folder, scene):
+        folder.mkdir()
+        path, archive = write(folder / "a.tif", scene, nodata=0), folder / "a.zip"
+        with ZipFile(archive, "w", ZIP_DEFLATED) as file:
+            # archives hold times, which copies of an archive share
+            file.writestr(ZipInfo("a.tif"), path.read_bytes())
+        inside = f"/vsizip/{archive}/a.tif"
+        if where == "server":
+            with served(folder) as address:
+                return sources.fingerprint(f"{address}/a.tif")
+        if where == "virtual in virtual":
+            return sources.fingerprint(virtual(folder / "b.vrt", virtual(folder / "a.vrt", path)))
+        if where == "virtual over zip":
+            return sources.fingerprint(virtual(folder / "a.vrt", inside))
+        return sources.fingerprint({"zip": inside, "part": f"GTIFF_DIR:1:{path}"}[where])
+
+    scene = RNG.integers(1, 255, (1, 600, 600)).astype(np.uint8)
+    other = scene.copy()
+    other[:, :200] ^= 1
+    same, copied = print_of(tmp_path / "a", scene), print_of(tmp_path / "b", scene)
+    assert same == copied
+    assert same != print_of(tmp_path / "c", other)
+
+
+def test_parts_of_a_file_have_fingerprints_of_their_own(tmp_path):
+    path = tmp_path / "two.gpkg"
+    for table in "ab":
+        scene = RNG.integers(1, 255, (4, 300, 300)).astype(np.uint8)
+        write(path, scene, driver="GPKG", RASTER_TABLE=table, APPEND_SUBDATASET=table == "b")
+    first, second = (sources.fingerprint(f"GPKG:{path}:{table}") for table in "ab")
+    assert first["sizes_bytes"] == second["sizes_bytes"]
+    assert first["sha256_of_samples"] != second["sha256_of_samples"]
 
 
 # --- writing -------------------------------------------------------------------------------------------

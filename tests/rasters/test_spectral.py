@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
+from pyproj import Transformer
 
-from rtsmap.errors import BandError
+from rtsmap.errors import BandError, GridMismatchError
 from rtsmap.instances.threshold import ThresholdDetector
 from rtsmap.rasters.bands import OPTICAL_RGB, SPECTRAL, InputSpec, Modality
 from rtsmap.rasters.chips import ChipReader
@@ -104,6 +106,20 @@ def test_zeros_of_digital_numbers_in_a_raster_of_its_own_are_fill_unless_it_decl
         reader = ChipReader(scene, None, spec, GRID, band_files=files)
         assert (reader.read_block(ALL)["spectral"].valid == wanted).all()
         assert any("pixels of 0 are taken as fill" in note for note in reader.notes) == (nodata is None)
+
+
+def test_a_raster_around_the_earth_is_not_read_across_its_edge(tmp_path):
+    grid = geobox(SHAPE, crs="EPSG:32660", corner=(808_000.0, 7_904_000.0))
+    scene, around = tmp_path / "rgb.tif", Affine(0.05, 0, -180, 0, -0.05, 72)
+    write(scene, np.full((3, *SHAPE), 90, np.uint8), crs=grid.crs.to_wkt(), transform=grid.affine)
+    ndvi = write(tmp_path / "a.tif", np.zeros((40, 7200), np.float32), crs="EPSG:4326", transform=around)
+    spec = InputSpec(4.0, (OPTICAL_RGB, Modality("spectral", SPECTRAL.bands[1:2])))
+    bands = {"red": 1, "green": 2, "blue": 3}
+    east, _ = Transformer.from_crs(4326, grid.crs.proj, always_xy=True).transform(180, 71.2)
+    assert ChipReader(scene, None, spec, grid, bands, band_files={"ndvi": ndvi})
+    across = geobox(SHAPE, crs=grid.crs, corner=(east - 160, 7_904_000.0))
+    with pytest.raises(GridMismatchError, match="both sides of its edge"):
+        ChipReader(scene, None, spec, across, bands, band_files={"ndvi": ndvi})
 
 
 @pytest.mark.parametrize(

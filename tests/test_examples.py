@@ -50,7 +50,7 @@ def test_a_scene_is_mapped(folder):
 
 def test_a_map_is_shared(folder, tmp_path, capsys):
     example("share_a_map").main(folder / "slumps.gpkg", tmp_path)
-    assert "shapefile: names have ten characters" in capsys.readouterr().out
+    assert "shapefile: names have ten bytes" in capsys.readouterr().out
     made = {path.name for path in tmp_path.iterdir()}
     assert {
         "slumps.csv",

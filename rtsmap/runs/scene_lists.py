@@ -116,6 +116,8 @@ def _place(path: str) -> Any:
 
 
 def _items(name: str) -> Iterator[SceneItem]:
+    if not name:
+        raise InputError("the name of a scene is empty; is a variable of your shell not set?")
     path = Path(name)
     if path.is_dir():
         rasters = sorted(p for p in path.iterdir() if p.suffix.lower() in RASTERS)

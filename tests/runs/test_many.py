@@ -253,6 +253,12 @@ def test_scenes_are_named_in_every_way(tmp_path, ground):
     assert [item.name for item in read_scenes(named_so)] == ["east", "east-2", "east-2-2", "East-3"]
 
 
+def test_an_empty_name_is_not_the_folder_that_one_is_in(tmp_path, ground, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="name of a scene is empty"):
+        read_scenes([""])
+
+
 def test_a_signed_address_is_a_scene_and_no_pattern():
     address = "https://host.example/scenes/s.tif?sv=2024&sig=a%2Bb"
     assert is_one_file([address])

@@ -130,7 +130,7 @@ def test_by_two_processes(tmp_path, inputs, both):
 
 
 def test_by_two_processes_of_which_one_is_killed(tmp_path, inputs, both):
-    killer = threading.Thread(target=kill_the_first, args=(both,))
+    killer = threading.Thread(target=kill_the_first, args=(both,), daemon=True)
     killer.start()
     assert mapped(Processes(2), inputs, tmp_path / "m.gpkg", both) == inputs.wanted
     killer.join()
@@ -279,7 +279,7 @@ def test_by_a_dask_cluster_of_two_processes(tmp_path, inputs, both, cluster):
 
 
 def test_by_a_dask_cluster_of_which_one_worker_is_killed(tmp_path, inputs, cluster, both):
-    killer = threading.Thread(target=kill_the_first, args=(both,))
+    killer = threading.Thread(target=kill_the_first, args=(both,), daemon=True)
     killer.start()
     executor = OnDask(cluster.scheduler_address, shards_a_task=2)
     assert mapped(executor, inputs, tmp_path / "m.gpkg", both) == inputs.wanted
@@ -300,7 +300,7 @@ def test_by_a_dask_cluster_that_one_worker_joins_late(tmp_path, inputs, both):
                 time.sleep(0.05)
             small.scale(2)
 
-        thread = threading.Thread(target=grow)
+        thread = threading.Thread(target=grow, daemon=True)
         thread.start()
         executor = OnDask(small.scheduler_address, shards_a_task=1)
         assert mapped(executor, inputs, tmp_path / "m.gpkg", both) == inputs.wanted

@@ -177,6 +177,8 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
         raise InputError(f"{path}: layer '{layer}' has {nowhere} rows without geometry; the file is damaged")
     if layer != FOOTPRINT_LAYER:
         return frame
+    if emptied := int(frame.geometry.is_empty.sum()):
+        raise InputError(f"{path}: {emptied} footprints have an empty outline; delete these rows in a GIS")
     frame["id"] = distinct_ids(frame["id"])
     return measured(frame)
 

@@ -55,7 +55,7 @@ def unite_maps(
     footprints = [layer.footprints.to_crs(crs) for layer in layers]
     coverage = [_in_crs(layer.coverage, crs) for layer in layers]
     together = pd.concat(footprints, ignore_index=True)
-    # of a scene that is there twice, ids are
+    # a scene may be there twice, and its footprints with it
     together["id"] = distinct_ids(together["id"])
     seen = Seen(
         ids=together["id"].tolist(),

@@ -9,6 +9,7 @@ import pyogrio
 import pytest
 import shapely
 
+from rtsmap.errors import InputError
 from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2
 from rtsmap.vectors.geopackage import FOOTPRINT_LAYER, read_map, write_map
 from rtsmap.vectors.reviews import FORMAT, apply_review
@@ -89,4 +90,11 @@ def test_reading_measures_nothing_again_that_was_not_edited(tmp_path, monkeypatc
     assert len(read_map(path)) == 5
     edited(path, {0: read_map(path).geometry[0].buffer(5)})
     with pytest.raises(AssertionError, match="measured again"):
+        read_map(path)
+
+
+def test_a_map_with_an_emptied_outline_is_refused_with_what_to_do(tmp_path):
+    path = written(tmp_path / "map.gpkg")
+    edited(path, {1: shapely.MultiPolygon()})
+    with pytest.raises(InputError, match="1 footprints have an empty outline; delete"):
         read_map(path)

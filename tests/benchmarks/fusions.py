@@ -78,6 +78,7 @@ NETWORK: dict[str, Any] = {
     "rpn_proposals": 100,
 }
 RESIDUAL = {"fusion": "residual_cross_attention"}
+INTERLEAVED = {**RESIDUAL, "fusion.interleaved": True, "fusion.residual_to": "sum"}
 FUSED: dict[str, dict[str, Any]] = {
     "residual cross-attention": RESIDUAL,
     "residual, mutual": {**RESIDUAL, "fusion.mutual": True},
@@ -85,11 +86,7 @@ FUSED: dict[str, dict[str, Any]] = {
     "residual, pooled keys": {**RESIDUAL, "fusion.key_pool": 2},
     "residual, coarse levels": {**RESIDUAL, "fusion.levels": [16, 32]},
     "residual, interleaved": {**RESIDUAL, "fusion.interleaved": True},
-    "residual, interleaved, to the sum": {
-        **RESIDUAL,
-        "fusion.interleaved": True,
-        "fusion.residual_to": "sum",
-    },
+    "residual, interleaved, to the sum": INTERLEAVED,
     "residual, with MLP": {**RESIDUAL, "fusion.mlp_ratio": 2.0},
     "residual, MLP, to the sum": {**RESIDUAL, "fusion.mlp_ratio": 2.0, "fusion.residual_to": "sum"},
     "cross-attention": {"fusion": "cross_attention"},
@@ -108,7 +105,7 @@ ALONE = {
 PROPOSED = "residual cross-attention"
 DRAWN = replace(STOCK, size_classes={}, max_detections=(100,))
 """What draws need of the stock settings for AP50; the rest would take twelve times as long."""
-END_TO_END = "end to end"
+END_TO_END = {"end to end": RESIDUAL, "end to end, interleaved, to the sum": INTERLEAVED}
 MARS_TERRAIN = Modality(
     "terrain",
     (Band("relative_elevation", 0.0, 25.0, -250.0, 250.0), *TERRAIN.bands[1:]),
@@ -143,7 +140,7 @@ def jobs_of(data: str, seeds: Sequence[int], methods: Sequence[str], budget: int
     return [Job(data, fold, seed, method, budget) for seed, fold, method in product(seeds, folds, methods)]
 
 
-METHODS = ("stage optical", "stage terrain", *FUSED, "data level", *ALONE, END_TO_END)
+METHODS = ("stage optical", "stage terrain", *FUSED, "data level", *ALONE, *END_TO_END)
 
 
 # Data
@@ -254,9 +251,7 @@ def spec_of(job: Job) -> InputSpec:
 
 def network_of(job: Job) -> dict[str, Any]:
     """Its model.json."""
-    if job.method in FUSED:
-        return {**NETWORK, **FUSED[job.method]}
-    return {**NETWORK, **(RESIDUAL if job.method == END_TO_END else {"fusion": "data_level"})}
+    return {**NETWORK, **{**FUSED, **END_TO_END}.get(job.method, {"fusion": "data_level"})}
 
 
 def options_of(job: Job) -> Any:
@@ -286,7 +281,7 @@ def options_of(job: Job) -> Any:
         return options
     if job.method in ALONE:
         return replace(options, steps=round((budget - stage) / work(1, 0, backbones=1)))
-    backbones = 2 if job.method == END_TO_END else 1
+    backbones = 2 if job.method in END_TO_END else 1
     left = budget - work(dense_only, dense_only, backbones=backbones)
     steps = dense_only + round(left / work(1, 0, backbones=backbones))
     return replace(options, steps=steps, dense_only_steps=dense_only)
@@ -325,8 +320,15 @@ def run_job(job: Job, run: Path, packs: Path | None) -> None:
     before = _peak_mib()
     source = SampleSource([(1.0, learnt)], spec, chips, options.seed)
     steps_done: list[int] = []
+    parent = os.getppid()
+
+    def tick(step: int) -> None:
+        steps_done.append(step)
+        if os.getppid() != parent:
+            raise SystemExit("the benchmark was killed; this training goes on when it is started again")
+
     cpu = time.process_time()
-    average = train(network, source, options, folder, tick=steps_done.append)
+    average = train(network, source, options, folder, tick=tick)
     result = {
         "steps": options.steps,
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -485,9 +487,9 @@ def scores_of(parts: Sequence[Mapping[str, Any]], look: str = "as_is") -> Scores
 
 
 def paired_difference(
-    ours: Sequence[Scores], theirs: Sequence[Scores], draws: int = 400
+    ours: Sequence[Scores], theirs: Sequence[Scores], figure: str = "AP50", draws: int = 400
 ) -> tuple[float, float, float]:
-    """Mean over seeds of the difference in AP50, with its 95 % interval.
+    """Mean over seeds of the difference in AP50 or AP, with its 95 % interval.
 
     Seeds and groups are drawn with replacement, the same for both, so that the interval holds what another
     training and other ground would change.
@@ -497,7 +499,7 @@ def paired_difference(
 
     def difference(seeds: Iterable[int], chosen: Iterable[int]) -> float:
         return float(
-            np.mean([ours[i].drawn(chosen)["AP50"] - theirs[i].drawn(chosen)["AP50"] for i in seeds])
+            np.mean([ours[i].drawn(chosen)[figure] - theirs[i].drawn(chosen)[figure] for i in seeds])
         )
 
     spread = [
@@ -508,7 +510,9 @@ def paired_difference(
     return difference(range(len(ours)), range(n_groups)), float(low), float(high)
 
 
-def report(data: str, run: Path, seeds: Sequence[int], budget: int = 1) -> None:
+def report(
+    data: str, run: Path, seeds: Sequence[int], budget: int = 1, proposed_method: str = PROPOSED
+) -> None:
     """One row for each method whose trainings are all there."""
     parts: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for method, seed in product(METHODS[2:], seeds):
@@ -518,8 +522,11 @@ def report(data: str, run: Path, seeds: Sequence[int], budget: int = 1) -> None:
     scores = {
         method: {seed: scores_of(one) for seed, one in of_seeds.items()} for method, of_seeds in parts.items()
     }
-    proposed = scores.get(PROPOSED, {})
-    table = Table(title=f"{data}, budget x {budget}: mean (sd) over seeds, all folds together")
+    proposed = scores.get(proposed_method, {})
+    table = Table(
+        title=f"{data}, budget x {budget}: mean (sd) over seeds, all folds together",
+        caption=f"Differences: {proposed_method} minus this one, paired, 95 %",
+    )
     for column in (
         "method",
         "seeds",
@@ -532,7 +539,8 @@ def report(data: str, run: Path, seeds: Sequence[int], budget: int = 1) -> None:
         "MiB",
         "AP50, DEM shuffled",
         "AP50, RGB shuffled",
-        "proposed minus this, AP50",
+        "difference, AP50",
+        "difference, AP",
     ):
         table.add_column(column)
     for method, of_seeds in parts.items():
@@ -545,23 +553,25 @@ def report(data: str, run: Path, seeds: Sequence[int], budget: int = 1) -> None:
             for name in ("terrain", "optical")
         ]
         common = sorted(set(proposed) & set(mine))
-        gap = ""
-        if method != PROPOSED and common:
-            gap = "{:+.3f} ({:+.3f} to {:+.3f})".format(
-                *paired_difference([proposed[s] for s in common], [mine[s] for s in common])
+        gaps = [
+            "{:+.3f} ({:+.3f} to {:+.3f})".format(
+                *paired_difference([proposed[s] for s in common], [mine[s] for s in common], figure)
             )
+            for figure in ("AP50", "AP")
+            if method != proposed_method and common
+        ]
         table.add_row(
             method,
             str(len(of_seeds)),
             *(_mean_sd([getattr(s, name) for s in mine.values()]) for name in ("ap50", "ap", "mean_iou")),
             f"{flat[0]['parameters'] / 1e6:.2f}",
-            f"{np.nanmean([part['cpu_s_a_step'] for part in flat]):.2f}",
-            f"{np.nanmean([_cpu_s(job, run) for job in jobs_of(data, list(mine), [method], budget)]):.0f}",
+            _of_known([part["cpu_s_a_step"] for part in flat], ".2f"),
+            _of_known([_cpu_s(job, run) for job in jobs_of(data, list(mine), [method], budget)], ".0f"),
             f"{np.mean([part['peak_mib'] for part in flat]):.0f}",
             *shuffled,
-            gap,
+            *gaps,
         )
-    Console(width=190).print(table)
+    Console(width=210).print(table)
 
 
 def _cpu_s(job: Job, run: Path) -> float:
@@ -569,6 +579,12 @@ def _cpu_s(job: Job, run: Path) -> float:
     jobs = [job, *(replace(job, method=stage) for stage in job.after)]
     results = [json.loads((run / one.name / "result.json").read_text()) for one in jobs]
     return float(sum(result["steps"] * result["cpu_s_a_step"] for result in results))
+
+
+def _of_known(values: Sequence[float], form: str) -> str:
+    """The mean without trainings that were killed after their last step, whose time is not known."""
+    known = [value for value in values if not math.isnan(value)]
+    return f"{np.mean(known):{form}}" if known else ""
 
 
 def _mean_sd(values: Sequence[float]) -> str:
@@ -591,6 +607,7 @@ def main() -> None:
         help="times the steps; with 4 a training takes about nine minutes of a core",
     )
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--proposed", choices=METHODS[2:], default=PROPOSED)
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--fold", type=int, default=0, help=argparse.SUPPRESS)
@@ -614,7 +631,7 @@ def main() -> None:
             arguments.packs,
             arguments.processes,
         )
-    report(arguments.data, arguments.run, arguments.seeds, arguments.budget)
+    report(arguments.data, arguments.run, arguments.seeds, arguments.budget, arguments.proposed)
 
 
 if __name__ == "__main__":

@@ -258,36 +258,6 @@ def predict(
     arguments goes on where a run stopped. `discard_run` removes it after success. `probability` is a raster
     to write as well; see `rtsmap.runs.probability`. `timings` is told where the time goes.
     """
-    with measuring(timings):
-        return _predict(
-            scene,
-            dem,
-            out=out,
-            model=model,
-            options=options,
-            given={"aoi": aoi, "exclude": exclude, "band_files": band_files},
-            run_dir=run_dir,
-            overwrite=overwrite,
-            discard_run=discard_run,
-            probability=probability,
-            progress=progress,
-        )
-
-
-def _predict(
-    scene: Path | str,
-    dem: DemFiles | None,
-    *,
-    out: Path | str,
-    model: Engine | ModelCard | str | Path | None,
-    options: PredictOptions | None,
-    given: Mapping[str, Any],
-    run_dir: Path | str | None,
-    overwrite: bool,
-    discard_run: bool,
-    probability: Path | str | None,
-    progress: Progress,
-) -> RunReport:
     started = time.time()
     out, options = Path(out), options or PredictOptions()
     problems = Problems()
@@ -295,37 +265,38 @@ def _predict(
         check_out(out, overwrite=overwrite)
         if probability is not None:
             check_probability(Path(probability), overwrite=overwrite)
-    inspection.get_ready()
-    with stage("loading"):
-        engine = engine_of(
-            model, options.device, options.precision, options.batch_size, options.compiled
-        ).loaded_once()
-    directory = Path(run_dir) if run_dir else out.parent / f"{out.stem}.rtsrun"
-    with stage("planning"):
-        scene_run = open_scene(
-            scene,
-            dem,
-            engine,
-            options,
-            directory,
-            inputs=given,
-            model=name_of(model),
-            problems=problems,
-            outputs=(out, probability),
-        )
-    with _footprints_ahead(scene_run) as (ahead_of_map, work):
-        with claiming() as claims:
-            work.finish(claims, progress)
-        report = make_map(
-            scene_run,
-            work,
-            out,
-            overwrite=overwrite,
-            probability=probability,
-            started=started,
-            progress=progress,
-            begun=ahead_of_map,
-        )
+    with measuring(timings):
+        inspection.get_ready()
+        with stage("loading"):
+            engine = engine_of(
+                model, options.device, options.precision, options.batch_size, options.compiled
+            ).loaded_once()
+        directory = Path(run_dir) if run_dir else out.parent / f"{out.stem}.rtsrun"
+        with stage("planning"):
+            scene_run = open_scene(
+                scene,
+                dem,
+                engine,
+                options,
+                directory,
+                inputs={"aoi": aoi, "exclude": exclude, "band_files": band_files},
+                model=name_of(model),
+                problems=problems,
+                outputs=(out, probability),
+            )
+        with _footprints_ahead(scene_run) as (ahead_of_map, work):
+            with claiming() as claims:
+                work.finish(claims, progress)
+            report = make_map(
+                scene_run,
+                work,
+                out,
+                overwrite=overwrite,
+                probability=probability,
+                started=started,
+                progress=progress,
+                begun=ahead_of_map,
+            )
     if discard_run:
         scene_run.run.discard()
         return replace(report, run_dir=None)

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 SHARDS_A_TASK = 4
 _AHEAD = 2
 _WAIT_S = 1.0
+_LOOK_S = 0.02
 _LOST_TASKS = 3
 _WORKERS: dict[str, Worker] = {}
 _ENGINES: dict[str, Engine] = {}
@@ -68,18 +69,21 @@ class _Course:
         self._problems: dict[Path, str] = {}
         self._failed: dict[Path, int] = {}
         self._number = 0
+        self._told_of_none = False
 
     def run(self) -> Done:
-        """Submit tasks, a few more than there are threads, until all scenes are finished."""
+        """Submit tasks, a few more than there are threads, until all scenes are finished.
+
+        Workers that join while tasks are long get tasks of their own at once: what waits at another's door
+        Dask may leave there.
+        """
         from distributed import as_completed
 
         arriving = as_completed()
         while self._wanted or self._under_way.total():
             for directory in self._next_scenes():
                 arriving.add(self._submit(directory))
-            if not self._under_way.total():
-                # what is missing is held by somebody else
-                time.sleep(_WAIT_S)
+            if not _arrives(arriving, _WAIT_S):
                 continue
             future = next(arriving)
             directory = Path(future.key.partition(" ")[2].rpartition(" ")[0])
@@ -92,6 +96,9 @@ class _Course:
 
     def _next_scenes(self) -> list[Path]:
         threads = sum(worker["nthreads"] for worker in self._client.scheduler_info(-1)["workers"].values())
+        if not threads and not self._told_of_none:
+            logger.warning("the Dask scheduler has no workers yet; waiting for the first one")
+            self._told_of_none = True
         free = _AHEAD * max(1, threads) - self._under_way.total()
         chosen: list[Path] = []
         for directory in list(self._wanted):
@@ -136,6 +143,16 @@ class _Course:
                 time.sleep(_WAIT_S / 10)
         for stage, at, total in done.told:
             self._tell(directory, stage, at, total)
+
+
+def _arrives(arriving: Any, within_s: float) -> bool:
+    """Wait for the next finished task; False where none comes within that time."""
+    until = time.monotonic() + within_s
+    while not arriving.has_ready():
+        if time.monotonic() > until:
+            return False
+        time.sleep(_LOOK_S)
+    return True
 
 
 def do_job(job: Job) -> Done:

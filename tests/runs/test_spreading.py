@@ -288,21 +288,27 @@ def test_by_a_dask_cluster_of_which_one_worker_is_killed(tmp_path, inputs, clust
     assert len(both.seen()) >= 2
 
 
-def test_by_a_dask_cluster_that_one_worker_joins_late(tmp_path, inputs, both):
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
-    ) as small:
+def test_by_a_dask_cluster_that_workers_join_late(tmp_path, inputs, both, caplog):
+    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+    with (
+        # otherwise Dask would move a task to the late worker, most of the time
+        dask.config.set({"distributed.scheduler.work-stealing": False}),
+        distributed.LocalCluster(
+            n_workers=0, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
+        ) as growing,
+    ):
 
         def grow() -> None:
+            while "no workers yet" not in caplog.text:
+                time.sleep(0.05)
+            growing.scale(1)
             while not both.seen():
                 time.sleep(0.05)
-            small.scale(2)
+            growing.scale(2)
 
         thread = threading.Thread(target=grow, daemon=True)
         thread.start()
-        executor = OnDask(small.scheduler_address, shards_a_task=1)
+        executor = OnDask(growing.scheduler_address, shards_a_task=1)
         assert mapped(executor, inputs, tmp_path / "m.gpkg", both) == inputs.wanted
         thread.join()
     computed_by(both, processes=2)

@@ -178,7 +178,7 @@ def read_source(
     if (source / INDEX).is_file():
         if _is_without_place(source):
             return loose_images(source, options)
-        return tile_images(source, _group_of(source.name, options), rejected)
+        return tile_images(source, _grouping(options)(source.name), rejected)
     if (source / SCENE).is_file() and (source / TRUTH).is_file():
         return simulated_images(source, options, rejected)
     if source.is_file() and source.suffix == ".json":
@@ -203,8 +203,10 @@ def _knows_metres(source: Path) -> bool:
     return bool(metres.null_count == 0)
 
 
-def _group_of(name: str, options: PackOptions) -> str:
-    return options.group or (read_groups(options.groups) if options.groups else {}).get(name, name)
+def _grouping(options: PackOptions) -> Callable[[str], str]:
+    """What tells the group of a name."""
+    groups = read_groups(options.groups) if options.groups else {}
+    return lambda name: options.group or groups.get(name, name)
 
 
 def simulated_images(
@@ -217,7 +219,7 @@ def simulated_images(
         folder / DEM if (folder / DEM).is_file() else None,
         folder / TRUTH,
         options.resolution_m or SCENE_RESOLUTION_M,
-        group=_group_of(folder.name, options),
+        group=_grouping(options)(folder.name),
         lookalikes=lookalikes if lookalikes.is_file() else None,
         rejected=rejected,
     )
@@ -253,6 +255,7 @@ def loose_images(folder: Path, options: PackOptions) -> Iterator[TrainingImage]:
         raise LabelError(f"{folder}: no {ANNOTATIONS}; cut the chips with `rtsmap tile --labels`")
     document = json.loads((folder / ANNOTATIONS).read_text(encoding="utf-8"))
     annotations = _by_image(document)
+    group_of = _grouping(options)
     for row in pyarrow.parquet.read_table(folder / INDEX).to_pylist():
         _, colours, valid = sources.read_picture(folder / row["optical"])
         names, heights, measured = sources.read_picture(folder / row["terrain"])
@@ -261,7 +264,7 @@ def loose_images(folder: Path, options: PackOptions) -> Iterator[TrainingImage]:
         known = np.logical_and.reduce(known)
         yield TrainingImage(
             name=row["source"],
-            group=_group_of(row["source"], options),
+            group=group_of(row["source"]),
             optical=colours.astype(np.uint8),
             optical_valid=valid[0],
             labels=label_numbers(annotations.get(row["chip"], []), valid.shape[1:]),

@@ -9,7 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from rtsmap.rasters.sources import probe, read_native
+from rtsmap.rasters.reading import read_native
+from rtsmap.rasters.sources import probe
 from rtsmap.runs.chipping import ChipOptions, cut_scene
 
 

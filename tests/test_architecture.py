@@ -71,10 +71,14 @@ ONLY_IN = {
     "torchvision": ("nets/", "mm/"),
     "geopandas": ("vectors/",),
     "pyogrio": ("vectors/",),
-    # reading is for sources.py alone, through opening.py; first_look.py looks in a process of its own,
-    # upright.py says how GDAL turns a raster; the others turn masks into polygons, or show a version
+    # reading goes through opening.py; first_look.py looks in a process of its own, upright.py says how GDAL
+    # turns a raster; the others turn masks into polygons, or show a version
     "rasterio": (
         "rasters/sources.py",
+        "rasters/fingerprints.py",
+        "rasters/reading.py",
+        "rasters/warping.py",
+        "rasters/writing.py",
         "rasters/first_look.py",
         "rasters/upright.py",
         "rasters/opening.py",

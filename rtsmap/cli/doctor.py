@@ -94,7 +94,9 @@ def _rasters() -> Iterator[Finding]:
     import rasterio
     from odc.geo.geobox import GeoBox
 
-    from rtsmap.rasters.sources import probe, read_native, write_geotiff
+    from rtsmap.rasters.reading import read_native
+    from rtsmap.rasters.sources import probe
+    from rtsmap.rasters.writing import write_geotiff
 
     pixels = np.arange(12, dtype=np.uint8).reshape(1, 3, 4)
     geobox = GeoBox.from_bbox((500_000, 7_700_000, 500_016, 7_700_012), "EPSG:32608", shape=(3, 4))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
 from rtsmap.errors import BandError, GridMismatchError
-from rtsmap.rasters import grids, sources
+from rtsmap.rasters import grids, levels, reading, sources
 from rtsmap.rasters.bands import BAND_UNITS, TERRAIN_BANDS, InputSpec, Modality
 from rtsmap.rasters.elevation import ElevationReader, Heights
 from rtsmap.rasters.mosaic import DemFiles, ElevationModel
@@ -101,8 +101,8 @@ class ChipReader:
         self._bands = scene_bands(self._scene, optical, bands, files)
         self._optical = tuple(dict.fromkeys(optical))
         self._assumed_bands = not set(optical) <= set(bands or ())
-        self._level = sources.level_for(self._scene, geobox)
-        self._resampling = sources.natural_resampling(self._scene, geobox)
+        self._level = levels.level_for(self._scene, geobox)
+        self._resampling = reading.natural_resampling(self._scene, geobox)
         self._elevation = None if dem is None else ElevationReader(dem, geobox)
         self._cells = (
             ReliefCells(self._elevation.relief, tuple(geobox.shape), kept_cells)
@@ -184,7 +184,7 @@ class ChipReader:
             raise BandError(f"{self._scene.path}: {exc}") from exc
 
     def _read_bands(self, window: Window) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        return sources.read_window(
+        return reading.read_window(
             self._scene,
             tuple(self._bands.values()),
             self._grid,
@@ -218,8 +218,8 @@ class ChipReader:
         self, info: RasterInfo, window: Window
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """A band with a raster of its own, in its unit."""
-        level, how = sources.level_for(info, self._grid), sources.natural_resampling(info, self._grid)
-        pixels, valid = sources.read_window(info, [1], self._grid, window, resampling=how, level=level)
+        level, how = levels.level_for(info, self._grid), reading.natural_resampling(info, self._grid)
+        pixels, valid = reading.read_window(info, [1], self._grid, window, resampling=how, level=level)
         values = pixels[0] * np.float32(info.scale) + np.float32(info.offset)
         return np.where(valid, values, np.float32(0)), valid
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import rasterio.shutil
 from odc.geo.geobox import GeoBox
 
-from rtsmap.rasters.sources import whole_raster, write_geotiff_blocks
 from rtsmap.rasters.tiling import Window
+from rtsmap.rasters.writing import whole_raster, write_geotiff_blocks
 
 BLOCK_PX = 512
 

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 from scipy.ndimage import binary_dilation
 
-from rtsmap.rasters import grids, sources, terrain
+from rtsmap.rasters import grids, levels, reading, sources, terrain, warping
+from rtsmap.rasters.levels import Level, Patch
 from rtsmap.rasters.mosaic import DemFiles, ElevationModel, open_elevation
-from rtsmap.rasters.sources import Level, Patch, RasterInfo
+from rtsmap.rasters.sources import RasterInfo
 from rtsmap.rasters.tiling import Window
 from rtsmap.timing import stage
 
@@ -81,7 +82,7 @@ class ElevationReader:
         self._grid = geobox
         self._to_m = metres_per_unit(self._info)
         self._level = _terrain_level(self._info, geobox)
-        self._level_grid = sources.level_geobox(self._info, self._level)
+        self._level_grid = levels.level_geobox(self._info, self._level)
         self._pixel_m = self._ground_pixel_m()
         self._margin_px = grids.kernel_margin_px(geobox, self._level_grid)
         self._found: set[str] = set()
@@ -114,7 +115,7 @@ class ElevationReader:
         source = self._source_window(window, self._margin_px)
         if source.empty:
             return np.zeros(window.shape, np.float32), np.zeros(window.shape, np.bool_)
-        pixels, valid, _ = sources.warp(self._read(source), self._grid, window, "bilinear")
+        pixels, valid, _ = warping.warp(self._read(source), self._grid, window, "bilinear")
         return pixels[0], valid
 
     def heights(self, window: Window) -> Heights:
@@ -143,8 +144,8 @@ class ElevationReader:
 
     def _day_raster(self, info: sources.RasterInfo, window: Window) -> npt.NDArray[np.int16]:
         # an overview of dates holds dates, while averages of them would be days on which nothing was measured
-        level = replace(sources.level_for(info, self._grid), boxcar=1)
-        days, valid = sources.read_window(info, [1], self._grid, window, resampling="nearest", level=level)
+        level = replace(levels.level_for(info, self._grid), boxcar=1)
+        days, valid = reading.read_window(info, [1], self._grid, window, resampling="nearest", level=level)
         return np.where(valid & (days[0] > 0), np.rint(days[0]), 0).astype(np.int16)
 
     @stage("terrain")
@@ -157,7 +158,7 @@ class ElevationReader:
             return Relief(nothing, np.zeros(window.shape, np.bool_))
         if source.height * source.width > _PIECE_PX and max(window.shape) > 64:
             return self._relief_in_halves(window)
-        planes, valid, _ = sources.warp(self._native_relief(source), self._grid, window, "bilinear")
+        planes, valid, _ = warping.warp(self._native_relief(source), self._grid, window, "bilinear")
         dz_dx, dz_dy = self._on_the_ground(planes[1], planes[2], window)
         bands = {
             "relative_elevation": planes[0],
@@ -219,7 +220,7 @@ class ElevationReader:
 
     def _read(self, window: Window) -> Patch:
         """Elevation in metres with voids found; in pixels of the level."""
-        patch = sources.read_level(self._info, [1], self._level, window)
+        patch = reading.read_level(self._info, [1], self._level, window)
         elevation = (patch.pixels * self._info.scale + self._info.offset) * self._to_m
         valid = patch.valid
         if patch.fill is not None:
@@ -256,7 +257,7 @@ def _terrain_level(info: sources.RasterInfo, geobox: GeoBox) -> Level:
     The tenth makes 2 m under a grid of 4 m the same case in every CRS, for none is quite true to scale.
     """
     ratio = 1.1 * grids.shrink_ratio(geobox, info.geobox)
-    return sources.choose_level(info, ratio, leave=1.0) if ratio >= 2 else Level()
+    return levels.choose_level(info, ratio, leave=1.0) if ratio >= 2 else Level()
 
 
 def _nodes(start: int, end: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -22,6 +22,7 @@ from odc.geo.geobox import GeoBox
 from rtsmap.errors import BandError, GridMismatchError, InputError
 from rtsmap.rasters import grids, sources, terrain
 from rtsmap.rasters.acquisition import strip_date
+from rtsmap.rasters.fingerprints import fingerprint
 from rtsmap.rasters.opening import local_path, with_path
 from rtsmap.rasters.sources import RasterInfo
 from rtsmap.rasters.tiling import Window
@@ -62,10 +63,10 @@ class ElevationModel:
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the content: of one file its own fingerprint, of several all of theirs."""
-        prints = [sources.fingerprint(tile.path) for tile in self.tiles]
+        prints = [fingerprint(tile.path) for tile in self.tiles]
         for found, mask in zip(prints, self.masks, strict=False):
             if mask is not None:
-                found["datamask"] = sources.fingerprint(mask.path)
+                found["datamask"] = fingerprint(mask.path)
         return prints[0] if len(prints) == 1 else {f"tile_{i}": found for i, found in enumerate(prints, 1)}
 
 

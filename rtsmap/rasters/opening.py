@@ -11,6 +11,7 @@ import os
 import re
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from xml.sax.saxutils import unescape
 
 import rasterio
 from rasterio._err import CPLE_BaseError
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from rtsmap.errors import ReadError
 
@@ -38,6 +39,10 @@ REMOTE_PAUSES_S = (0.5, 2.0, 5.0)
 
 CACHE_MB = "256"
 """Memory for decoded blocks; GDAL's own limit is a share of the machine's."""
+
+# `probe` refuses what is not georeferenced. rasterio also warns of its own arrays while it warps, and hides
+# that by `catch_warnings`, which leaks when several threads warp.
+warnings.filterwarnings("ignore", message="Dataset has no geotransform", category=NotGeoreferencedWarning)
 
 # GDAL asks for it once, when it first needs to know
 os.environ.setdefault("GDAL_CACHEMAX", CACHE_MB)

@@ -11,7 +11,7 @@ import numpy as np
 from odc.geo.geobox import GeoBox
 
 from rtsmap.errors import InputError
-from rtsmap.rasters import grids, sources
+from rtsmap.rasters import grids, levels, sources
 from rtsmap.rasters.acquisition import acquisition_of
 from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.elevation import ElevationReader
@@ -117,7 +117,7 @@ def _about_grid(geobox: GeoBox, options: TileOptions) -> dict[str, str]:
 
 
 def _reading(info: RasterInfo, geobox: GeoBox, bands: int) -> str:
-    level = sources.level_for(info, geobox)
+    level = levels.level_for(info, geobox)
     rows, cols = info.geobox.shape if level.overview is None else info.overview_shapes[level.overview]
     size_mb = rows * cols * bands * np.dtype(info.dtype).itemsize / 1e6
     share = rows * cols / prod(info.geobox.shape)

@@ -18,7 +18,7 @@ from rtsmap.atomic import refuse_inputs
 from rtsmap.errors import InputError, LabelError, OptionsError
 from rtsmap.mm.packs import Spectral, Terrain, TrainingImage, write_pack
 from rtsmap.mm.splits import is_held_out
-from rtsmap.rasters import sources
+from rtsmap.rasters import reading, sources
 from rtsmap.rasters.bands import GRADIENT_BANDS, OPTICAL_RGB, SPECTRAL
 from rtsmap.rasters.eight_bands import NPZ, EightBands, file_of_chip, infrared_scale, read_eight_bands
 from rtsmap.rasters.radiometry import Radiometry, Stretch
@@ -257,9 +257,9 @@ def loose_images(folder: Path, options: PackOptions) -> Iterator[TrainingImage]:
     annotations = _by_image(document)
     group_of = _grouping(options)
     for row in pyarrow.parquet.read_table(folder / INDEX).to_pylist():
-        _, colours, valid = sources.read_picture(folder / row["optical"])
-        names, heights, measured = sources.read_picture(folder / row["terrain"])
-        others, others_pixels, known = sources.read_picture(folder / row["spectral"])
+        _, colours, valid = reading.read_picture(folder / row["optical"])
+        names, heights, measured = reading.read_picture(folder / row["terrain"])
+        others, others_pixels, known = reading.read_picture(folder / row["spectral"])
         relative, measured = (part[names.index("relative_elevation")] for part in (heights, measured))
         known = np.logical_and.reduce(known)
         yield TrainingImage(
@@ -276,7 +276,7 @@ def loose_images(folder: Path, options: PackOptions) -> Iterator[TrainingImage]:
 
 def _optical(info: sources.RasterInfo) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     bands = sources.optical_bands(info, OPTICAL_RGB.band_names)
-    patch = sources.read_native(info, tuple(bands.values()))
+    patch = reading.read_native(info, tuple(bands.values()))
     return np.rint(patch.pixels * patch.valid).astype(np.uint8), patch.valid
 
 
@@ -289,7 +289,7 @@ def _relief(path: Path) -> Terrain | None:
         raise InputError(
             f"{path}: no band {', '.join(missing)}; these chips are of an older rtsmap tile. Cut them again"
         )
-    patch = sources.read_native(info, [info.band_names.index(name) + 1 for name in wanted])
+    patch = reading.read_native(info, [info.band_names.index(name) + 1 for name in wanted])
     if not patch.valid.any():
         return None
     pixels = np.where(patch.valid, patch.pixels, np.float32(0))

@@ -25,8 +25,8 @@ from rtsmap.rasters.chips import Chip
 from rtsmap.rasters.grids import window_geobox
 from rtsmap.rasters.inspection import Problems
 from rtsmap.rasters.mosaic import DemFiles
-from rtsmap.rasters.sources import write_geotiff
 from rtsmap.rasters.tiling import Tile, TileOptions
+from rtsmap.rasters.writing import write_geotiff
 from rtsmap.runs.detecting import Task, default_read_threads
 from rtsmap.runs.engine import Engine
 from rtsmap.runs.plan import PLAN, Plan, Run, exclusive, open_run

@@ -24,7 +24,7 @@ from rtsmap.instances.coco_scores import mask_of
 from rtsmap.rasters.bands import OPTICAL_RGB, SPECTRAL
 from rtsmap.rasters.eight_bands import EIGHT_BANDS, NPZ, EightBands, infrared_scale, read_eight_bands
 from rtsmap.rasters.radiometry import Radiometry, Stretch
-from rtsmap.rasters.sources import write_geotiff
+from rtsmap.rasters.writing import write_geotiff
 from rtsmap.runs.chipping import ANNOTATIONS, INDEX, RUN, ChipReport
 from rtsmap.runs.npz_chips import ids_by_stem, npz_files, refuse_twins
 from rtsmap.runs.progress import Progress, silent

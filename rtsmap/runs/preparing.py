@@ -13,11 +13,12 @@ from rtsmap.instances.ground import Ground, ground_of
 from rtsmap.rasters.acquisition import Acquisition, acquisition_of
 from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.chips import ChipReader
+from rtsmap.rasters.fingerprints import fingerprint
 from rtsmap.rasters.inspection import Problems, check_inputs
 from rtsmap.rasters.mosaic import DemFiles, open_elevation
 from rtsmap.rasters.opening import with_path
 from rtsmap.rasters.relief_cells import KEPT_CELLS
-from rtsmap.rasters.sources import fingerprint, probe, read_tags, run_grid
+from rtsmap.rasters.sources import probe, read_tags, run_grid
 from rtsmap.rasters.spectral import BandFiles
 from rtsmap.rasters.survey import survey
 from rtsmap.rasters.tiling import TileOptions

@@ -26,6 +26,7 @@ from rtsmap.instances.coverage import MAPPED
 from rtsmap.rasters import sources
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
 from rtsmap.rasters.chips import ChipReader, Layer
+from rtsmap.rasters.fingerprints import fingerprint
 from rtsmap.rasters.mosaic import DemFiles
 from rtsmap.rasters.opening import local_path
 from rtsmap.rasters.radiometry import Radiometry
@@ -197,7 +198,7 @@ class _Part:
 
     def differences(self) -> list[str]:
         """What people should know of a scene that is another file than the map was made from."""
-        if self.fingerprint is None or sources.fingerprint(self.scene) == self.fingerprint:
+        if self.fingerprint is None or fingerprint(self.scene) == self.fingerprint:
             return []
         return [f"{Path(str(self.scene)).name} is not the very file that the map was made from"]
 

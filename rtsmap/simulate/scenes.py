@@ -11,8 +11,8 @@ import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
 from rtsmap.errors import InputError, OptionsError
-from rtsmap.rasters.sources import write_geotiff_blocks
 from rtsmap.rasters.tiling import Window
+from rtsmap.rasters.writing import write_geotiff_blocks
 from rtsmap.simulate.placement import Feature
 from rtsmap.simulate.presets import Preset, find_preset
 from rtsmap.simulate.world import DEM_NODATA, World, resized

@@ -13,8 +13,8 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.warp import transform_bounds
 
-from rtsmap.rasters.sources import write_geotiff_blocks
 from rtsmap.rasters.tiling import Window
+from rtsmap.rasters.writing import write_geotiff_blocks
 
 BLOCK_PX = 1024
 

@@ -23,7 +23,8 @@ import rasterio
 from odc.geo.geobox import GeoBox
 
 from rtsmap.errors import InputError
-from rtsmap.rasters.sources import probe, run_grid, write_geotiff
+from rtsmap.rasters.sources import probe, run_grid
+from rtsmap.rasters.writing import write_geotiff
 from tests.benchmarks.worker import Told, Worker
 from tests.runs.blob_scenes import blob_labels, write_dem, write_scene
 from tests.shared_data import SHARED_DATA

@@ -25,7 +25,7 @@ from pyproj import Transformer
 from rasterio.enums import Resampling
 from scipy.ndimage import zoom
 
-from rtsmap.rasters import sources
+from rtsmap.rasters import sources, writing
 from rtsmap.rasters.bands import OPTICAL_RGB, InputSpec
 from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.elevation import ElevationReader
@@ -131,7 +131,7 @@ def make_dem(path: Path, grid: GeoBox) -> None:
     rng = np.random.default_rng(1)
     relief = zoom(rng.normal(300, 15, (height // 100 + 2, width // 100 + 2)), 100, order=3)
     target = GeoBox((height, width), Affine(2, 0, left, 0, -2, top), "EPSG:3413")
-    sources.write_geotiff(path, relief[:height, :width].astype(np.float32), target, nodata=-9999)
+    writing.write_geotiff(path, relief[:height, :width].astype(np.float32), target, nodata=-9999)
 
 
 def measure_reading(server: RangeServer, path: Path, block_px: int) -> None:

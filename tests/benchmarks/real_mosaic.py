@@ -26,7 +26,7 @@ from shapely.geometry import MultiPolygon, Polygon
 from rtsmap.instances.evaluate import evaluate, match_polygons
 from rtsmap.mm.splits import is_held_out
 from rtsmap.models import load_bundle
-from rtsmap.rasters.sources import write_geotiff
+from rtsmap.rasters.writing import write_geotiff
 from rtsmap.runs.mapping import PredictOptions, predict
 from rtsmap.vectors.geopackage import read_map
 from rtsmap.vectors.labels import Polygons, read_polygons, write_polygons

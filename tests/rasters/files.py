@@ -19,10 +19,15 @@ from rasterio.warp import transform_bounds
 
 UTM = "EPSG:32608"
 CORNER = (500_000.0, 7_700_000.0)
+RNG = np.random.default_rng(5)
 
 
 def geobox(shape, resolution_m=4.0, crs=UTM, corner=CORNER):
     return GeoBox(shape, Affine(resolution_m, 0, corner[0], 0, -resolution_m, corner[1]), crs)
+
+
+def rgb(shape, low=1, high=255):
+    return RNG.integers(low, high, (3, *shape)).astype(np.uint8)
 
 
 def write(path: Path, array, resolution=1.0, *, crs=UTM, corner=CORNER, transform=None, mask=None, **profile):

@@ -1,4 +1,4 @@
-"""Rasters written where there is room for so many bytes only: run as a program by test_sources.py.
+"""Rasters written where there is room for so many bytes only: run as a program by test_writing.py.
 
 Arguments: a kind of raster, and a folder. Writes whole.tif, then BYTES.tif for growing limits, and prints the
 errors that there were.
@@ -16,7 +16,7 @@ import numpy as np
 
 from rtsmap.errors import WriteError
 from rtsmap.rasters.cog import blocks_of, write_cog
-from rtsmap.rasters.sources import write_geotiff
+from rtsmap.rasters.writing import write_geotiff
 from tests.rasters.files import geobox
 
 SHAPE = (600, 700)

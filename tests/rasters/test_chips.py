@@ -14,7 +14,7 @@ from pyproj import Geod, Transformer
 
 from rtsmap.errors import BandError, GridMismatchError
 from rtsmap.rasters import elevation as elevation_module
-from rtsmap.rasters import grids, relief_cells, sources, terrain
+from rtsmap.rasters import grids, levels, reading, relief_cells, sources, terrain
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, Band, InputSpec, Modality
 from rtsmap.rasters.chips import ChipReader, cut_chip
 from rtsmap.rasters.elevation import ElevationReader
@@ -111,7 +111,7 @@ def test_a_dem_of_2_m_is_the_same_case_under_4_m_in_every_crs(tmp_path, crs):
     grid = geobox((40, 40), 4.0)
     box = dem_grid(grid, crs, 2.0)
     reader = ElevationReader(write_dem(tmp_path / "dem.tif", box, np.ones(box.shape)), grid)
-    assert reader._level == sources.Level(None, 2)
+    assert reader._level == levels.Level(None, 2)
 
 
 # --- voids ---------------------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ def test_real_pairs_have_terrain_where_the_dem_has_data(scene, dem, resolution_m
 def test_real_dems_on_a_grid_of_another_crs(dem):
     """Median slope on a UTM or polar grid agrees with that on the file's own pixels."""
     info = sources.probe(shared(f"scenes/{dem}"))
-    patch = sources.read_native(info, [1])
+    patch = reading.read_native(info, [1])
     gsd = info.ground_sample_distance_m
     dx, dy = terrain.gradients(patch.pixels[0], patch.valid, (gsd, gsd))
     wanted = np.nanmedian(terrain.slope_degrees(dx, dy))

@@ -12,8 +12,9 @@ from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 
 from rtsmap.rasters.elevation import ElevationReader
+from rtsmap.rasters.levels import Level
 from rtsmap.rasters.mosaic import open_elevation
-from rtsmap.rasters.sources import Level, read_level, read_native
+from rtsmap.rasters.reading import read_level, read_native
 from rtsmap.rasters.tiling import Window
 from rtsmap.runs.footprints import dem_date
 from tests.rasters.files import in_crs

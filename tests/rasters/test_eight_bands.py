@@ -14,8 +14,8 @@ from rtsmap.rasters.bands import NIR, OPTICAL_RGB, SPECTRAL, InputSpec
 from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.eight_bands import EIGHT_BANDS, infrared_scale, read_eight_bands
 from rtsmap.rasters.radiometry import SD_ABOVE, SD_BELOW
-from rtsmap.rasters.sources import write_geotiff
 from rtsmap.rasters.tiling import Window
+from rtsmap.rasters.writing import write_geotiff
 
 
 def eight(shape=(30, 40), seed=0):

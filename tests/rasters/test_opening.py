@@ -28,7 +28,7 @@ from rtsmap.rasters.opening import (
     patiently,
     with_path,
 )
-from rtsmap.rasters.sources import write_geotiff
+from rtsmap.rasters.writing import write_geotiff
 from tests.shared_data import shared
 
 POLAR = "EPSG:3413"

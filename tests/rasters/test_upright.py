@@ -7,7 +7,8 @@ from affine import Affine
 from rasterio.control import GroundControlPoint
 
 from rtsmap.errors import GridMismatchError, InputError
-from rtsmap.rasters import sources
+from rtsmap.rasters import reading, sources
+from rtsmap.rasters.fingerprints import fingerprint
 from rtsmap.rasters.mosaic import open_elevation
 from tests.rasters.files import UTM, geobox, write
 
@@ -34,7 +35,7 @@ def write_located_by(path, gcps, crs=UTM):
 
 
 def height_at(info, x, y):
-    patch = sources.read_native(info, [1])
+    patch = reading.read_native(info, [1])
     col, row = (int(v) for v in ~patch.geobox.affine * (x, y))
     return patch.pixels[0, row, col] if patch.valid[row, col] else None
 
@@ -56,7 +57,7 @@ def test_a_grid_that_does_not_lie_north_up_is_turned_to_where_its_pixels_are(tmp
 
 def test_beyond_the_turned_pixels_nothing_is_data(tmp_path):
     info = sources.probe(write(tmp_path / "dem.tif", HILL, transform=TURNED))
-    valid = sources.read_native(info, [1]).valid
+    valid = reading.read_native(info, [1]).valid
     area_px = HEIGHT * WIDTH * 16 / abs(info.geobox.affine.determinant)
     assert valid.sum() == pytest.approx(area_px, rel=0.03)
     assert not valid[0, 0]
@@ -67,7 +68,7 @@ def test_ground_control_points_that_agree_are_warped_by(tmp_path):
     assert "4 ground control points" in info.notes[0]
     x, y = TURNED * (60.5, 44.5)
     assert height_at(info, x, y) == pytest.approx(HILL[44, 60], abs=6)
-    assert sources.fingerprint(info.path)["shape"] == list(info.geobox.shape)
+    assert fingerprint(info.path)["shape"] == list(info.geobox.shape)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,6 @@ def test_turned_tiles_are_not_joined_with_others(tmp_path):
 def test_mirrored_pixels_are_the_same_pixels(tmp_path, dtype):
     numbers = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(dtype)
     south_up = write(tmp_path / "s.tif", numbers, transform=Affine(4, 0, 500_000, 0, 4, 7_700_000))
-    patch = sources.read_native(sources.probe(south_up), [1])
+    patch = reading.read_native(sources.probe(south_up), [1])
     assert patch.valid.all()
     assert np.array_equal(patch.pixels[0], numbers[::-1])

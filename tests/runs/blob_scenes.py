@@ -12,7 +12,7 @@ from odc.geo.geobox import GeoBox
 from rtsmap.instances.detections import Detector
 from rtsmap.instances.threshold import ThresholdDetector
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
-from rtsmap.rasters.sources import write_geotiff
+from rtsmap.rasters.writing import write_geotiff
 from rtsmap.runs.engine import Engine
 
 RESOLUTION_M = 4.0

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from rtsmap.cli.main import app
 from rtsmap.errors import InputError, PlanMismatchError, RunError, WriteError
 from rtsmap.instances.polygons import mask_to_polygon
-from rtsmap.rasters import opening, sources
+from rtsmap.rasters import opening, reading
 from rtsmap.rasters.tiling import Window
 from rtsmap.runs import chipping
 from rtsmap.runs.chipping import ChipOptions, cut_scene
@@ -133,7 +133,7 @@ def test_an_interrupted_cut_goes_on_and_a_finished_one_is_kept(tmp_path, scene, 
 
 
 def test_tiles_that_failed_are_tried_again_and_only_these(tmp_path, scene, monkeypatch):
-    out, real = tmp_path / "chips", sources._read_pixels
+    out, real = tmp_path / "chips", reading._read_pixels
     command = ["tile", str(scene.path), "--out", str(out), "--chip-px", "64"]
     monkeypatch.setattr(chipping, "SHARD_TILES", 1)
     monkeypatch.setattr(opening, "LOCAL_PAUSES_S", ())
@@ -144,7 +144,7 @@ def test_tiles_that_failed_are_tried_again_and_only_these(tmp_path, scene, monke
         return real(src, info, bands, window)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sources, "_read_pixels", failing)
+        patched.setattr(reading, "_read_pixels", failing)
         for _ in "ab":
             done = CliRunner().invoke(app, command)
             assert done.exit_code == 3, done.stderr

@@ -20,7 +20,7 @@ from rtsmap import atomic
 from rtsmap.errors import RtsmapError, RunError
 from rtsmap.instances.detections import Detection
 from rtsmap.instances.threshold import ThresholdDetector
-from rtsmap.rasters import opening, sources
+from rtsmap.rasters import opening, reading, writing
 from rtsmap.rasters.chips import Chip
 from rtsmap.runs.mapping import PredictOptions, predict
 from rtsmap.vectors.geopackage import read_layers
@@ -70,7 +70,7 @@ def _impatient(monkeypatch):
 
 
 def test_reads_that_fail_now_and_then_change_nothing(tmp_path, scene, dem, wanted, monkeypatch):
-    real, here = sources._read_pixels, threading.local()
+    real, here = reading._read_pixels, threading.local()
 
     def flaky(*args):
         here.reads = getattr(here, "reads", 0) + 1
@@ -78,7 +78,7 @@ def test_reads_that_fail_now_and_then_change_nothing(tmp_path, scene, dem, wante
             raise RasterioIOError("the disk had a bad moment")
         return real(*args)
 
-    monkeypatch.setattr(sources, "_read_pixels", flaky)
+    monkeypatch.setattr(reading, "_read_pixels", flaky)
     report = predict(scene.path, dem, out=tmp_path / "m.gpkg", model=engine(), options=OPTIONS)
     assert not report.failed
     assert content(tmp_path / "m.gpkg") == wanted
@@ -215,7 +215,7 @@ def test_a_scene_at_the_pole_and_one_across_the_antimeridian_are_mapped(tmp_path
     ):
         box = grid((80, 80), left=left, top=top)
         here = type(box)(box.shape, box.affine, crs)
-        sources.write_geotiff(tmp_path / f"{name}.tif", pixels, here, band_names=("red", "green", "blue"))
+        writing.write_geotiff(tmp_path / f"{name}.tif", pixels, here, band_names=("red", "green", "blue"))
         report = predict(tmp_path / f"{name}.tif", out=tmp_path / f"{name}.gpkg", model=engine())
         assert report.footprints == 1
         area = read_layers(tmp_path / f"{name}.gpkg").footprints["area_m2"].iloc[0]
@@ -229,6 +229,6 @@ def test_degrees_across_the_antimeridian(tmp_path, west, north):
     box = grid((100, 100))
     affine = type(box.affine)(6e-4, 0, west, 0, -1e-4, north)
     here = type(box)(box.shape, affine, "EPSG:4326")
-    sources.write_geotiff(tmp_path / "s.tif", pixels, here, band_names=("red", "green", "blue"))
+    writing.write_geotiff(tmp_path / "s.tif", pixels, here, band_names=("red", "green", "blue"))
     report = predict(tmp_path / "s.tif", out=tmp_path / "m.gpkg", model=engine())
     assert report.footprints == 1

@@ -15,8 +15,8 @@ from rtsmap import models
 from rtsmap.cli.main import app
 from rtsmap.errors import PlanMismatchError
 from rtsmap.instances.threshold import ThresholdDetector
-from rtsmap.rasters.sources import write_geotiff
 from rtsmap.rasters.tiling import Window
+from rtsmap.rasters.writing import write_geotiff
 from rtsmap.runs import mapping
 from rtsmap.runs.chipping import ChipOptions, cut_scene
 from rtsmap.runs.mapping import predict

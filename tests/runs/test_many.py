@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from rtsmap.cli.main import app
 from rtsmap.errors import InputError, OptionsError, RunError
 from rtsmap.instances.polygons import mask_to_polygon
-from rtsmap.rasters.sources import write_geotiff
 from rtsmap.rasters.tiling import Window
+from rtsmap.rasters.writing import write_geotiff
 from rtsmap.runs import many, mapping, spreading, workers
 from rtsmap.runs.in_process import InProcess
 from rtsmap.runs.many import MAP, merge_scenes, predict_scenes

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.coverage import CoverageArea
-from rtsmap.rasters.sources import write_geotiff
+from rtsmap.rasters.writing import write_geotiff
 from rtsmap.runs.in_process import InProcess
 from rtsmap.runs.many import predict_scenes
 from rtsmap.runs.mapping import PredictOptions, predict

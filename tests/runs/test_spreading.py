@@ -22,7 +22,7 @@ from rtsmap.instances.detections import Detection
 from rtsmap.instances.threshold import ThresholdDetector
 from rtsmap.rasters.bands import OPTICAL_RGB, SPECTRAL, InputSpec, Modality
 from rtsmap.rasters.chips import Chip
-from rtsmap.rasters.sources import write_geotiff
+from rtsmap.rasters.writing import write_geotiff
 from rtsmap.runs.in_process import InProcess
 from rtsmap.runs.mapping import PredictOptions, predict
 from rtsmap.runs.on_dask import OnDask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,8 +117,8 @@ def disturb_terrain(
     if rng.random() < options.dem_smooth_share:
         sigma = float(rng.uniform(0.5, 2.0))
         if gradient is not None:
-            gradient = ndimage.gaussian_filter(gradient, (0, sigma, sigma))
-        relative = ndimage.gaussian_filter(relative, sigma)
+            gradient = _smoothed(gradient, terrain.valid, sigma)
+        relative = _smoothed(relative[None], terrain.valid, sigma)[0]
     height, width = relative.shape
     bumps = rng.normal(0, 1, (height + 2, width + 2)).astype(np.float32)
     bumps = ndimage.gaussian_filter(bumps, 1.0) * (3.5 * options.dem_noise_m * rng.random())
@@ -128,6 +129,13 @@ def disturb_terrain(
         gradient=None if gradient is None else (gradient + np.stack([right, up])).astype(np.float32),
         relative_elevation=(relative + bumps[1:-1, 1:-1]).astype(np.float32),
     )
+
+
+def _smoothed(bands: FloatArray, valid: npt.NDArray[np.bool_], sigma_px: float) -> FloatArray:
+    """Bands (C, H, W) smoothed over their valid pixels alone."""
+    weight = ndimage.gaussian_filter(valid.astype(np.float32), sigma_px)
+    sums = ndimage.gaussian_filter(np.where(valid, bands, np.float32(0)), (0, sigma_px, sigma_px))
+    return np.divide(sums, weight, out=np.zeros_like(sums), where=weight > 0)
 
 
 def disturb_spectral(spectral: Spectral, options: AugmentOptions, rng: np.random.Generator) -> Spectral:
@@ -145,34 +153,35 @@ def disturb_spectral(spectral: Spectral, options: AugmentOptions, rng: np.random
 
 
 def zoom(image: TrainingImage, shape: tuple[int, int]) -> TrainingImage:
-    """Resample to (rows, columns): bilinear for pixels, nearest for labels and validity.
+    """Resample to (rows, columns): bilinear between valid pixels, nearest for labels and validity.
 
-    Slopes are left as they are: the zoom stands for slumps of other sizes, not for another scale of
-    the map.
+    Slopes are left as they are, and heights grow with the ground: the zoom stands for slumps of other sizes,
+    not for another scale of the map.
     """
     if image.labels.shape == shape:
         return image
     rows = _sample_points(image.labels.shape[0], shape[0])
     cols = _sample_points(image.labels.shape[1], shape[1])
+    factor = math.sqrt(math.prod(shape) / image.labels.size)
 
     def nearest(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         return np.asarray(array[np.rint(rows).astype(int)][:, np.rint(cols).astype(int)])
 
+    def between(bands: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> FloatArray:
+        return _between_valid(bands.astype(np.float32), valid, rows, cols)
+
     terrain = image.terrain
     if terrain is not None:
-        gradient = None
-        if terrain.gradient is not None:
-            gradient = np.stack([_bilinear(band, rows, cols) for band in terrain.gradient])
-        relative = _bilinear(terrain.relative_elevation, rows, cols)
-        terrain = Terrain(gradient, relative, nearest(terrain.valid).astype(bool))
+        gradient = None if terrain.gradient is None else between(terrain.gradient, terrain.valid)
+        heights = factor * between(terrain.relative_elevation[None], terrain.valid)[0]
+        terrain = Terrain(gradient, heights, nearest(terrain.valid).astype(bool))
     spectral = image.spectral
     if spectral is not None:
-        resampled = np.stack([_bilinear(band, rows, cols) for band in spectral.pixels])
-        spectral = Spectral(spectral.names, resampled, nearest(spectral.valid).astype(bool))
-    optical = np.stack([_bilinear(band.astype(np.float32), rows, cols) for band in image.optical])
+        others = between(spectral.pixels, spectral.valid)
+        spectral = Spectral(spectral.names, others, nearest(spectral.valid).astype(bool))
     return replace(
         image,
-        optical=np.rint(optical).astype(np.uint8),
+        optical=np.rint(between(image.optical, image.optical_valid)).astype(np.uint8),
         optical_valid=nearest(image.optical_valid).astype(bool),
         labels=nearest(image.labels).astype(np.int16),
         terrain=terrain,
@@ -184,6 +193,20 @@ def zoom(image: TrainingImage, shape: tuple[int, int]) -> TrainingImage:
 def _sample_points(size: int, wanted: int) -> npt.NDArray[np.float64]:
     centres = (np.arange(wanted) + 0.5) * size / wanted - 0.5
     return np.clip(centres, 0, size - 1)
+
+
+def _between_valid(
+    bands: FloatArray,
+    valid: npt.NDArray[np.bool_],
+    rows: npt.NDArray[np.float64],
+    cols: npt.NDArray[np.float64],
+) -> FloatArray:
+    """Bands (C, H, W) at crossings of rows and columns, from their valid pixels alone; 0 far from any."""
+    if valid.all():
+        return np.stack([_bilinear(band, rows, cols) for band in bands])
+    weight = _bilinear(valid.astype(np.float32), rows, cols)
+    sums = np.stack([_bilinear(band, rows, cols) for band in np.where(valid, bands, np.float32(0))])
+    return np.divide(sums, weight, out=np.zeros_like(sums), where=weight > 0)
 
 
 def _bilinear(band: FloatArray, rows: npt.NDArray[np.float64], cols: npt.NDArray[np.float64]) -> FloatArray:

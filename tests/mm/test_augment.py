@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,37 @@ def test_zoom_scales_areas_and_keeps_values():
         assert (larger.labels == number).sum() == 4 * (image.labels == number).sum()
     assert larger.optical.mean() == pytest.approx(image.optical.mean(), rel=0.02)
     assert zoom(image, image.labels.shape) is image
+
+
+@pytest.mark.parametrize("shape", [(48, 60), (20, 25)])
+def test_gradients_of_the_zoomed_surface_are_the_zoomed_gradients(shape):
+    rows, cols = np.mgrid[0:32, 0:40]
+    image = image_of_surface(0.3 * rows + 0.02 * cols**2)
+    zoomed = zoom(image, shape)
+    again = image_of_surface(zoomed.terrain.relative_elevation)
+    inner = (slice(None), slice(3, -3), slice(3, -3))
+    np.testing.assert_allclose(zoomed.terrain.gradient[inner], again.terrain.gradient[inner], atol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(192, 160), (60, 50)])
+def test_zooming_mixes_nothing_in_that_is_not_valid(shape):
+    image, rng = labelled_image(), np.random.default_rng(0)
+    holes = rng.random(image.labels.shape) > 0.3
+    terrain = replace(image.terrain, relative_elevation=np.where(holes, 2.0, 9e4), valid=holes)
+    optical = np.where(holes, 100, 255).astype(np.uint8)[None].repeat(3, axis=0)
+    zoomed = zoom(replace(image, optical=optical, optical_valid=holes, terrain=terrain), shape)
+    assert set(zoomed.optical[:, zoomed.optical_valid].ravel()) == {100}
+    factor = np.sqrt(np.prod(shape) / holes.size)
+    np.testing.assert_allclose(zoomed.terrain.relative_elevation[zoomed.terrain.valid], 2 * factor, rtol=1e-5)
+
+
+def test_smoothing_terrain_mixes_nothing_in_that_is_not_valid():
+    image, rng = labelled_image(), np.random.default_rng(0)
+    holes = rng.random(image.labels.shape) > 0.3
+    heights = np.where(holes, np.float32(2), np.float32(9e4))
+    options = AugmentOptions(dem_smooth_share=1.0, dem_missing_share=0.0, dem_noise_m=0.0)
+    smooth = disturb_terrain(Terrain(None, heights, holes), options, 4.0, rng)
+    np.testing.assert_allclose(smooth.relative_elevation[holes], 2, rtol=1e-5)
 
 
 def test_colours_stay_in_range_and_depend_on_the_generator_only():

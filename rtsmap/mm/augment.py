@@ -135,7 +135,7 @@ def _smoothed(bands: FloatArray, valid: npt.NDArray[np.bool_], sigma_px: float) 
     """Bands (C, H, W) smoothed over their valid pixels alone."""
     weight = ndimage.gaussian_filter(valid.astype(np.float32), sigma_px)
     sums = ndimage.gaussian_filter(np.where(valid, bands, np.float32(0)), (0, sigma_px, sigma_px))
-    return np.divide(sums, weight, out=np.zeros_like(sums), where=weight > 0)
+    return np.asarray(np.divide(sums, weight, out=np.zeros_like(sums), where=weight > 0), np.float32)
 
 
 def disturb_spectral(spectral: Spectral, options: AugmentOptions, rng: np.random.Generator) -> Spectral:
@@ -206,7 +206,7 @@ def _between_valid(
         return np.stack([_bilinear(band, rows, cols) for band in bands])
     weight = _bilinear(valid.astype(np.float32), rows, cols)
     sums = np.stack([_bilinear(band, rows, cols) for band in np.where(valid, bands, np.float32(0))])
-    return np.divide(sums, weight, out=np.zeros_like(sums), where=weight > 0)
+    return np.asarray(np.divide(sums, weight, out=np.zeros_like(sums), where=weight > 0), np.float32)
 
 
 def _bilinear(band: FloatArray, rows: npt.NDArray[np.float64], cols: npt.NDArray[np.float64]) -> FloatArray:

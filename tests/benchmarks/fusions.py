@@ -87,6 +87,7 @@ FUSED: dict[str, dict[str, Any]] = {
     "residual, coarse levels": {**RESIDUAL, "fusion.levels": [16, 32]},
     "residual, interleaved": {**RESIDUAL, "fusion.interleaved": True},
     "residual, interleaved, to the sum": INTERLEAVED,
+    "residual, interleaved, MLP, to the sum": {**INTERLEAVED, "fusion.mlp_ratio": 2.0},
     "residual, with MLP": {**RESIDUAL, "fusion.mlp_ratio": 2.0},
     "residual, MLP, to the sum": {**RESIDUAL, "fusion.mlp_ratio": 2.0, "fusion.residual_to": "sum"},
     "cross-attention": {"fusion": "cross_attention"},

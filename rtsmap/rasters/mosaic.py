@@ -23,7 +23,7 @@ from rtsmap.errors import BandError, GridMismatchError, InputError
 from rtsmap.rasters import grids, sources, terrain
 from rtsmap.rasters.acquisition import strip_date
 from rtsmap.rasters.fingerprints import fingerprint
-from rtsmap.rasters.opening import local_path, with_path
+from rtsmap.rasters.opening import absolute, local_path
 from rtsmap.rasters.sources import RasterInfo
 from rtsmap.rasters.tiling import Window
 
@@ -164,7 +164,7 @@ def _find(dem: DemFiles) -> tuple[list[str], list[str]]:
         matches = _matches(name)
         kept = [match for match in matches if match == name or not _COMPANION.search(match)]
         left_out += len(matches) - len(kept)
-        found |= {with_path(match, Path.resolve): match for match in kept}
+        found |= {absolute(match): match for match in kept}
     if not found:
         raise InputError(
             f"no elevation model is named by {given}; name files, or a pattern that matches some, in quotes"
@@ -351,7 +351,7 @@ def _masked_text(tile: RasterInfo, mask: RasterInfo) -> str:
 def _gdal_name(path: str) -> str:
     """What GDAL calls a file: an absolute path, or one of its virtual file systems."""
     if local_path(path):
-        return with_path(path, Path.resolve)
+        return absolute(path)
     scheme, _, rest = path.partition("://")
     if scheme in {"http", "https", "ftp"}:
         return f"/vsicurl/{path}"

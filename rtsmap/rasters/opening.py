@@ -99,6 +99,14 @@ def with_path(name: str, place: Callable[[Path], Path]) -> str:
     return name if parts is None else f"{parts[0]}{place(Path(parts[1]))}{parts[2]}"
 
 
+def absolute(name: str) -> str:
+    """The same raster from whatever folder it is asked for; addresses stay as they are."""
+    system = re.match(r"(?:/vsi\w+/)+\{?", name)
+    if system and archive_of(name):
+        return f"{system[0]}{Path.cwd() / name[system.end() :]}"
+    return with_path(name, Path.resolve)
+
+
 def _around_path(name: str) -> tuple[str, str, str] | None:
     if _FILE_SYSTEM.search(name) or name.lstrip().startswith("<"):
         return None

@@ -16,7 +16,7 @@ from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.fingerprints import fingerprint
 from rtsmap.rasters.inspection import Problems, check_inputs
 from rtsmap.rasters.mosaic import DemFiles, open_elevation
-from rtsmap.rasters.opening import with_path
+from rtsmap.rasters.opening import absolute
 from rtsmap.rasters.relief_cells import KEPT_CELLS
 from rtsmap.rasters.sources import probe, read_tags, run_grid
 from rtsmap.rasters.spectral import BandFiles
@@ -146,7 +146,7 @@ def _full(path: Path | str) -> str: ...
 @overload
 def _full(path: Path | str | list[str]) -> str | list[str]: ...
 def _full(path: Path | str | list[str]) -> str | list[str]:
-    """An absolute path, or several; GDAL's virtual ones and addresses stay as they are."""
+    """An absolute path, or several; addresses stay as they are."""
     if isinstance(path, list):
         return [_full(name) for name in path]
-    return with_path(str(path), Path.resolve)
+    return absolute(str(path))

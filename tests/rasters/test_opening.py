@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from rasterio.windows import Window
 from rtsmap.errors import InputError, ReadError
 from rtsmap.rasters import opening, sources
 from rtsmap.rasters.opening import (
+    absolute,
     borrowed,
     is_remote,
     kept_open,
@@ -278,6 +280,23 @@ def test_a_part_of_a_file_is_called_by_the_whole_path(tmp_path, monkeypatch):
     assert sources.probe(f"GTIFF_DIR:1:{tmp_path}/a.tif").count == 1
     with pytest.raises(InputError, match=r"GTIFF_DIR:1:a\.tif: there is no such file"):
         sources.probe("GTIFF_DIR:1:a.tif")
+
+
+@pytest.mark.parametrize(
+    "name", ["/vsizip/{}s.zip/a.tif", "/vsizip/./{}s.zip/a.tif", "/vsizip/{{{}s.zip}}/a.tif"]
+)
+@pytest.mark.parametrize("folder", ["", "in here/"])
+def test_what_lies_in_an_archive_is_found_from_any_folder(tmp_path, monkeypatch, name, folder):
+    monkeypatch.chdir(tmp_path)
+    write_geotiff("a.tif", np.ones((1, 8, 8), np.float32), GeoBox((8, 8), Affine(4, 0, 0, 0, -4, 32), POLAR))
+    (tmp_path / folder).mkdir(exist_ok=True)
+    with ZipFile(f"{folder}s.zip", "w") as archive:
+        archive.write("a.tif")
+    whole = absolute(name.format(folder))
+    assert absolute(whole) == whole
+    monkeypatch.chdir("/")
+    assert sources.probe(whole).geobox.shape == (8, 8)
+    assert absolute("/vsizip//vsicurl/http://example.org/s.zip/a.tif").startswith("/vsizip//vsicurl/")
 
 
 def test_an_archive_that_does_not_open_is_no_fault_of_a_server(tmp_path):

@@ -511,10 +511,49 @@ def paired_difference(
     return difference(range(len(ours)), range(n_groups)), float(low), float(high)
 
 
+COLUMNS = (
+    "method",
+    "seeds",
+    "AP50",
+    "AP",
+    "mean IoU",
+    "M weights",
+    "s/step",
+    "s in all",
+    "MiB",
+    "AP50, DEM shuffled",
+    "AP50, RGB shuffled",
+    "difference, AP50",
+    "difference, AP",
+)
+
+
 def report(
-    data: str, run: Path, seeds: Sequence[int], budget: int = 1, proposed_method: str = PROPOSED
+    data: str,
+    run: Path,
+    seeds: Sequence[int],
+    budget: int = 1,
+    proposed: str = PROPOSED,
+    *,
+    plain: bool = False,
 ) -> None:
-    """One row for each method whose trainings are all there."""
+    """One row for each method whose trainings are all there; `plain` as Markdown."""
+    rows = list(_rows(data, run, seeds, budget, proposed))
+    if plain:
+        for row in (COLUMNS, ["---"] * len(COLUMNS), *rows):
+            print("| " + " | ".join(row) + " |")
+        return
+    table = Table(
+        *COLUMNS,
+        title=f"{data}, budget x {budget}: mean (sd) over seeds, all folds together",
+        caption=f"Differences: {proposed} minus this one, paired, 95 %",
+    )
+    for row in rows:
+        table.add_row(*row)
+    Console(width=210).print(table)
+
+
+def _rows(data: str, run: Path, seeds: Sequence[int], budget: int, proposed: str) -> Iterator[list[str]]:
     parts: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for method, seed in product(METHODS[2:], seeds):
         files = [run / job.name / "result.json" for job in jobs_of(data, [seed], [method], budget)]
@@ -523,27 +562,7 @@ def report(
     scores = {
         method: {seed: scores_of(one) for seed, one in of_seeds.items()} for method, of_seeds in parts.items()
     }
-    proposed = scores.get(proposed_method, {})
-    table = Table(
-        title=f"{data}, budget x {budget}: mean (sd) over seeds, all folds together",
-        caption=f"Differences: {proposed_method} minus this one, paired, 95 %",
-    )
-    for column in (
-        "method",
-        "seeds",
-        "AP50",
-        "AP",
-        "mean IoU",
-        "M weights",
-        "s/step",
-        "s in all",
-        "MiB",
-        "AP50, DEM shuffled",
-        "AP50, RGB shuffled",
-        "difference, AP50",
-        "difference, AP",
-    ):
-        table.add_column(column)
+    ours = scores.get(proposed, {})
     for method, of_seeds in parts.items():
         flat = [part for one in of_seeds.values() for part in one]
         mine = scores[method]
@@ -553,15 +572,16 @@ def report(
             else ""
             for name in ("terrain", "optical")
         ]
-        common = sorted(set(proposed) & set(mine))
+        common = sorted(set(ours) & set(mine)) if method != proposed else []
         gaps = [
             "{:+.3f} ({:+.3f} to {:+.3f})".format(
-                *paired_difference([proposed[s] for s in common], [mine[s] for s in common], figure)
+                *paired_difference([ours[s] for s in common], [mine[s] for s in common], figure)
             )
+            if common
+            else ""
             for figure in ("AP50", "AP")
-            if method != proposed_method and common
         ]
-        table.add_row(
+        yield [
             method,
             str(len(of_seeds)),
             *(_mean_sd([getattr(s, name) for s in mine.values()]) for name in ("ap50", "ap", "mean_iou")),
@@ -571,8 +591,7 @@ def report(
             f"{np.mean([part['peak_mib'] for part in flat]):.0f}",
             *shuffled,
             *gaps,
-        )
-    Console(width=210).print(table)
+        ]
 
 
 def _cpu_s(job: Job, run: Path) -> float:
@@ -610,6 +629,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--proposed", choices=METHODS[2:], default=PROPOSED)
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
     parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--fold", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -632,7 +652,14 @@ def main() -> None:
             arguments.packs,
             arguments.processes,
         )
-    report(arguments.data, arguments.run, arguments.seeds, arguments.budget, arguments.proposed)
+    report(
+        arguments.data,
+        arguments.run,
+        arguments.seeds,
+        arguments.budget,
+        arguments.proposed,
+        plain=arguments.markdown,
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,10 +117,10 @@ def disturb_terrain(
         return replace(terrain, valid=np.zeros_like(terrain.valid))
     gradient, relative = terrain.gradient, terrain.relative_elevation
     if rng.random() < options.dem_smooth_share:
-        sigma = float(rng.uniform(0.5, 2.0))
+        smooth = partial(ndimage.gaussian_filter, sigma=float(rng.uniform(0.5, 2.0)))
         if gradient is not None:
-            gradient = _smoothed(gradient, terrain.valid, sigma)
-        relative = _smoothed(relative[None], terrain.valid, sigma)[0]
+            gradient = _of_valid(smooth, gradient, terrain.valid)
+        relative = _of_valid(smooth, relative[None], terrain.valid)[0]
     height, width = relative.shape
     bumps = rng.normal(0, 1, (height + 2, width + 2)).astype(np.float32)
     bumps = ndimage.gaussian_filter(bumps, 1.0) * (3.5 * options.dem_noise_m * rng.random())
@@ -131,10 +133,12 @@ def disturb_terrain(
     )
 
 
-def _smoothed(bands: FloatArray, valid: npt.NDArray[np.bool_], sigma_px: float) -> FloatArray:
-    """Bands (C, H, W) smoothed over their valid pixels alone."""
-    weight = ndimage.gaussian_filter(valid.astype(np.float32), sigma_px)
-    sums = ndimage.gaussian_filter(np.where(valid, bands, np.float32(0)), (0, sigma_px, sigma_px))
+def _of_valid(
+    mean: Callable[[FloatArray], FloatArray], bands: FloatArray, valid: npt.NDArray[np.bool_]
+) -> FloatArray:
+    """Weighted means of bands (C, H, W), a band at a time, over their valid pixels alone; 0 far from any."""
+    weight = mean(valid.astype(np.float32))
+    sums = np.stack([mean(band) for band in np.where(valid, bands, np.float32(0))])
     return np.asarray(np.divide(sums, weight, out=np.zeros_like(sums), where=weight > 0), np.float32)
 
 
@@ -168,7 +172,7 @@ def zoom(image: TrainingImage, shape: tuple[int, int]) -> TrainingImage:
         return np.asarray(array[np.rint(rows).astype(int)][:, np.rint(cols).astype(int)])
 
     def between(bands: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> FloatArray:
-        return _between_valid(bands.astype(np.float32), valid, rows, cols)
+        return _of_valid(partial(_bilinear, rows=rows, cols=cols), bands.astype(np.float32), valid)
 
     terrain = image.terrain
     if terrain is not None:
@@ -193,20 +197,6 @@ def zoom(image: TrainingImage, shape: tuple[int, int]) -> TrainingImage:
 def _sample_points(size: int, wanted: int) -> npt.NDArray[np.float64]:
     centres = (np.arange(wanted) + 0.5) * size / wanted - 0.5
     return np.clip(centres, 0, size - 1)
-
-
-def _between_valid(
-    bands: FloatArray,
-    valid: npt.NDArray[np.bool_],
-    rows: npt.NDArray[np.float64],
-    cols: npt.NDArray[np.float64],
-) -> FloatArray:
-    """Bands (C, H, W) at crossings of rows and columns, from their valid pixels alone; 0 far from any."""
-    if valid.all():
-        return np.stack([_bilinear(band, rows, cols) for band in bands])
-    weight = _bilinear(valid.astype(np.float32), rows, cols)
-    sums = np.stack([_bilinear(band, rows, cols) for band in np.where(valid, bands, np.float32(0))])
-    return np.asarray(np.divide(sums, weight, out=np.zeros_like(sums), where=weight > 0), np.float32)
 
 
 def _bilinear(band: FloatArray, rows: npt.NDArray[np.float64], cols: npt.NDArray[np.float64]) -> FloatArray:

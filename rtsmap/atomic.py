@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
 
@@ -70,6 +71,12 @@ def _hidden(path: Path) -> str:
 def parts_of(path: Path) -> list[Path]:
     """Hidden folders in which processes write `path`, or wrote it when they were killed."""
     return list(path.parent.glob(f"{escape(_hidden(path))}*.part"))
+
+
+def folders_below(directory: Path, pattern: str) -> list[Path]:
+    """Folders of such names, however deep; those that others remove meanwhile do no harm, as in `rglob`."""
+    walked = os.walk(directory)
+    return [Path(parent, name) for parent, names, _ in walked for name in names if fnmatch(name, pattern)]
 
 
 def remove_parts(folders: Iterable[Path], before: float) -> None:

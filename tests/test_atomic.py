@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rtsmap.atomic import parts_of, refuse_inputs, remove_parts, whole_file
+from rtsmap.atomic import folders_below, parts_of, refuse_inputs, remove_parts, whole_file
 from rtsmap.errors import InputError
 
 
@@ -160,3 +160,18 @@ def test_parts_of_killed_processes_are_removed_and_younger_ones_stay(tmp_path):
     assert sorted(parts_of(out)) == sorted([old, young])
     remove_parts([*parts_of(out), tmp_path / "gone"], 1.1e9)
     assert parts_of(out) == [young]
+
+
+def test_folders_that_others_remove_meanwhile_are_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "a" / ".map.x.part").mkdir(parents=True)
+    (tmp_path / "b" / ".gone.y.part").mkdir(parents=True)
+    listing = os.scandir
+
+    def scandir(path):
+        if ".gone" in str(path):
+            raise FileNotFoundError(path)
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = folders_below(tmp_path, ".*.part")
+    assert tmp_path / "a" / ".map.x.part" in found

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rtsmap.atomic import folders_below
 from rtsmap.runs.plan import CLAIMS
 
 LEASE_S = 120.0
@@ -134,10 +135,12 @@ def held(directory: Path) -> list[dict[str, Any]]:
 
 def sweep(directory: Path) -> None:
     """Remove claims of a run, and of its looks, that are over: those whose holders were killed."""
-    for folder in directory.rglob(CLAIMS):
-        for path in folder.iterdir():
-            if _is_over(path):
-                path.unlink(missing_ok=True)
+    for folder in folders_below(directory, CLAIMS):
+        # whoever lets the last claim go removes the folder
+        with suppress(FileNotFoundError):
+            for path in folder.iterdir():
+                if _is_over(path):
+                    path.unlink(missing_ok=True)
         with suppress(OSError):
             folder.rmdir()
 

@@ -15,7 +15,14 @@ from typing import Any
 from odc.geo.geobox import GeoBox
 
 from rtsmap import __version__
-from rtsmap.atomic import parts_of, refuse_existing, refuse_inputs, refuse_odd_name, remove_parts
+from rtsmap.atomic import (
+    folders_below,
+    parts_of,
+    refuse_existing,
+    refuse_inputs,
+    refuse_odd_name,
+    remove_parts,
+)
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea, coverage_areas
@@ -526,4 +533,4 @@ def _record(
 def _sweep(run: Run, out: Path, before: float) -> None:
     """Remove what killed runs left half-written; what is younger than this run may be somebody's work."""
     sweep(run.directory)
-    remove_parts([*run.directory.rglob(".*.part"), *parts_of(out)], before)
+    remove_parts([*folders_below(run.directory, ".*.part"), *parts_of(out)], before)

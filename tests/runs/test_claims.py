@@ -124,3 +124,13 @@ def test_a_disk_that_is_full_leaves_no_empty_claim_and_is_named(tmp_path, monkey
                 claims.take(tmp_path, "a")
         assert caught.value.filename == str(tmp_path / CLAIMS / "a")
         assert claims.take(tmp_path, "a")
+
+
+def test_sweeping_beside_workers_that_end_stops_at_nothing(tmp_path, monkeypatch):
+    folder = tmp_path / CLAIMS
+    folder.mkdir()
+    # between the look for folders and the look into them the last claim is let go
+    monkeypatch.setattr(claims_module, "folders_below", lambda *_: [folder])
+    folder.rmdir()
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []

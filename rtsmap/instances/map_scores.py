@@ -168,18 +168,13 @@ def _add_matches(
 def _add_overlaps(add: _Add, judged: JudgedMap, groups_of: _GroupsOf) -> None:
     """Areas of the dissolved maps, so that ground under two polygons counts once."""
     mapped, true = _dissolved(judged.predicted), _dissolved(judged.truth)
-    for key, parts, other in (
-        ("cover_m2", mapped, None),
-        ("true_cover_m2", true, None),
-        ("both_m2", true, mapped),
-    ):
-        cut = parts if other is None else _shared_parts(parts, other)
-        add(groups_of(parts), key, shapely.area(cut))
-
-
-def _shared_parts(parts: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    shared: npt.NDArray[Any] = shapely.intersection(parts, shapely.union_all(others))
-    return shared
+    groups_m, groups_t = groups_of(mapped), groups_of(true)
+    add(groups_m, "cover_m2", shapely.area(mapped))
+    add(groups_t, "true_cover_m2", shapely.area(true))
+    # pair by pair: parts of a dissolved map share no ground, and one overlay with all of it costs too much
+    one, other = shapely.STRtree(mapped).query(true)
+    both = shapely.area(shapely.intersection(true[one], mapped[other]))
+    add([groups_t[number] for number in one], "both_m2", both)
 
 
 def _near(outlines: Sequence[BaseGeometry], others: Sequence[BaseGeometry], distance_m: float) -> list[float]:

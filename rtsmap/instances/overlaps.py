@@ -24,6 +24,7 @@ import numpy.typing as npt
 import shapely
 
 from rtsmap.errors import OptionsError
+from rtsmap.instances.evaluate import shared_areas
 from rtsmap.instances.seams import UnionFind
 
 RULES = ("newest", "best", "union", "keep")
@@ -105,6 +106,10 @@ def _cut_off(seen: Seen, pairs: dict[int, list[tuple[int, float]]]) -> set[int]:
     if not sides:
         return set()
     rows, others = np.array(sides).T
+    # ground may have very many corners, and most pairs lie whole on it
+    shapely.prepare(seen.mapped)
+    reaches_out = ~shapely.covers(seen.mapped[seen.scene[rows]], seen.polygons[others])
+    rows, others = rows[reaches_out], others[reaches_out]
     beyond = shapely.difference(seen.polygons[others], seen.mapped[seen.scene[rows]])
     goes_on = shapely.area(beyond) > _GOES_ON * shapely.area(seen.polygons[others])
     near = _AT_THE_EDGE * np.sqrt(shapely.area(seen.polygons[rows]))
@@ -124,10 +129,10 @@ def _silence_older(
         )
     ranked = sorted(range(len(seen.dates)), key=lambda k: _freshest(seen, k))
     age = np.argsort(ranked)
-    rows, grounds = shapely.STRtree(seen.mapped).query(seen.polygons, predicate="intersects")
+    rows, grounds = shapely.STRtree(seen.mapped).query(seen.polygons)
     newer = age[grounds] < age[seen.scene[rows]]
     rows, grounds = rows[newer], grounds[newer]
-    shares = shapely.area(shapely.intersection(seen.polygons[rows], seen.mapped[grounds]))
+    shares = shared_areas(seen.polygons[rows], seen.mapped[grounds])
     speaks: dict[int, int] = {}
     for row, ground, share in zip(rows.tolist(), grounds.tolist(), shares.tolist(), strict=True):
         is_newest = row not in speaks or age[ground] < age[speaks[row]]

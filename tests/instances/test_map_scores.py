@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 from shapely.affinity import translate
@@ -179,3 +181,22 @@ def test_impossible_requests_are_refused():
     for tolerance in (0, math.nan, math.inf):
         with pytest.raises(OptionsError, match="outline_tolerance_m"):
             score_maps([judged([], [])], outline_tolerance_m=tolerance)
+
+
+def test_work_grows_with_the_slumps_and_not_with_their_square(monkeypatch):
+    corners: list[int] = []
+    overlay = shapely.intersection
+
+    def counted(one, other):
+        corners.append(int(np.sum(shapely.get_num_coordinates(one) + shapely.get_num_coordinates(other))))
+        return overlay(one, other)
+
+    monkeypatch.setattr(shapely, "intersection", counted)
+
+    def work(count):
+        corners.clear()
+        truth = [square(200.0 * i, 0) for i in range(count)]
+        score_maps([judged([translate(one, 20) for one in truth], truth)], resamples=1)
+        return sum(corners)
+
+    assert work(80) < 3 * work(40)

@@ -84,6 +84,24 @@ def test_footprints_of_one_scene_never_give_way_to_each_other():
         assert verdict.united == []
 
 
+@pytest.mark.parametrize("rule", ["newest", "best"])
+def test_what_lies_whole_on_ground_is_not_overlaid_with_all_its_corners(rule, monkeypatch):
+    ragged = EAST.difference(shapely.union_all([shapely.box(x, 90, x + 1, 91) for x in range(42, 98, 2)]))
+    found = seen([(0, IN_OVERLAP, 0.9), (1, AGAIN, 0.6)])
+    found = replace(found, mapped=np.array([ragged.union(WEST), ragged], object))
+    for name in ("intersection", "difference"):
+        monkeypatch.setattr(shapely, name, _few_corners(getattr(shapely, name)))
+    reconcile(found, rule)
+
+
+def _few_corners(overlay):
+    def checked(one, other):
+        assert np.all(shapely.get_num_coordinates(other) < 20)
+        return overlay(one, other)
+
+    return checked
+
+
 def test_an_unknown_rule_is_refused():
     with pytest.raises(OptionsError, match="newest, best, union, keep"):
         reconcile(seen([]), "oldest")

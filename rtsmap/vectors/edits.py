@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 from odc.geo.crs import CRS
+from shapely.affinity import translate
 
 from rtsmap.instances.attributes import (
     centroid_lonlat,
@@ -18,6 +19,7 @@ from rtsmap.instances.attributes import (
     geodesic_area_m2,
     geodesic_perimeter_m,
 )
+from rtsmap.vectors.repair import Shapes, make_polygons_valid
 
 _COPIES = uuid.UUID("3f1d3c52-5a0e-5d0b-8a52-0d5f1c6b7e21")
 _FIGURES_OF_ONE = {"n_parts": (1, "int64"), "seam_unconfirmed": (0, "bool")}
@@ -44,14 +46,16 @@ def measured(footprints: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
     An outline is told by its centroid from the one that its row was measured on. Slumps added by hand are
     of one part and no seam; id and score they lack.
     """
-    anew = footprints["area_m2"].isna().to_numpy() | _moved(footprints)
+    crs = CRS(footprints.crs)
+    whole = _whole_at_180(footprints.geometry.to_numpy(), crs)
+    anew = footprints["area_m2"].isna().to_numpy() | _moved(footprints, whole)
     if anew.any():
-        crs, shapes = CRS(footprints.crs), footprints.geometry[anew]
+        shapes = whole[anew]
         places = [centroid_lonlat(shape, crs) for shape in shapes]
         figures = {
             "area_m2": [geodesic_area_m2(shape, crs) for shape in shapes],
             "perimeter_m": [geodesic_perimeter_m(shape, crs) for shape in shapes],
-            "centroid_lon": [lon for lon, _ in places],
+            "centroid_lon": [lon - 360 if lon > 180 else lon for lon, _ in places],
             "centroid_lat": [lat for _, lat in places],
         }
         for name, values in figures.items():
@@ -63,11 +67,26 @@ def measured(footprints: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
     return footprints
 
 
-def _moved(footprints: geopandas.GeoDataFrame) -> npt.NDArray[np.bool_]:
+def _whole_at_180(shapes: Shapes, crs: CRS) -> Shapes:
+    """The outlines, those that a map in degrees cuts at 180 in one piece, which goes on beyond 180."""
+    if not crs.geographic:
+        return shapes
+    west, _, east, _ = shapely.bounds(shapes).T
+    whole = shapes.copy()
+    for row in np.flatnonzero(east - west > 180):
+        parts = shapely.get_parts(make_polygons_valid(shapes[[row]]))
+        turns = [360 if part.bounds[2] <= 0 else 0 for part in parts]
+        whole[row] = shapely.union_all(
+            [translate(part, turn) for part, turn in zip(parts, turns, strict=True)]
+        )
+    return whole
+
+
+def _moved(footprints: geopandas.GeoDataFrame, outlines: Shapes) -> npt.NDArray[np.bool_]:
     """True for rows whose outline lies elsewhere than their figures say."""
     if not {"centroid_lon", "centroid_lat"} <= set(footprints.columns):
         return np.zeros(len(footprints), np.bool_)
-    centroids = shapely.get_coordinates(shapely.centroid(footprints.geometry.to_numpy()))
+    centroids = shapely.get_coordinates(shapely.centroid(outlines))
     said = footprints[["centroid_lon", "centroid_lat"]].to_numpy(float)
     apart_m = distances_m(centroids, CRS(footprints.crs), said)
     allowed_m = _UNMOVED_M + _UNMOVED_SHARE * np.sqrt(footprints["area_m2"].to_numpy(float))

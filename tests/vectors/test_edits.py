@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import geopandas
 import pyogrio
 import pytest
 import shapely
+from pyproj import Transformer
 
 from rtsmap.errors import InputError
-from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2
+from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geodesic_perimeter_m
+from rtsmap.vectors.export import export_map
 from rtsmap.vectors.geopackage import FOOTPRINT_LAYER, read_map, write_map
 from rtsmap.vectors.reviews import FORMAT, apply_review
 from rtsmap.vectors.united import SUPERSEDED, SceneMap, unite_maps
@@ -98,3 +101,25 @@ def test_a_map_with_an_emptied_outline_is_refused_with_what_to_do(tmp_path):
     edited(path, {1: shapely.MultiPolygon()})
     with pytest.raises(InputError, match="1 footprints have an empty outline; delete"):
         read_map(path)
+
+
+def test_a_slump_that_degrees_cut_at_180_is_measured_in_one_piece(tmp_path):
+    x, y = Transformer.from_crs("EPSG:4326", POLAR.proj, always_xy=True).transform(180.0, 71.0)
+    outline = shapely.Point(x, y).buffer(200)
+    path = tmp_path / "map.gpkg"
+    slump = replace(footprints(1, POLAR)[0], polygon=outline, area_m2=geodesic_area_m2(outline, POLAR))
+    lon, lat = centroid_lonlat(outline, POLAR)
+    slump = replace(slump, centroid_lon=lon, centroid_lat=lat)
+    write_map(path, [slump], POLAR, coverage(), RECORD)
+    export_map(path, tmp_path / "degrees.gpkg", crs="EPSG:4326")
+    copied = read_map(tmp_path / "degrees.gpkg").iloc[0]
+    assert copied.geometry.bounds[2] - copied.geometry.bounds[0] > 359
+    assert (abs(copied.centroid_lon), copied.centroid_lat) == pytest.approx((180, 71), abs=1e-6)
+    # a shape that nobody has measured
+    stored = pyogrio.read_dataframe(tmp_path / "degrees.gpkg", layer=FOOTPRINT_LAYER)
+    stored["area_m2"] = float("nan")
+    pyogrio.write_dataframe(stored, tmp_path / "degrees.gpkg", layer=FOOTPRINT_LAYER)
+    drawn = read_map(tmp_path / "degrees.gpkg").iloc[0]
+    assert drawn.area_m2 == pytest.approx(slump.area_m2, rel=1e-4)
+    assert drawn.perimeter_m == pytest.approx(geodesic_perimeter_m(outline, POLAR), rel=1e-4)
+    assert (abs(drawn.centroid_lon), drawn.centroid_lat) == pytest.approx((180, 71), abs=1e-6)

@@ -459,12 +459,26 @@ def write_bundle(
         (staging / README).write_text(readme or _card_readme(card), encoding="utf-8")
         shutil.copyfile(weights, staging / WEIGHTS)
         verify(read_card(staging))
-        if folder.exists():
-            shutil.rmtree(folder)
-        staging.rename(folder)
+        _put_in_place(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return read_card(folder)
+
+
+def _put_in_place(staging: Path, folder: Path) -> None:
+    """Move a bundle to where another one may be, which comes back where that fails."""
+    if not folder.exists():
+        staging.rename(folder)
+        return
+    aside = staging.with_suffix(".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    try:
+        staging.rename(folder)
+    except BaseException:
+        aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_calibrated(

@@ -84,6 +84,24 @@ def test_an_existing_bundle_is_replaced_only_when_allowed(tmp_path):
     assert bundle(tmp_path / "tiny", version="2.0", overwrite=True).version == "2.0"
 
 
+def test_a_bundle_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    bundle(tmp_path / "tiny")
+    rename = Path.rename
+
+    def refused(path, target):
+        if path.suffix == ".tmp":
+            raise PermissionError("the disk says no")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(PermissionError):
+        bundle(tmp_path / "tiny", version="2.0", overwrite=True)
+    card = read_card(tmp_path / "tiny")
+    verify(card)
+    assert card.version == "1.0"
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny", "source.safetensors"}
+
+
 def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.docx").write_text("years")

@@ -147,6 +147,9 @@ def _move_into_place(folder: Path, path: Path) -> None:
         _move([file for file in replaced if file.exists()], old)
         _move(sorted(written, key=lambda file: file.name == path.name), path.parent)
     except BaseException:
+        # the file that is opened comes last: with it, all are in place
+        if not (folder / path.name).exists():
+            raise
         for file in written:
             if not file.exists():
                 path.with_name(file.name).unlink(missing_ok=True)

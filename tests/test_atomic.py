@@ -49,6 +49,23 @@ def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path, name):
     assert names(tmp_path) == [name]
 
 
+@pytest.mark.parametrize("name", ["map.gpkg", "map.shp"])
+def test_an_interrupt_once_the_new_file_is_there_leaves_it(tmp_path, name, monkeypatch):
+    (tmp_path / name).write_bytes(b"old")
+    replace = Path.replace
+
+    def interrupted(path, target):
+        replace(path, target)
+        if Path(target) == tmp_path / name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / name, overwrite=True) as temporary:
+        temporary.write_bytes(b"new")
+    assert (tmp_path / name).read_bytes() == b"new"
+    assert names(tmp_path) == [name]
+
+
 def test_a_killed_process_leaves_no_file_of_that_name(tmp_path):
     program = (
         "import sys, time, pathlib\n"

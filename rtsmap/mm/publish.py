@@ -49,7 +49,8 @@ def publish(
 ) -> ModelCard:
     """Write the averaged weights of a run's stage as a bundle, in half precision; read back and verified.
 
-    Raises RunError for a folder that holds no training or a stage that is not finished.
+    Raises RunError for a folder that holds no training, a stage that is not finished, or one whose
+    held-out chips were never looked at where no threshold is given.
     """
     if not (run / CONFIG).is_file() or not (run / RECORD).is_file():
         raise RunError(
@@ -61,6 +62,11 @@ def publish(
     chip_px = options.chip_px or recipe.chips.chip_px
     watched = _watched(recipe, stage, run)
     threshold = options.score_threshold
+    if threshold is None and recipe.data.held_out and not watched:
+        raise RunError(
+            f"{run}: nothing was measured on held-out chips of stage '{stage}', so no score threshold is "
+            "known; run rtsmap train again to finish its last look, or give one with --score-threshold"
+        )
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"
         save_weights(network, weights)

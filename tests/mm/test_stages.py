@@ -110,9 +110,12 @@ def test_a_stop_in_the_last_look_at_held_out_chips_loses_nothing(folder, whole, 
     lines = rows.read_text().splitlines(keepends=True)
     # the stop came in the middle of a row
     rows.write_text("".join(lines[:kept]) + lines[-1][:20])
-    if kept:
-        with pytest.raises(RunError, match=r"stopped in its last look .* run rtsmap train again"):
-            publish(run, "x", tmp_path / "bundle", PublishOptions(licence="x"))
+    refusal = r"(stopped in its last look|nothing was measured on held-out chips).* run rtsmap train again"
+    with pytest.raises(RunError, match=refusal):
+        publish(run, "x", tmp_path / "bundle", PublishOptions(licence="x"))
+    if not kept:
+        told = PublishOptions(licence="x", score_threshold=0.3)
+        assert publish(run, "x", tmp_path / "told", told).score_threshold == 0.3
     run_recipe(recipe(folder), run)
     assert rows.read_text() == "".join(lines[:kept] + lines[-1:])
     assert sheet.exists()

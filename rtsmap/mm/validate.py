@@ -15,13 +15,15 @@ from rtsmap.mm.samples import Sample
 from rtsmap.rasters.chips import Chip
 from rtsmap.rasters.tiling import Tile, Window
 
+IOUS = (0.3, 0.5)
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One detection: its score and its best still free IoU with a slump (0 when none)."""
+    """One detection: its score, and those of `IOUS` at which it found a slump that no surer one had found."""
 
     score: float
-    iou: float
+    right: frozenset[float]
 
 
 def chip_of(sample: Sample) -> Chip:
@@ -31,19 +33,25 @@ def chip_of(sample: Sample) -> Chip:
 
 
 def match_sample(detections: Sequence[Detection], sample: Sample, mask_threshold: int = 128) -> list[Hit]:
-    """Greedy one-to-one matching by score; detections mostly on ignored ground are left out."""
+    """Greedy one-to-one matching by score, at each of `IOUS` on its own, as COCO does.
+
+    Detections mostly on ignored ground are left out.
+    """
     hits = []
-    free = list(range(len(sample.masks)))
+    free = {least: list(range(len(sample.masks))) for least in IOUS}
     for found in sorted(detections, key=lambda d: -d.score):
         mask = found.mask >= mask_threshold
         area, rows_cols = int(mask.sum()), found.window.slices()
         if not area or (sample.ignored[rows_cols] & mask).sum() > area / 2:
             continue
-        ious = [_iou(mask, area, sample.masks[i], rows_cols) for i in free]
-        best = int(np.argmax(ious)) if ious else -1
-        hits.append(Hit(found.score, ious[best] if ious else 0.0))
-        if ious and ious[best] >= 0.3:
-            free.pop(best)
+        ious = [_iou(mask, area, truth, rows_cols) for truth in sample.masks]
+        right = set()
+        for least, slumps in free.items():
+            best = max(slumps, key=ious.__getitem__, default=None)
+            if best is not None and ious[best] >= least:
+                slumps.remove(best)
+                right.add(least)
+        hits.append(Hit(found.score, frozenset(right)))
     return hits
 
 
@@ -55,11 +63,11 @@ def _iou(
 
 
 def best_f1(hits: Sequence[Hit], slumps: int, iou: float) -> tuple[float, float, float, float]:
-    """(F1, score threshold, precision, recall) at the threshold with the best F1."""
+    """(F1, score threshold, precision, recall) at the threshold with the best F1; `iou` is one of `IOUS`."""
     best = (0.0, 1.0, 0.0, 0.0)
     right = 0
     for count, hit in enumerate(sorted(hits, key=lambda h: -h.score), start=1):
-        right += hit.iou >= iou
+        right += iou in hit.right
         f1 = 2 * right / (count + slumps) if slumps else 0.0
         if f1 > best[0]:
             best = (f1, hit.score, right / count, right / slumps)
@@ -69,7 +77,7 @@ def best_f1(hits: Sequence[Hit], slumps: int, iou: float) -> tuple[float, float,
 def average_precision(hits: Sequence[Hit], slumps: int, iou: float) -> float:
     """Area under the precision-recall curve with monotone precision (COCO without interpolation points)."""
     ordered = sorted(hits, key=lambda h: -h.score)
-    right = np.cumsum([hit.iou >= iou for hit in ordered])
+    right = np.cumsum([iou in hit.right for hit in ordered])
     if not slumps or not len(right) or not right[-1]:
         return 0.0
     precision = right / np.arange(1, len(right) + 1)

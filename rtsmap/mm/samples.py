@@ -228,7 +228,9 @@ def make_sample(
 
     Of a slump only what any modality sees is a target, the rest is ignored.
     """
-    optical = disturb_colour(image.optical, options.augment, rng) if rng else image.optical.astype(np.float32)
+    optical = image.optical.astype(np.float32)
+    if rng:
+        optical = disturb_colour(image.optical, image.optical_valid, options.augment, rng)
     terrain = image.terrain
     if terrain is not None and rng:
         terrain = disturb_terrain(terrain, options.augment, spec.resolution_m, rng)

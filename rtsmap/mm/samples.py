@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -238,14 +238,18 @@ def make_sample(
     wanted = {name for modality in spec.modalities for name in modality.band_names}
     if spectral is not None and rng and wanted & set(spectral.names):
         spectral = disturb_spectral(spectral, options.augment, rng)
-    loses = rng is not None and _loses_imagery(terrain, options.augment, rng)
+    relief = {
+        modality.name: _terrain_layer(terrain, modality.band_names, image.labels.shape)
+        for modality in spec.modalities
+        if modality.is_terrain
+    }
+    loses = rng is not None and _loses_imagery(relief.values(), options.augment, rng)
     optical_valid = np.zeros_like(image.optical_valid) if loses else image.optical_valid
-    layers = {}
-    for modality in spec.modalities:
-        if modality.is_terrain:
-            layers[modality.name] = _terrain_layer(terrain, modality.band_names, image.labels.shape)
-        else:
-            layers[modality.name] = _imagery_layer(optical, optical_valid, spectral, modality.band_names)
+    layers = {
+        modality.name: relief.get(modality.name)
+        or _imagery_layer(optical, optical_valid, spectral, modality.band_names)
+        for modality in spec.modalities
+    }
     seen = np.logical_or.reduce([layer.valid for layer in layers.values()])
     labels = np.where(seen | (image.labels <= 0), image.labels, np.int16(-1))
     boxes, masks, ignored = _targets(labels, options)
@@ -253,9 +257,9 @@ def make_sample(
     return Sample(image.name, layers, boxes, masks, ignored, unknown if image.kinds is None else image.kinds)
 
 
-def _loses_imagery(terrain: Terrain | None, options: AugmentOptions, rng: np.random.Generator) -> bool:
+def _loses_imagery(relief: Iterable[Layer], options: AugmentOptions, rng: np.random.Generator) -> bool:
     """Whether a sample goes without imagery; a share of none draws nothing, so that other draws stay."""
-    left = terrain is not None and bool(terrain.valid.any())
+    left = any(layer.valid.any() for layer in relief)
     return left and options.optical_missing_share > 0 and rng.random() < options.optical_missing_share
 
 

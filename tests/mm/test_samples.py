@@ -131,6 +131,9 @@ def test_collages_are_made_of_images_without_terrain_only(tmp_path):
         source = SampleSource([(1.0, [image])], SPEC, SampleOptions(chip_px=64, collage_share=1.0), seed=0)
         names = {source.draw(number).name for number in range(5)}
         assert all((" | " in name) != terrain for name in names)
+    options = SampleOptions(chip_px=64, collage_share=1.0)
+    both = SampleSource([(1.0, [with_terrain, without])], SPEC, options, seed=0)
+    assert {both.draw(number).name for number in range(20)} == {"image 0", "image 1 | image 1"}
 
 
 def test_impossible_sources_are_refused():

@@ -30,6 +30,7 @@ from rtsmap.mm.batches import collate, stack_judged, stack_kinds
 from rtsmap.mm.packs import KINDS, UNKNOWN_KIND
 from rtsmap.mm.register import SlumpNetwork, Target
 from rtsmap.mm.samples import Sample, SampleSource
+from rtsmap.mm.writing import written_whole
 
 _SLUMP_WEIGHT = 5.0
 """Slumps cover about a twentieth of a chip; unweighted, predicting none is a comfortable answer."""
@@ -388,7 +389,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
 
     def save(self, path: Path, step: int) -> None:
-        """Write under a temporary name, then rename."""
+        """Write under a temporary name, then rename. Raises WriteError."""
         state = {
             "step": step,
             "network": self.network.state_dict(),
@@ -397,9 +398,8 @@ class TrainState:
             "updates": self.average.updates,
             "optimizer": self.optimizer.state_dict(),
         }
-        temporary = path.with_name(path.name + ".part")
-        torch.save(state, temporary)
-        temporary.replace(path)
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
 
     def load(self, path: Path, device: str) -> int:
         """Restore from `path` when it exists; the number of steps already done."""

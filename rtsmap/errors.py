@@ -5,7 +5,7 @@
         GridMismatchError          rasters that do not share ground, or shapes that disagree
         BandError                  a band is missing, ambiguous or unknown
         ReadError                  pixels of a file cannot be read, also not when tried again
-        WriteError                 a raster cannot be written, mostly for want of space
+        WriteError                 a file cannot be written, mostly for want of space
         LabelError                 label polygons that cannot be used
         OptionsError               an impossible or unknown option
       ModelError                   a model bundle cannot be used
@@ -43,7 +43,7 @@ class ReadError(InputError):
 
 
 class WriteError(InputError):
-    """A raster cannot be written, mostly for want of space."""
+    """A file cannot be written, mostly for want of space."""
 
 
 class LabelError(InputError):

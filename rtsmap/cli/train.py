@@ -53,7 +53,7 @@ def command(
     from rtsmap.mm.stages import run_recipe
     from rtsmap.mm.train import Ranks
 
-    ranks = Ranks.from_torchrun()
+    ranks = Ranks.from_torchrun(recipe.device)
     folder = out or Path(f"{path.stem}_run")
     try:
         with _shown(quiet=ranks.rank > 0) as tell:

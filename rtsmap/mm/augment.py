@@ -90,9 +90,15 @@ def turn(image: TrainingImage, quarter_turns: int, mirror: bool) -> TrainingImag
 
 
 def disturb_colour(
-    optical: npt.NDArray[np.uint8], options: AugmentOptions, rng: np.random.Generator
+    optical: npt.NDArray[np.uint8],
+    valid: npt.NDArray[np.bool_],
+    options: AugmentOptions,
+    rng: np.random.Generator,
 ) -> FloatArray:
-    """Another illumination, haze, focus and sensor: (3, H, W) DN, float32 within 0..255."""
+    """Another illumination, haze, focus and sensor: (3, H, W) DN, float32 within 0..255.
+
+    Out of focus each pixel is a mean of those around it that are `valid` (H, W), True = data.
+    """
     out = optical.astype(np.float32)
     if rng.random() < options.grey_share:
         out = np.repeat(out.mean(axis=0, keepdims=True), 3, axis=0)
@@ -104,9 +110,9 @@ def disturb_colour(
         veil = rng.uniform(0.1, 0.45)
         out = (1 - veil) * out + veil * rng.uniform(140, 220)
     if rng.random() < options.blur_share:
-        out = ndimage.gaussian_filter(out, (0, *[rng.uniform(0.4, 1.2)] * 2))
-    out += rng.normal(0, rng.uniform(0, options.noise_dn), out.shape)
-    return np.asarray(np.clip(out, 0, 255), np.float32)
+        out = _of_valid(partial(ndimage.gaussian_filter, sigma=rng.uniform(0.4, 1.2)), out, valid)
+    noise = rng.normal(0, rng.uniform(0, options.noise_dn), out.shape)
+    return np.asarray(np.clip(out + noise, 0, 255), np.float32)
 
 
 def disturb_terrain(

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rtsmap.errors import WeightsError
+from rtsmap.mm.writing import written_whole
 from rtsmap.nets.mvit import MViT
 from rtsmap.rasters.bands import Modality
 
@@ -36,9 +37,8 @@ def save_weights(network: nn.Module, path: Path, *, half: bool = True) -> None:
     broken = [name for name, value in weights.items() if not torch.isfinite(value.float()).all()]
     if broken:
         raise WeightsError(f"{path}: {len(broken)} tensors do not fit half precision, first {broken[0]}")
-    temporary = path.with_name(path.name + ".part")
-    save_file(weights, temporary)
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        save_file(weights, temporary)
 
 
 def read_weights(path: Path) -> Weights:

@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rtsmap.errors import GridMismatchError, InputError
+from rtsmap.mm.writing import written_whole
 from rtsmap.rasters.bands import OPTICAL_RGB, Modality
 from rtsmap.rasters.tiling import Window
 
@@ -98,7 +99,7 @@ class TrainingImage:
 
 
 def write_pack(path: Path, images: Iterable[TrainingImage]) -> None:
-    """Write images to one pack, under a temporary name until it is whole."""
+    """Write images to one pack, under a temporary name until it is whole. Raises WriteError."""
     tensors: dict[str, npt.NDArray[np.generic]] = {}
     index = []
     for i, image in enumerate(images):
@@ -123,10 +124,9 @@ def write_pack(path: Path, images: Iterable[TrainingImage]) -> None:
             }
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
     contiguous = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-    save_file(contiguous, temporary, metadata={"rtsmap_pack": "1", "index": json.dumps(index)})
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        save_file(contiguous, temporary, metadata={"rtsmap_pack": "1", "index": json.dumps(index)})
 
 
 def _more_tensors(image: TrainingImage) -> dict[str, npt.NDArray[np.generic]]:

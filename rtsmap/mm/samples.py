@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,9 +99,9 @@ class SampleSource:
         self.spec, self.options, self.seed = spec, options, seed
         shares = np.array([share for share, _ in groups], dtype=float)
         self._shares = shares / shares.sum()
-        self._groups = [images for _, images in groups]
-        self._weights = [_image_weights(images) for images in self._groups]
-        self._hard = [[image for image in images if image.hard] for images in self._groups]
+        self._groups = [_Choice(images) for _, images in groups]
+        self._plain = [_Choice([image for image in images if _is_plain(image)]) for _, images in groups]
+        self._hard = [[image for image in images if image.hard] for _, images in groups]
 
     def draw(self, number: int) -> Sample:
         """The sample of this number: always the same for the same seed."""
@@ -123,23 +123,19 @@ class SampleSource:
             place = image.hard[int(rng.integers(len(image.hard)))]
             return self._cut(image, shape, rng, near=place)
         if drawn < hard_share + self.options.negative_share:
-            return self._cut(self._choose(group, rng), shape, rng, empty=True)
+            return self._cut(self._groups[group].draw(rng), shape, rng, empty=True)
         return None
 
     def _any(self, group: int, rng: np.random.Generator) -> TrainingImage:
-        image, side = self._choose(group, rng), self.options.chip_px
+        image, side = self._groups[group].draw(rng), self.options.chip_px
         # short-circuits, so that without collages the draws are those of before
-        plain = not image.has_terrain and not image.spectral
-        if self.options.collage_share and plain and rng.random() < self.options.collage_share:
+        share = self.options.collage_share
+        if share and _is_plain(image) and rng.random() < share:
             first_px = int(rng.uniform(0.3, 0.7) * side)
             left = self._cut(image, (side, first_px), rng)
-            right = self._cut(self._choose(group, rng), (side, side - first_px), rng)
+            right = self._cut(self._plain[group].draw(rng), (side, side - first_px), rng)
             return collage(left, right, side, gap_px=int(rng.integers(0, MAX_GAP_PX + 1)))
         return self._cut(image, (side, side), rng)
-
-    def _choose(self, group: int, rng: np.random.Generator) -> PackedImage:
-        images = self._groups[group]
-        return images[int(rng.choice(len(images), p=self._weights[group]))]
 
     def _cut(
         self,
@@ -216,9 +212,22 @@ def collage(left: TrainingImage, right: TrainingImage, side_px: int, *, gap_px: 
     return TrainingImage(f"{left.name} | {right.name}", left.group, optical, valid, labels, None)
 
 
-def _image_weights(images: Sequence[PackedImage]) -> npt.NDArray[np.float64]:
-    weights = np.sqrt([1.0 + len(image.slumps) for image in images])
-    return np.asarray(weights / weights.sum())
+def _is_plain(image: PackedImage) -> bool:
+    """Whether it shows natural colour alone."""
+    return not image.has_terrain and not image.spectral
+
+
+class _Choice:
+    """Images of which those with many slumps are chosen more often."""
+
+    def __init__(self, images: Sequence[PackedImage]) -> None:
+        self._images = images
+        weights = np.sqrt([1.0 + len(image.slumps) for image in images])
+        self._weights = weights / weights.sum()
+
+    def draw(self, rng: np.random.Generator) -> PackedImage:
+        """One of them."""
+        return self._images[int(rng.choice(len(self._images), p=self._weights))]
 
 
 def make_sample(
@@ -228,7 +237,9 @@ def make_sample(
 
     Of a slump only what any modality sees is a target, the rest is ignored.
     """
-    optical = disturb_colour(image.optical, options.augment, rng) if rng else image.optical.astype(np.float32)
+    optical = image.optical.astype(np.float32)
+    if rng:
+        optical = disturb_colour(image.optical, image.optical_valid, options.augment, rng)
     terrain = image.terrain
     if terrain is not None and rng:
         terrain = disturb_terrain(terrain, options.augment, spec.resolution_m, rng)
@@ -236,14 +247,18 @@ def make_sample(
     wanted = {name for modality in spec.modalities for name in modality.band_names}
     if spectral is not None and rng and wanted & set(spectral.names):
         spectral = disturb_spectral(spectral, options.augment, rng)
-    loses = rng is not None and _loses_imagery(terrain, options.augment, rng)
+    relief = {
+        modality.name: _terrain_layer(terrain, modality.band_names, image.labels.shape)
+        for modality in spec.modalities
+        if modality.is_terrain
+    }
+    loses = rng is not None and _loses_imagery(relief.values(), options.augment, rng)
     optical_valid = np.zeros_like(image.optical_valid) if loses else image.optical_valid
-    layers = {}
-    for modality in spec.modalities:
-        if modality.is_terrain:
-            layers[modality.name] = _terrain_layer(terrain, modality.band_names, image.labels.shape)
-        else:
-            layers[modality.name] = _imagery_layer(optical, optical_valid, spectral, modality.band_names)
+    layers = {
+        modality.name: relief.get(modality.name)
+        or _imagery_layer(optical, optical_valid, spectral, modality.band_names)
+        for modality in spec.modalities
+    }
     seen = np.logical_or.reduce([layer.valid for layer in layers.values()])
     labels = np.where(seen | (image.labels <= 0), image.labels, np.int16(-1))
     boxes, masks, ignored = _targets(labels, options)
@@ -251,9 +266,9 @@ def make_sample(
     return Sample(image.name, layers, boxes, masks, ignored, unknown if image.kinds is None else image.kinds)
 
 
-def _loses_imagery(terrain: Terrain | None, options: AugmentOptions, rng: np.random.Generator) -> bool:
+def _loses_imagery(relief: Iterable[Layer], options: AugmentOptions, rng: np.random.Generator) -> bool:
     """Whether a sample goes without imagery; a share of none draws nothing, so that other draws stay."""
-    left = terrain is not None and bool(terrain.valid.any())
+    left = any(layer.valid.any() for layer in relief)
     return left and options.optical_missing_share > 0 and rng.random() < options.optical_missing_share
 
 

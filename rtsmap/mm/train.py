@@ -30,6 +30,7 @@ from rtsmap.mm.batches import collate, stack_judged, stack_kinds
 from rtsmap.mm.packs import KINDS, UNKNOWN_KIND
 from rtsmap.mm.register import SlumpNetwork, Target
 from rtsmap.mm.samples import Sample, SampleSource
+from rtsmap.mm.writing import written_whole
 
 _SLUMP_WEIGHT = 5.0
 """Slumps cover about a twentieth of a chip; unweighted, predicting none is a comfortable answer."""
@@ -257,11 +258,11 @@ class Ranks:
     count: int = 1
 
     @classmethod
-    def from_torchrun(cls) -> Ranks:
-        """Join the process group that torchrun describes, if there is one."""
+    def from_torchrun(cls, device: str = "auto") -> Ranks:
+        """Join the process group that torchrun describes, if there is one, to train on this device."""
         if "RANK" not in os.environ:
             return cls()
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if torch.cuda.is_available() and device != "cpu" else "gloo"
         torch.distributed.init_process_group(backend)
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
@@ -276,16 +277,18 @@ class Ranks:
             torch.distributed.destroy_process_group()
 
     def average_gradients(self, *modules: nn.Module | None) -> None:
-        """Replace every gradient by its mean over the processes."""
+        """Replace every gradient by its mean over the processes; what none of them used keeps having none."""
         if self.count == 1:
             return
         parameters = [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = nn.utils.parameters_to_vector(gradients)
+        used = gradients[0].new_tensor([p.grad is not None for p in parameters])
+        flat = nn.utils.parameters_to_vector([*gradients, used])
         torch.distributed.all_reduce(flat)
-        flat /= self.count
-        for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = mean.view_as(parameter).clone()
+        *means, users = (flat / self.count).split([*(p.numel() for p in parameters), len(parameters)])
+        # a gradient of zero is not none: weights would decay, and momenta move them
+        for parameter, mean, is_used in zip(parameters, means, users.tolist(), strict=True):
+            parameter.grad = mean.view_as(parameter).clone() if is_used else None
 
 
 class DenseLoss(nn.Module):
@@ -386,7 +389,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
 
     def save(self, path: Path, step: int) -> None:
-        """Write under a temporary name, then rename."""
+        """Write under a temporary name, then rename. Raises WriteError."""
         state = {
             "step": step,
             "network": self.network.state_dict(),
@@ -395,9 +398,8 @@ class TrainState:
             "updates": self.average.updates,
             "optimizer": self.optimizer.state_dict(),
         }
-        temporary = path.with_name(path.name + ".part")
-        torch.save(state, temporary)
-        temporary.replace(path)
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
 
     def load(self, path: Path, device: str) -> int:
         """Restore from `path` when it exists; the number of steps already done."""

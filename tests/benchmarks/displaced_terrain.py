@@ -3,8 +3,7 @@
     python -m tests.benchmarks.displaced_terrain RUN --packs PACKS --budget 8 --seeds 0 1 2
 
 Simulated pairs match to the pixel; real imagery and elevation, of other sensors and laid on other models of
-the ground, need not. No training is repeated: the networks are those that `tests.benchmarks.fusions simulated`
-has left in RUN.
+the ground, need not. No training is repeated: the networks are those that `fusions simulated` left in RUN.
 """
 
 from __future__ import annotations

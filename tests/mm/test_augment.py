@@ -83,11 +83,21 @@ def test_smoothing_terrain_mixes_nothing_in_that_is_not_valid():
     np.testing.assert_allclose(smooth.relative_elevation[holes], 2, rtol=1e-5)
 
 
+def test_blurring_imagery_mixes_nothing_in_that_is_not_valid():
+    rng = np.random.default_rng(0)
+    holes = rng.random((40, 50)) > 0.3
+    optical = np.where(holes, 100, 255).astype(np.uint8)[None].repeat(3, axis=0)
+    none = dict.fromkeys(("gain_sd", "channel_sd", "offset_sd_dn", "gamma_sd", "haze_share", "noise_dn"), 0.0)
+    options = AugmentOptions(**none, grey_share=0.0, blur_share=1.0)
+    np.testing.assert_allclose(disturb_colour(optical, holes, options, rng)[:, holes], 100, rtol=1e-5)
+
+
 def test_colours_stay_in_range_and_depend_on_the_generator_only():
-    optical = labelled_image().optical
-    first = disturb_colour(optical, AugmentOptions(), np.random.default_rng(3))
-    second = disturb_colour(optical, AugmentOptions(), np.random.default_rng(3))
-    other = disturb_colour(optical, AugmentOptions(), np.random.default_rng(4))
+    image = labelled_image()
+    first, second, other = (
+        disturb_colour(image.optical, image.optical_valid, AugmentOptions(), np.random.default_rng(seed))
+        for seed in (3, 3, 4)
+    )
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, other)
     assert first.min() >= 0

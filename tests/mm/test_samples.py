@@ -65,6 +65,15 @@ def test_imagery_goes_missing_only_where_terrain_is_left(tmp_path):
     assert left == {"optical", "terrain"}
 
 
+def test_imagery_stays_where_slope_cannot_be_made_of_the_heights():
+    image = labelled_image()
+    heights = replace(image, terrain=replace(image.terrain, gradient=None))
+    gone = SampleOptions(augment=AugmentOptions(optical_missing_share=1.0, dem_missing_share=0.0))
+    for one, seen in ((heights, "optical"), (image, "terrain")):
+        layers = make_sample(one, SPEC, gone, np.random.default_rng(0)).layers
+        assert [name for name, layer in layers.items() if layer.valid.any()] == [seen]
+
+
 def test_the_gradient_can_be_a_band():
     image = labelled_image()
     sample = make_sample(image, InputSpec(4.0, (TERRAIN_FOR_TRAINING,)), SampleOptions(), None)
@@ -122,6 +131,9 @@ def test_collages_are_made_of_images_without_terrain_only(tmp_path):
         source = SampleSource([(1.0, [image])], SPEC, SampleOptions(chip_px=64, collage_share=1.0), seed=0)
         names = {source.draw(number).name for number in range(5)}
         assert all((" | " in name) != terrain for name in names)
+    options = SampleOptions(chip_px=64, collage_share=1.0)
+    both = SampleSource([(1.0, [with_terrain, without])], SPEC, options, seed=0)
+    assert {both.draw(number).name for number in range(20)} == {"image 0", "image 1 | image 1"}
 
 
 def test_impossible_sources_are_refused():

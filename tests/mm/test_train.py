@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from rtsmap.errors import OptionsError, RunError
 from rtsmap.mm.packs import UNKNOWN_KIND
 from rtsmap.mm.register import Target, build_network
 from rtsmap.mm.samples import SampleOptions, SampleSource
-from rtsmap.mm.train import DenseLoss, TrainOptions, learning_rate, seed_everything, train
+from rtsmap.mm.train import DenseLoss, Ranks, TrainOptions, learning_rate, seed_everything, train
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
 from tests.mm.labelled import packed
 
@@ -64,6 +66,39 @@ def test_gradient_checkpointing_trains_the_same_weights(tmp_path):
         trained.append(train(network, source, options, tmp_path / f"run {thrifty}").state_dict())
     for name, value in trained[0].items():
         torch.testing.assert_close(trained[1][name], value, msg=name)
+
+
+def test_processes_leave_alone_what_none_of_them_uses(tmp_path):
+    rendezvous = f"file://{tmp_path / 'rendezvous'}"
+    torch.multiprocessing.spawn(_averaged, (rendezvous, tmp_path), nprocs=2)
+    for rank in range(2):
+        means = torch.load(tmp_path / f"{rank}.pt")
+        assert means["both.weight"].tolist() == [[1.5]]
+        assert means["one.weight"].tolist() == [[1.0]]
+        assert means["none.weight"] is None
+
+
+def _averaged(rank: int, rendezvous: str, folder: Path) -> None:
+    """Gradients of two processes: both use one layer, the second one another, and neither the last."""
+    torch.distributed.init_process_group("gloo", rendezvous, rank=rank, world_size=2)
+    layers = nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in ("both", "one", "none")})
+    loss = layers["both"](torch.full((1, 1), 1.0 + rank))
+    (loss + layers["one"](torch.full((1, 1), 2.0)) if rank else loss).sum().backward()
+    Ranks(rank, 2).average_gradients(layers, None)
+    torch.save({name: p.grad for name, p in layers.named_parameters()}, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("device", "backend"), [("auto", "nccl"), ("cuda:1", "nccl"), ("cpu", "gloo")])
+def test_processes_talk_as_their_device_can(monkeypatch, device, backend):
+    asked = []
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "init_process_group", asked.append)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    assert Ranks.from_torchrun(device) == Ranks(0, 2)
+    assert asked == [backend]
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path):

@@ -94,6 +94,8 @@ def tell_report(
 
 def tell_many(report: ManyReport, ledger: Ledger | None = None) -> None:
     """Say what a run over many scenes did and where its time went, and name what failed."""
+    for note in report.notes:
+        tell(f"Note: {note}")
     tell(
         f"{count_of(report.footprints, 'slump')} from {count_of(len(report.scenes), 'scene')}, "
         f"{report.superseded:,} more gave way to them, in {report.seconds:.0f} s"

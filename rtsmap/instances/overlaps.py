@@ -33,6 +33,8 @@ _GOES_ON = 0.05
 """Of a slump's area, so much beyond a scene's edge is no accident of outlines."""
 _AT_THE_EDGE = 0.25
 """A footprint so near to the edge, in its own widths, ends there; coverage is coarser than outlines."""
+_TOUCHING = 0.1
+"""Footprints so near to each other, in widths of the smaller, may be one; outlines are simplified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,27 @@ def reconcile(seen: Seen, rule: str) -> Verdict:
         )
     _first_stands(seen, pairs, order, gives_way)
     return Verdict(gives_way, [])
+
+
+def cut_by_joints(seen: Seen, verdict: Verdict) -> list[tuple[int, int]]:
+    """Pairs of rows that stand and meet where both their scenes end: likely one slump that counts as two."""
+    group = {row: k for k, rows in enumerate(verdict.united) for row in rows}
+    widths = np.sqrt(shapely.area(seen.polygons))
+    stands = np.array([other is None for other in verdict.superseded_by], bool)
+    i, j = shapely.STRtree(seen.polygons).query(
+        seen.polygons, predicate="dwithin", distance=_TOUCHING * widths
+    )
+    # of a pair of neighbours at least the larger one finds the other
+    i, j = np.unique(np.sort(np.stack([i, j]), axis=0), axis=1)
+    wanted = (seen.scene[i] != seen.scene[j]) & stands[i] & stands[j]
+    wanted[wanted] = [group.get(a, -1) != group.get(b, -2) for a, b in zip(i[wanted], j[wanted], strict=True)]
+    i, j = i[wanted], j[wanted]
+    near = _TOUCHING * np.minimum(widths[i], widths[j])
+    meet = shapely.dwithin(seen.polygons[i], seen.polygons[j], near)
+    edges = shapely.boundary(seen.mapped)
+    for rows in (i, j):
+        meet &= shapely.dwithin(seen.polygons[rows], edges[seen.scene[rows]], near)
+    return list(zip(i[meet].tolist(), j[meet].tolist(), strict=True))
 
 
 def _same_slumps(seen: Seen) -> dict[int, list[tuple[int, float]]]:

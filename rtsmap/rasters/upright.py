@@ -22,6 +22,7 @@ from rtsmap.errors import InputError
 MOST_RESIDUAL_PX = 2.0
 _FEWEST_POINTS = 4
 _LEAST_SPREAD = 0.25
+_TOLERANCE_PX = 1e-6
 
 
 def is_upright(src: Any) -> bool:
@@ -80,6 +81,8 @@ def _virtual_raster(src: Any, crs: Any) -> str:
     options = {"src_crs": crs, "crs": crs, "resampling": Resampling.bilinear, **_emptiness(src)}
     if not is_located_by_points(src):
         options |= _grid_around(src)
+    # else GDAL sizes its kernel by the window at hand, and windows of a turned raster are blurred
+    options |= {"XSCALE": 1, "YSCALE": 1, "tolerance": _TOLERANCE_PX}
     with WarpedVRT(src, **options) as warped, tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "upright.vrt"
         rasterio.shutil.copy(warped, path, driver="VRT")

@@ -48,6 +48,7 @@ class ManyReport:
     """What a run over many scenes did. `problems` are (scene, sentence) of scenes that are not in the map.
 
     `footprints` stand, `superseded` give way to them. `scenes` are the reports of those that are in the map.
+    `notes` are sentences for the user.
     """
 
     out: Path
@@ -56,6 +57,7 @@ class ManyReport:
     scenes: tuple[tuple[str, RunReport], ...]
     problems: tuple[tuple[str, str], ...]
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def plan_scenes(
@@ -196,9 +198,17 @@ def merge_scenes(
         raise RunError("no scene can be put on the map: " + _listed(list(bad.items())))
     maps = [SceneMap(report.out, entry.name, entry.acquired) for entry, report in reports]
     record = _record(entries, bad, overlaps)
-    stand, gone = unite_maps(maps, out, rule=overlaps, record=record, overwrite=overwrite)
+    united = unite_maps(maps, out, rule=overlaps, record=record, overwrite=overwrite)
     by_name = tuple((entry.name, report) for entry, report in reports)
-    return ManyReport(out, stand, gone, by_name, tuple(sorted(bad.items())), time.time() - started)
+    return ManyReport(
+        out,
+        united.standing,
+        united.superseded,
+        by_name,
+        tuple(sorted(bad.items())),
+        time.time() - started,
+        (_cut_note(united.cut),) if united.cut else (),
+    )
 
 
 def discard(report: ManyReport) -> None:
@@ -247,6 +257,13 @@ def _refuse_undated(entries: Sequence[SceneEntry], overlaps: str) -> None:
             f"them: {', '.join(undated[:5])}. Name the dates in a table of scenes (columns scene, date), or "
             "choose another rule"
         )
+
+
+def _cut_note(pairs: int) -> str:
+    return (
+        f"pairs of footprints that meet at a joint of scenes, where one slump may count as two: {pairs:,}. "
+        "Parts of one picture are seen whole as one scene: gdalbuildvrt SCENE.vrt PART PART ..."
+    )
 
 
 def _record(entries: Sequence[SceneEntry], bad: Mapping[str, str], overlaps: str) -> dict[str, Any]:

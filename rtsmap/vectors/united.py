@@ -16,7 +16,7 @@ from odc.geo.crs import CRS
 
 from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geodesic_perimeter_m
 from rtsmap.instances.coverage import FAILED, LEFT_OUT, MAPPED, NO_DATA
-from rtsmap.instances.overlaps import Seen, reconcile
+from rtsmap.instances.overlaps import Seen, cut_by_joints, reconcile
 from rtsmap.instances.polygons import only_polygons
 from rtsmap.vectors.edits import distinct_ids
 from rtsmap.vectors.formats import with_short_edges
@@ -40,10 +40,22 @@ class SceneMap:
     acquired: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class United:
+    """How many footprints of a map of many stand, how many give way to them, and how many pairs are `cut`.
+
+    A pair is cut that meets where both its scenes end: likely one slump that counts as two.
+    """
+
+    standing: int
+    superseded: int
+    cut: int
+
+
 def unite_maps(
     maps: Sequence[SceneMap], out: Path, *, rule: str, record: Mapping[str, Any], overwrite: bool = False
-) -> tuple[int, int]:
-    """Write one map of many; gives how many footprints stand, and how many give way.
+) -> United:
+    """Write one map of many.
 
     It is in the CRS of the maps where they have one in common, else in EPSG:3413 for the Arctic and in
     EPSG:4326 elsewhere. `superseded_by` says what a footprint gives way to; ground that one scene mapped is
@@ -82,7 +94,7 @@ def unite_maps(
     record = {**record, **_in_common([layer.run_record for layer in layers]), MADE_FROM: made_from}
     write_layers(out, MapLayers(together, _unite_coverage(coverage, crs), record), overwrite=overwrite)
     gone = int(together[SUPERSEDED].notna().sum())
-    return len(together) - gone, gone
+    return United(len(together) - gone, gone, len(cut_by_joints(seen, verdict)))
 
 
 def standing(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtsmap.errors import OptionsError
-from rtsmap.instances.overlaps import RULES, Seen, reconcile
+from rtsmap.instances.overlaps import RULES, Seen, cut_by_joints, reconcile
 
 WEST, EAST = shapely.box(0, 0, 60, 100), shapely.box(40, 0, 100, 100)
 
@@ -142,3 +142,25 @@ def test_order_has_no_effect_and_what_stands_shows_no_slump_twice(rows, random):
                     assert a.intersection(b).area <= 0.5 * min(a.area, b.area)
         # what something gives way to stands itself, or is a scene
         assert {name for name in one.values() if name} <= {found.ids[i] for i in standing} | {"east", "west"}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("overlap", [0, 1, 20])
+def test_what_a_joint_of_scenes_cuts_in_two_is_told(rule, overlap):
+    """Parts of one picture share no ground, or so little that neither half is the same as the other."""
+    east = shapely.box(60 - overlap, 0, 120, 100)
+    west_half, east_half = shapely.box(20, 10, 60, 20), shapely.box(60 - overlap, 10, 100, 20)
+    apart = [(0, shapely.box(40, 50, 54, 60), 0.9), (1, shapely.box(66, 50, 80, 60), 0.9)]
+    found = seen([(0, west_half, 0.9), (1, east_half, 0.6), *apart])
+    found = replace(found, mapped=np.array([WEST, east], object))
+    assert cut_by_joints(found, reconcile(found, rule)) == [(0, 1)]
+    seen_whole = replace(found, mapped=np.array([WEST, shapely.box(0, 0, 120, 100)], object))
+    assert cut_by_joints(seen_whole, reconcile(seen_whole, rule)) == []
+
+
+def test_what_gives_way_or_is_united_is_not_cut():
+    found = seen([(0, shapely.box(30, 10, 60, 20), 0.9), (1, shapely.box(40, 10, 65, 20), 0.8)])
+    for rule, pairs in (("best", []), ("union", []), ("keep", [(0, 1)])):
+        assert cut_by_joints(found, reconcile(found, rule)) == pairs
+    nothing = seen([])
+    assert cut_by_joints(nothing, reconcile(nothing, "best")) == []

@@ -10,6 +10,7 @@ from rtsmap.errors import GridMismatchError, InputError
 from rtsmap.rasters import reading, sources
 from rtsmap.rasters.fingerprints import fingerprint
 from rtsmap.rasters.mosaic import open_elevation
+from rtsmap.rasters.tiling import Window
 from tests.rasters.files import UTM, geobox, write
 
 HEIGHT, WIDTH = 90, 120
@@ -26,10 +27,11 @@ def points(affine, *, shift_px=0.0, count=4):
     ]
 
 
-def write_located_by(path, gcps, crs=UTM):
-    profile = {"driver": "GTiff", "count": 1, "height": HEIGHT, "width": WIDTH, "dtype": "float32"}
+def write_located_by(path, gcps, crs=UTM, heights=HILL):
+    height, width = heights.shape
+    profile = {"driver": "GTiff", "count": 1, "height": height, "width": width, "dtype": "float32"}
     with rasterio.open(path, "w", **profile) as dst:
-        dst.write(HILL, 1)
+        dst.write(heights, 1)
         dst.gcps = (gcps, rasterio.CRS.from_string(crs))
     return path
 
@@ -61,6 +63,39 @@ def test_beyond_the_turned_pixels_nothing_is_data(tmp_path):
     area_px = HEIGHT * WIDTH * 16 / abs(info.geobox.affine.determinant)
     assert valid.sum() == pytest.approx(area_px, rel=0.03)
     assert not valid[0, 0]
+
+
+def test_a_quarter_turn_keeps_each_pixel_as_it_is(tmp_path):
+    rng = np.random.default_rng(1)
+    numbers = rng.integers(1, 255, (300, 700)).astype(np.uint8)
+    upright = Affine(4, 0, 500_000, 0, -4, 7_700_000)
+    turned = upright * Affine.translation(700, 0) * Affine.rotation(90)
+    path = write(tmp_path / "turned.tif", np.ascontiguousarray(np.rot90(numbers)), transform=turned)
+    info = sources.probe(path)
+    assert info.geobox.affine.almost_equals(upright)
+    for window in (Window(0, 0, 300, 700), Window(90, 250, 150, 333)):
+        found = reading.read_native(info, [1], window).pixels[0]
+        assert np.array_equal(found, numbers[window.slices()])
+
+
+def test_no_pixel_depends_on_the_window_that_it_is_read_with(tmp_path):
+    """GDAL widens its kernel by how much longer the window's place in the file is than the window."""
+    fine = (50 + 40 * np.sin(np.arange(900)[:, None] / 2) * np.cos(np.arange(1200) / 2)).astype(np.float32)
+    bent = [
+        GroundControlPoint(row=r, col=c, x=x + 1e-5 * r * r, y=y + 1e-5 * r * c)
+        for r in np.linspace(0, 900, 6)
+        for c in np.linspace(0, 1200, 6)
+        for x, y in [TURNED * (c, r)]
+    ]
+    turned = write(tmp_path / "turned.tif", fine, transform=TURNED)
+    for path in (turned, write_located_by(tmp_path / "bent.tif", bent, heights=fine)):
+        info = sources.probe(path)
+        whole = reading.read_native(info, [1])
+        for window in (Window(301, 433, 451, 633), Window(700, 500, 900, 560)):
+            part = reading.read_native(info, [1], window)
+            place = window.slices()
+            assert np.array_equal(part.valid, whole.valid[place])
+            assert np.abs(part.pixels - whole.pixels[(slice(None), *place)]).max() < 1e-3
 
 
 def test_ground_control_points_that_agree_are_warped_by(tmp_path):

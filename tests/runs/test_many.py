@@ -107,6 +107,21 @@ def test_overlapping_scenes_become_one_map(tmp_path, ground, rule):
     assert [scene["scene_id"] for scene in layers.run_record["scenes"]] == ["old west", "new east"]
 
 
+def test_slumps_that_a_joint_of_two_scenes_cuts_are_told(tmp_path):
+    labels = np.zeros((120, 250), int)
+    labels[30:60, 100:150], labels[80:100, 200:230] = 1, 2
+    parts = [write_part(tmp_path / f"{col}.tif", labels, col, 125) for col in (0, 125)]
+    items = [SceneItem(part.stem, str(part)) for part in parts]
+    report = predict_scenes(InProcess(), items, out=tmp_path / "m.gpkg", model=engine(), options=OPTIONS)
+    assert report.footprints == 3
+    (note,) = report.notes
+    assert "one slump may count as two: 1. " in note
+    labels[:, 100:150] = 0
+    parts = [write_part(tmp_path / f"{col}.tif", labels, col, 125) for col in (0, 125)]
+    report = predict_scenes(InProcess(), items, out=tmp_path / "n.gpkg", model=engine(), options=OPTIONS)
+    assert (report.footprints, report.notes) == (1, ())
+
+
 def test_an_area_is_never_the_map(tmp_path, ground):
     window = Window(0, 0, *ground[0].shape)
     area = (mask_to_polygon(np.ones(window.shape, bool), window, grid(window.shape)),)

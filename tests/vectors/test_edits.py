@@ -16,7 +16,7 @@ from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geode
 from rtsmap.vectors.export import export_map
 from rtsmap.vectors.geopackage import FOOTPRINT_LAYER, read_map, write_map
 from rtsmap.vectors.reviews import FORMAT, apply_review
-from rtsmap.vectors.united import SUPERSEDED, SceneMap, unite_maps
+from rtsmap.vectors.united import SUPERSEDED, SceneMap, United, unite_maps
 from tests.vectors.samples import POLAR, RECORD, UTM, coverage, footprints
 
 
@@ -77,7 +77,8 @@ def test_halves_of_a_split_slump_are_reviewed_one_by_one(tmp_path):
 
 def test_a_scene_that_is_there_twice_has_its_slumps_twice_by_id(tmp_path):
     scenes = [SceneMap(written(tmp_path / f"{name}.gpkg"), name, None) for name in "ab"]
-    assert unite_maps(scenes, tmp_path / "all.gpkg", rule="best", record={}) == (5, 5)
+    united = unite_maps(scenes, tmp_path / "all.gpkg", rule="best", record={})
+    assert united == United(standing=5, superseded=5, cut=0)
     frame = read_map(tmp_path / "all.gpkg")
     assert frame["id"].is_unique
     gone = frame[SUPERSEDED].notna()

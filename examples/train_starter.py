@@ -194,18 +194,18 @@ def scores(network: SlumpNetwork, held_out: dict[str, list[Sample]]) -> dict[str
     detector = MmDetector(network, device="cpu")
     result = {}
     for name, samples in held_out.items():
-        hits, slumps = [], 0
-        for sample, found in zip(samples, detector.detect([chip_of(s) for s in samples]), strict=True):
-            hits += match_sample(found, sample)
-            slumps += len(sample.masks)
-        f1_30, threshold, precision, recall = best_f1(hits, slumps, 0.3)
+        found = detector.detect([chip_of(sample) for sample in samples])
+        pairs = list(zip(found, samples, strict=True))
+        loose, strict = ([h for d, s in pairs for h in match_sample(d, s, iou)] for iou in (0.3, 0.5))
+        slumps = sum(len(sample.masks) for sample in samples)
+        f1_30, threshold, precision, recall = best_f1(loose, slumps, 0.3)
         result |= {
             f"{name}_f1_30": f1_30,
             f"{name}_threshold": threshold,
             f"{name}_precision": precision,
             f"{name}_recall": recall,
-            f"{name}_f1_50": best_f1(hits, slumps, 0.5)[0],
-            f"{name}_ap50": average_precision(hits, slumps, 0.5),
+            f"{name}_f1_50": best_f1(strict, slumps, 0.5)[0],
+            f"{name}_ap50": average_precision(strict, slumps, 0.5),
         }
     print({key: round(value, 3) for key, value in result.items()}, flush=True)
     return result

@@ -44,9 +44,7 @@ class HeldOut:
         result: dict[str, float] = {}
         for name, found in self.detections(network, device).items():
             samples = self.sets[name]
-            hits = [h for s, d in zip(samples, found, strict=True) for h in match_sample(d, s)]
-            slumps = sum(len(sample.masks) for sample in samples)
-            result |= {f"{name}_{key}": value for key, value in _scores(hits, slumps).items()}
+            result |= {f"{name}_{key}": value for key, value in _scores(found, samples).items()}
         return result
 
     def detections(self, network: SlumpNetwork, device: str) -> dict[str, list[list[Detection]]]:
@@ -58,16 +56,23 @@ class HeldOut:
         }
 
 
-def _scores(hits: Sequence[Hit], slumps: int) -> dict[str, float]:
-    f1_30, threshold, precision, recall = best_f1(hits, slumps, 0.3)
+def _scores(found: Sequence[Sequence[Detection]], samples: Sequence[Sample]) -> dict[str, float]:
+    slumps = sum(len(sample.masks) for sample in samples)
+    loose, strict = (_hits(found, samples, iou) for iou in (0.3, 0.5))
+    f1_30, threshold, precision, recall = best_f1(loose, slumps, 0.3)
     return {
         "f1_30": f1_30,
         "threshold": threshold,
         "precision": precision,
         "recall": recall,
-        "f1_50": best_f1(hits, slumps, 0.5)[0],
-        "ap50": average_precision(hits, slumps, 0.5),
+        "f1_50": best_f1(strict, slumps, 0.5)[0],
+        "ap50": average_precision(strict, slumps, 0.5),
     }
+
+
+def _hits(found: Sequence[Sequence[Detection]], samples: Sequence[Sample], iou: float) -> list[Hit]:
+    pairs = zip(found, samples, strict=True)
+    return [hit for detections, sample in pairs for hit in match_sample(detections, sample, iou)]
 
 
 def best_threshold(watched: Sequence[Mapping[str, float]]) -> float:

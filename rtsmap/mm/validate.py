@@ -30,8 +30,13 @@ def chip_of(sample: Sample) -> Chip:
     return Chip(sample.layers, GeoBox(window.shape, Affine.identity(), None), Tile(0, window, window))
 
 
-def match_sample(detections: Sequence[Detection], sample: Sample, mask_threshold: int = 128) -> list[Hit]:
-    """Greedy one-to-one matching by score; detections mostly on ignored ground are left out."""
+def match_sample(
+    detections: Sequence[Detection], sample: Sample, least_iou: float, mask_threshold: int = 128
+) -> list[Hit]:
+    """Greedy one-to-one matching by score; detections mostly on ignored ground are left out.
+
+    A slump is taken by the first detection that shares `least_iou` with it, as COCO does for each such limit.
+    """
     hits = []
     free = list(range(len(sample.masks)))
     for found in sorted(detections, key=lambda d: -d.score):
@@ -42,7 +47,7 @@ def match_sample(detections: Sequence[Detection], sample: Sample, mask_threshold
         ious = [_iou(mask, area, sample.masks[i], rows_cols) for i in free]
         best = int(np.argmax(ious)) if ious else -1
         hits.append(Hit(found.score, ious[best] if ious else 0.0))
-        if ious and ious[best] >= 0.3:
+        if ious and ious[best] >= least_iou:
             free.pop(best)
     return hits
 
@@ -55,7 +60,7 @@ def _iou(
 
 
 def best_f1(hits: Sequence[Hit], slumps: int, iou: float) -> tuple[float, float, float, float]:
-    """(F1, score threshold, precision, recall) at the threshold with the best F1."""
+    """(F1, score threshold, precision, recall) at the threshold with the best F1; `hits` matched at `iou`."""
     best = (0.0, 1.0, 0.0, 0.0)
     right = 0
     for count, hit in enumerate(sorted(hits, key=lambda h: -h.score), start=1):
@@ -67,7 +72,10 @@ def best_f1(hits: Sequence[Hit], slumps: int, iou: float) -> tuple[float, float,
 
 
 def average_precision(hits: Sequence[Hit], slumps: int, iou: float) -> float:
-    """Area under the precision-recall curve with monotone precision (COCO without interpolation points)."""
+    """Area under the precision-recall curve with monotone precision (COCO without interpolation points).
+
+    `hits` matched at `iou`.
+    """
     ordered = sorted(hits, key=lambda h: -h.score)
     right = np.cumsum([hit.iou >= iou for hit in ordered])
     if not slumps or not len(right) or not right[-1]:

@@ -246,7 +246,7 @@ def best_threshold(detector, pack: Path) -> float:
     hits, slumps = [], 0
     for image in read_index(pack):
         sample = make_sample(image.read(Window(0, 0, *image.shape)), SPEC, SampleOptions(), None)
-        hits += match_sample(detector.detect([chip_of(sample)])[0], sample)
+        hits += match_sample(detector.detect([chip_of(sample)])[0], sample, 0.3)
         slumps += len(sample.masks)
     return best_f1(hits, slumps, 0.3)[1]
 

@@ -555,6 +555,6 @@ def options_record(options: TrainOptions) -> dict[str, object]:
 
 def seed_everything(seed: int) -> None:
     """Fix torch's and numpy's global generators (weight initialisation, RoI sampling)."""
-    torch.manual_seed(seed)
-    # numpy takes 32 bits, which a large seed and the number of a step go beyond
+    # torch takes 64 bits and numpy 32, which a large seed and the number of a step go beyond
+    torch.manual_seed(seed % 2**64)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - mmdet's samplers draw from the global generator

@@ -138,9 +138,10 @@ def test_learning_rate_warms_up_and_falls():
 
 
 def test_any_seed_can_be_trained_with(tmp_path):
-    network, source = fresh(tmp_path)
-    options = TrainOptions(steps=1, batch_size=1, dense_only_steps=1, seed=20261122)
-    train(network, source, options, tmp_path / "run")
+    for seed in (20261122, 2**62):
+        network, source = fresh(tmp_path)
+        options = TrainOptions(steps=1, batch_size=1, dense_only_steps=1, seed=seed)
+        train(network, source, options, tmp_path / f"run {seed}")
 
 
 def test_the_rate_in_the_log_is_that_of_the_heads(tmp_path):

@@ -28,7 +28,14 @@ from typing import Any
 import torch
 
 from rtsmap import __version__
-from rtsmap.errors import InputError, PlanMismatchError, RunError, WeightsError
+from rtsmap.errors import (
+    CardError,
+    InputError,
+    OptionsError,
+    PlanMismatchError,
+    RunError,
+    WeightsError,
+)
 from rtsmap.mm.backbones import branches_of, freeze_backbones, planes_of, take_branch
 from rtsmap.mm.checkpoints import (
     Weights,
@@ -147,15 +154,15 @@ def run_recipe(
 
     Started again after a kill it ends with the same weights. Raises PlanMismatchError when the
     directory belongs to another recipe or to other packs, naming what differs, OptionsError for
-    `tensorboard` without the package, and WeightsError, before anything is trained, for a file of
-    weights that a stage cannot start from.
+    `tensorboard` without the package and, before anything is trained, for a network that cannot be built,
+    and WeightsError for a file of weights that a stage cannot start from.
     """
     ranks, tell = ranks or Ranks(), tell or Teller()
     if tensorboard:
         check_tensorboard()
     packs = Packs.find(recipe)
     device = _device(recipe.device)
-    _check_weights(recipe, directory)
+    _check_stages(recipe, directory)
     if not ranks.rank:
         _open_run(directory, recipe, packs, {"device": device, "processes": ranks.count})
     ranks.wait()
@@ -180,13 +187,16 @@ def _device(wanted: str) -> str:
     return device
 
 
-def _check_weights(recipe: Recipe, directory: Path) -> None:
-    """Try the files of weights that stages yet to begin name; a later start finds its own checkpoint."""
+def _check_stages(recipe: Recipe, directory: Path) -> None:
+    """Try networks of stages yet to begin with the files that they name; others have their own checkpoint."""
     for name, stage in recipe.stages.items():
-        if (stage.backbone_weights or stage.start not in {AUTO, SCRATCH}) and not steps_done(
-            directory / name
-        ):
-            take_files(build_network(recipe.network_of(name), recipe.spec(name)), stage)
+        if steps_done(directory / name):
+            continue
+        try:
+            network = build_network(recipe.network_of(name), recipe.spec(name))
+        except CardError as exc:
+            raise OptionsError(f"stage '{name}': {str(exc).replace('model.json', '[network]')}") from exc
+        take_files(network, stage)
 
 
 # The run directory

@@ -218,6 +218,23 @@ def test_files_of_later_stages_are_tried_before_anything_is_trained(tmp_path, na
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"fusion.levels": [5]}, "levels must be among the strides"),
+        ({"terrain.num_heads": 3}, "must be a multiple of num_heads 3"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused_before_anything_is_trained(tmp_path, setting, told):
+    data = recipe_data(tmp_path)
+    data["network"] = {**data["network"], **setting}
+    del data["stages"]["terrain"]
+    data["stages"]["fused"]["backbones"] = "free"
+    with pytest.raises(OptionsError, match=rf"^stage 'fused': \[network\]: .*{told}"):
+        run_recipe(Recipe.from_dict(data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_pack_whose_path_looks_like_a_pattern_is_found(tmp_path):
     folder = tmp_path / "run [a]"
     folder.mkdir()

@@ -40,6 +40,7 @@ from rtsmap.mm.backbones import branches_of, freeze_backbones, planes_of, take_b
 from rtsmap.mm.checkpoints import (
     Weights,
     fill,
+    first_line,
     is_of_mobilenet,
     load_imagenet_guide,
     load_official_backbone,
@@ -481,10 +482,14 @@ def take_files(network: SlumpNetwork, stage: StageConfig) -> list[str]:
 def _checkpoint(folder: Path) -> dict[str, Any]:
     path = folder / CHECKPOINT
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as exc:
-        reason = str(exc).splitlines()[0]
-        raise WeightsError(f"{path}: not a checkpoint of rtsmap ({reason}); remove it to train anew") from exc
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as exc:  # a broken pickle can raise anything
+        raise WeightsError(
+            f"{path}: not a checkpoint of rtsmap ({first_line(exc)}); remove it to train anew"
+        ) from exc
+    kinds = {"step": int, "average": dict}
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), kinds[key]) for key in kinds):
+        raise WeightsError(f"{path}: not a checkpoint of rtsmap; remove it to train anew")
     return state
 
 

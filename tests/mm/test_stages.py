@@ -20,7 +20,7 @@ from rtsmap.mm.held_out import best_threshold
 from rtsmap.mm.packs import Spectral, write_pack
 from rtsmap.mm.publish import PublishOptions, publish
 from rtsmap.mm.recipe import Recipe
-from rtsmap.mm.stages import Packs, Teller, _Training, averaged_weights, run_recipe
+from rtsmap.mm.stages import Packs, Teller, _Training, averaged_weights, run_recipe, steps_done
 from rtsmap.mm.train import Ranks, read_rows
 from tests.mm.labelled import labelled_image
 from tests.mm.small_recipes import recipe, recipe_data
@@ -233,6 +233,13 @@ def test_a_network_that_cannot_be_built_is_refused_before_anything_is_trained(tm
     with pytest.raises(OptionsError, match=rf"^stage 'fused': \[network\]: .*{told}"):
         run_recipe(Recipe.from_dict(data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [{"x": 1}, [1], {"step": "2", "average": {}}, {"step": Path("x")}])
+def test_a_checkpoint_of_another_program_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "last.pt")
+    with pytest.raises(WeightsError, match=r"last\.pt: not a checkpoint of rtsmap.*; remove it"):
+        steps_done(tmp_path)
 
 
 def test_a_pack_whose_path_looks_like_a_pattern_is_found(tmp_path):

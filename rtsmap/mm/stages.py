@@ -61,6 +61,8 @@ from rtsmap.rasters.bands import OPTICAL_RGB, InputSpec
 
 CONFIG, RECORD, CHECKPOINT = "config.toml", "record.json", "last.pt"
 CURVES, SHEET = "curves.png", "predictions.png"
+_BEGINNINGS = {RECORD, f"{RECORD}.part", f"{CONFIG}.part"}
+"""What a start that was stopped before the first stage may leave."""
 _SAMPLED_BYTES = 1 << 20
 _SAME_RESOLUTION = 0.01
 
@@ -222,7 +224,7 @@ def _open_run(directory: Path, recipe: Recipe, packs: Packs, machine: Mapping[st
             )
         _check_processes(directory, recipe, stored["starts"], machine["processes"])
         facts = stored
-    elif any(directory.iterdir()):
+    elif any(path.name not in _BEGINNINGS for path in directory.iterdir()):
         raise RunError(f"{directory} is not empty and holds no training; name a new folder with --out")
     facts["starts"].append(
         {

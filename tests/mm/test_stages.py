@@ -20,7 +20,15 @@ from rtsmap.mm.held_out import best_threshold
 from rtsmap.mm.packs import Spectral, write_pack
 from rtsmap.mm.publish import PublishOptions, publish
 from rtsmap.mm.recipe import Recipe
-from rtsmap.mm.stages import Packs, Teller, _Training, averaged_weights, run_recipe, steps_done
+from rtsmap.mm.stages import (
+    Packs,
+    Teller,
+    _open_run,
+    _Training,
+    averaged_weights,
+    run_recipe,
+    steps_done,
+)
 from rtsmap.mm.train import Ranks, read_rows
 from tests.mm.labelled import labelled_image
 from tests.mm.small_recipes import recipe, recipe_data
@@ -92,6 +100,18 @@ def test_killed_at_a_random_step_and_started_again_it_ends_with_the_same_weights
             for row in (*rows, *there):
                 row.pop("seconds_per_step", None)
             assert rows == there
+
+
+@pytest.mark.parametrize("left", ["record.json.part", "record.json", "config.toml.part"])
+def test_a_stop_in_the_very_first_moment_blocks_no_second_start(folder, tmp_path, left):
+    packs = Packs.find(recipe(folder))
+    (tmp_path / left).write_text("{")
+    _open_run(tmp_path, recipe(folder), packs, {"device": "cpu", "processes": 1})
+    assert Recipe.read(tmp_path / "config.toml") == recipe(folder)
+    assert len(json.loads((tmp_path / "record.json").read_text())["starts"]) == 1
+    (tmp_path / "record.json").unlink()
+    with pytest.raises(RunError, match="not empty and holds no training"):
+        _open_run(tmp_path, recipe(folder), packs, {"device": "cpu", "processes": 1})
 
 
 def test_a_finished_run_is_left_as_it_is(folder, whole):

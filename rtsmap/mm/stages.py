@@ -184,7 +184,8 @@ def run_recipe(
 def _device(wanted: str) -> str:
     device = resolve_device(wanted)
     if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        # there may be fewer GPUs than processes
+        device = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
     return device

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from rtsmap.errors import InputError, OptionsError, PlanMismatchError, RunError, WeightsError
+from rtsmap.errors import EngineError, InputError, OptionsError, PlanMismatchError, RunError, WeightsError
 from rtsmap.mm.backbones import FUSION
 from rtsmap.mm.held_out import best_threshold
 from rtsmap.mm.packs import Spectral, write_pack
@@ -212,6 +212,13 @@ def test_another_number_of_processes_goes_on_only_where_nothing_was_begun(folder
     for stage in ("optical", "terrain"):
         (run / stage / "last.pt").unlink()
     run_recipe(recipe(folder), run)
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "127")
+    with pytest.raises(EngineError, match="cannot use device 'cuda:127'"):
+        run_recipe(recipe(tmp_path, device="auto"), tmp_path / "run")
 
 
 def test_a_run_of_an_older_rtsmap_goes_on_with_the_defaults_of_new_numbers(folder, whole, tmp_path):

@@ -96,12 +96,19 @@ def read_official(path: Path) -> Weights:
 def _read_pyth(path: Path) -> Weights:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as exc:
+    except OSError:
+        raise
+    except Exception as exc:  # a broken pickle can raise anything
         raise WeightsError(
             f"{path}: not a plain checkpoint; files that hold more than tensors are refused "
-            f"({str(exc).splitlines()[0]})"
+            f"({first_line(exc)})"
         ) from exc
     return _tensors(content, "model_state", path)
+
+
+def first_line(exc: Exception) -> str:
+    """What an error says first, or its kind when it says nothing."""
+    return next(iter(str(exc).splitlines()), type(exc).__name__)
 
 
 def _read_pkl(path: Path) -> Weights:

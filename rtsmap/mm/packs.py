@@ -21,9 +21,10 @@ the true sun.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -220,20 +221,26 @@ def read_index(path: Path) -> Iterator[PackedImage]:
         raise InputError(f"{path}: not a readable pack of training images ({exc})") from exc
     if metadata.get("rtsmap_pack") != "1":
         raise InputError(f"{path} is no pack of training images of this version")
-    for i, entry in enumerate(json.loads(metadata["index"])):
-        slumps = tuple((int(s[0]), Window(*s[1:])) for s in entry["slumps"])
-        height, width = entry["shape"]
-        yield PackedImage(
-            path=path,
-            number=i,
-            name=entry["name"],
-            group=entry["group"],
-            shape=(height, width),
-            has_terrain=entry["terrain"],
-            has_kinds=entry.get("kinds", False),
-            slumps=slumps,
-            resolution_m=entry.get("resolution_m"),
-            has_gradient=entry.get("gradient", entry["terrain"]),
-            spectral=tuple(entry.get("spectral", ())),
-            hard=tuple(Window(*place) for place in entry.get("hard", ())),
-        )
+    try:
+        images = [_packed(path, i, entry) for i, entry in enumerate(json.loads(metadata["index"]))]
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise InputError(f"{path}: the index of the pack is damaged ({exc}); pack the sources anew") from exc
+    yield from images
+
+
+def _packed(path: Path, number: int, entry: Mapping[str, Any]) -> PackedImage:
+    height, width = entry["shape"]
+    return PackedImage(
+        path=path,
+        number=number,
+        name=entry["name"],
+        group=entry["group"],
+        shape=(height, width),
+        has_terrain=entry["terrain"],
+        has_kinds=entry.get("kinds", False),
+        slumps=tuple((int(s[0]), Window(*s[1:])) for s in entry["slumps"]),
+        resolution_m=entry.get("resolution_m"),
+        has_gradient=entry.get("gradient", entry["terrain"]),
+        spectral=tuple(entry.get("spectral", ())),
+        hard=tuple(Window(*place) for place in entry.get("hard", ())),
+    )

@@ -29,6 +29,7 @@ Paths are relative to where the training is started. `--set stages.fused.steps=5
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -41,6 +42,7 @@ from rtsmap.mm.samples import SampleOptions
 from rtsmap.mm.tables import built, override, parse, read_table, refuse_unknown, to_toml
 from rtsmap.mm.train import TrainOptions
 from rtsmap.nets.fusion import FUSIONS, fusion_options
+from rtsmap.nets.mvit import GUIDES
 from rtsmap.rasters.bands import OPTICAL_RGB, SPECTRAL, TERRAIN, InputSpec, Modality
 
 MODALITIES = {modality.name: modality for modality in (OPTICAL_RGB, SPECTRAL, TERRAIN)}
@@ -53,6 +55,7 @@ _CHOICES = {
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 FREE, PARTLY, FROZEN = "free", "partly", "frozen"
 AUTO, SCRATCH = "auto", "scratch"
+NO_GUIDE = GUIDES[0]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
 
 
@@ -64,7 +67,7 @@ class GroupConfig:
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.packs or self.share <= 0:
+        if not self.packs or not 0 < self.share < math.inf:
             raise OptionsError(f"wanted at least one pack and share > 0, got {self.packs}, {self.share}")
 
 
@@ -201,17 +204,20 @@ class Recipe:
                 f"stage '{name}': modality '{stage.modality}' is not among "
                 f"data.modalities = {list(self.data.modalities)}"
             )
-        strange = sorted(set(stage.backbone_weights) - set(self.spec(name).names))
+        strange = sorted(set(stage.backbone_weights) - set(self.backbones_of(name)))
         if strange:
             raise OptionsError(f"stage '{name}': backbone_weights for {strange}, which it does not have")
         earlier = self.earlier(name)
         whole = "" in earlier.values() or stage.start not in {AUTO, SCRATCH}
         if stage.backbones != FREE and not whole:
-            missing = sorted(set(self.spec(name).names) - set(stage.backbone_weights) - set(earlier.values()))
+            # beside a guide a file fills the guide alone
+            filled = {modality for modality in stage.backbone_weights if not self._has_guide(modality)}
+            missing = sorted(set(self.backbones_of(name)) - filled - set(earlier.values()))
             if missing:
                 raise OptionsError(
                     f"stage '{name}': backbones = '{stage.backbones}', but those of {', '.join(missing)} "
-                    "would be frozen at random; start them from an earlier stage or a file"
+                    "would be frozen at random; start them from an earlier stage"
+                    f"{' or a file' * (not all(map(self._has_guide, missing)))}"
                 )
         given = set(self.spec(name).names) if "" in earlier.values() else set(earlier.values())
         twice = sorted(given & set(stage.backbone_weights))
@@ -239,6 +245,14 @@ class Recipe:
             return dict(self.network)
         kept = {k: v for k, v in self.network.items() if "." not in k or k.startswith(f"{only}.")}
         return {**kept, "fusion": "data_level"}
+
+    def backbones_of(self, stage: str) -> tuple[str, ...]:
+        """The modalities by whose names the backbones of a stage go; one on all bands goes by the first."""
+        names = self.spec(stage).names
+        return names[:1] if self.network_of(stage).get("fusion") == "data_level" else names
+
+    def _has_guide(self, modality: str) -> bool:
+        return bool(self.network.get(f"{modality}.guide", self.network.get("guide", NO_GUIDE)) != NO_GUIDE)
 
     def earlier(self, name: str) -> dict[str, str]:
         """Stages from which this one takes weights: stage to the modality it gives, '' for all of it."""

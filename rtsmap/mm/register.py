@@ -83,10 +83,11 @@ class NetworkConfig:
         if self.views not in {1, 2, 4}:
             raise CardError(f"model.json: views must be 1, 2 or 4, got {self.views}")
         self._check_words()
-        if len(self.stage_blocks) != 4 or min(self.stage_blocks) < 1 or len(self.anchor_px) != 5:
+        blocks = [self.stage_blocks, *(part.get("stage_blocks", (1,) * 4) for part in self.branches.values())]
+        if any(len(one) != 4 or min(one) < 1 for one in blocks) or len(self.anchor_px) != 5:
             raise CardError(
                 "model.json: wanted four stage_blocks of 1 or more and five anchor_px, "
-                f"got {self.stage_blocks} and {self.anchor_px}"
+                f"got {', '.join(map(str, blocks))} and {self.anchor_px}"
             )
         if len(self.cascade_iou) != len(self.cascade_weights) or not self.cascade_iou:
             raise CardError(

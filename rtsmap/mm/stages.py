@@ -28,11 +28,19 @@ from typing import Any
 import torch
 
 from rtsmap import __version__
-from rtsmap.errors import InputError, PlanMismatchError, RunError, WeightsError
+from rtsmap.errors import (
+    CardError,
+    InputError,
+    OptionsError,
+    PlanMismatchError,
+    RunError,
+    WeightsError,
+)
 from rtsmap.mm.backbones import branches_of, freeze_backbones, planes_of, take_branch
 from rtsmap.mm.checkpoints import (
     Weights,
     fill,
+    first_line,
     is_of_mobilenet,
     load_imagenet_guide,
     load_official_backbone,
@@ -53,6 +61,8 @@ from rtsmap.rasters.bands import OPTICAL_RGB, InputSpec
 
 CONFIG, RECORD, CHECKPOINT = "config.toml", "record.json", "last.pt"
 CURVES, SHEET = "curves.png", "predictions.png"
+_BEGINNINGS = {RECORD, f"{RECORD}.part", f"{CONFIG}.part"}
+"""What a start that was stopped before the first stage may leave."""
 _SAMPLED_BYTES = 1 << 20
 _SAME_RESOLUTION = 0.01
 
@@ -147,15 +157,15 @@ def run_recipe(
 
     Started again after a kill it ends with the same weights. Raises PlanMismatchError when the
     directory belongs to another recipe or to other packs, naming what differs, OptionsError for
-    `tensorboard` without the package, and WeightsError, before anything is trained, for a file of
-    weights that a stage cannot start from.
+    `tensorboard` without the package and, before anything is trained, for a network that cannot be built,
+    and WeightsError for a file of weights that a stage cannot start from.
     """
     ranks, tell = ranks or Ranks(), tell or Teller()
     if tensorboard:
         check_tensorboard()
     packs = Packs.find(recipe)
     device = _device(recipe.device)
-    _check_weights(recipe, directory)
+    _check_stages(recipe, directory)
     if not ranks.rank:
         _open_run(directory, recipe, packs, {"device": device, "processes": ranks.count})
     ranks.wait()
@@ -174,19 +184,23 @@ def run_recipe(
 def _device(wanted: str) -> str:
     device = resolve_device(wanted)
     if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        # there may be fewer GPUs than processes
+        device = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
     return device
 
 
-def _check_weights(recipe: Recipe, directory: Path) -> None:
-    """Try the files of weights that stages yet to begin name; a later start finds its own checkpoint."""
+def _check_stages(recipe: Recipe, directory: Path) -> None:
+    """Try networks of stages yet to begin with the files that they name; others have their own checkpoint."""
     for name, stage in recipe.stages.items():
-        if (stage.backbone_weights or stage.start not in {AUTO, SCRATCH}) and not steps_done(
-            directory / name
-        ):
-            take_files(build_network(recipe.network_of(name), recipe.spec(name)), stage)
+        if steps_done(directory / name):
+            continue
+        try:
+            network = build_network(recipe.network_of(name), recipe.spec(name))
+        except CardError as exc:
+            raise OptionsError(f"stage '{name}': {str(exc).replace('model.json', '[network]')}") from exc
+        take_files(network, stage)
 
 
 # The run directory
@@ -211,7 +225,7 @@ def _open_run(directory: Path, recipe: Recipe, packs: Packs, machine: Mapping[st
             )
         _check_processes(directory, recipe, stored["starts"], machine["processes"])
         facts = stored
-    elif any(directory.iterdir()):
+    elif any(path.name not in _BEGINNINGS for path in directory.iterdir()):
         raise RunError(f"{directory} is not empty and holds no training; name a new folder with --out")
     facts["starts"].append(
         {
@@ -471,10 +485,14 @@ def take_files(network: SlumpNetwork, stage: StageConfig) -> list[str]:
 def _checkpoint(folder: Path) -> dict[str, Any]:
     path = folder / CHECKPOINT
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as exc:
-        reason = str(exc).splitlines()[0]
-        raise WeightsError(f"{path}: not a checkpoint of rtsmap ({reason}); remove it to train anew") from exc
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as exc:  # a broken pickle can raise anything
+        raise WeightsError(
+            f"{path}: not a checkpoint of rtsmap ({first_line(exc)}); remove it to train anew"
+        ) from exc
+    kinds = {"step": int, "average": dict}
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), kinds[key]) for key in kinds):
+        raise WeightsError(f"{path}: not a checkpoint of rtsmap; remove it to train anew")
     return state
 
 

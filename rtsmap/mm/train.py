@@ -137,6 +137,9 @@ def train(
         for name in ("log.jsonl", "validation.jsonl"):
             drop_rows_after(directory / name, first)
     record = _Record(directory, options, state, StepLog(directory / "log.jsonl", first))
+    if first and not ranks.rank:
+        # a stop may have come between a checkpoint and the look that belongs to it
+        record.look(first, validate)
     for step, samples in _batches(source, options, first, ranks):
         seed_everything((options.seed * 1_000_003 + step) * ranks.count + ranks.rank)
         _set_lr(optimizer, options, step)
@@ -233,9 +236,16 @@ class _Record:
                 on_step(done, row)
         if done % self.options.keep_every == 0 or last:
             self.state.save(self.directory / "last.pt", done)
-            scores = validate(self.state.average.network, done) if validate else {}
-            if scores:
-                append_row(self.directory / "validation.jsonl", {"step": done, **scores})
+            self.look(done, validate)
+
+    def look(self, done: int, validate: Callable[[SlumpNetwork, int], Mapping[str, float]] | None) -> None:
+        """Look at held-out chips, unless that was done before."""
+        path = self.directory / "validation.jsonl"
+        if validate is None or any(row["step"] == done for row in read_rows(path)):
+            return
+        scores = validate(self.state.average.network, done)
+        if scores:
+            append_row(path, {"step": done, **scores})
 
 
 def rest(network: nn.Module) -> None:
@@ -555,6 +565,6 @@ def options_record(options: TrainOptions) -> dict[str, object]:
 
 def seed_everything(seed: int) -> None:
     """Fix torch's and numpy's global generators (weight initialisation, RoI sampling)."""
-    torch.manual_seed(seed)
-    # numpy takes 32 bits, which a large seed and the number of a step go beyond
+    # torch takes 64 bits and numpy 32, which a large seed and the number of a step go beyond
+    torch.manual_seed(seed % 2**64)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - mmdet's samplers draw from the global generator

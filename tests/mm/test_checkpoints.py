@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import pickle
 import struct
@@ -297,3 +298,25 @@ class TestGuide:
             )
         with pytest.raises(WeightsError, match=r"set optical.guide = 'mobilenet_v2'"):
             load_imagenet_guide(MViT(**self.NUMBERS), tmp_path / "half.pth", OPTICAL_RGB)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("suffix", [".pyth", ".pkl"])
+def test_damaged_official_files_end_in_a_sentence(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    path, whole = tmp_path / f"x{suffix}", tmp_path / "whole"
+    if suffix == ".pyth":
+        weights = {"model_state": {"a": torch.ones(3, 3)}}
+        torch.save(weights, whole, _use_new_zipfile_serialization=False)
+    else:
+        whole.write_bytes(pickle.dumps({"model": {"a": np.ones((3, 3), np.float32)}}, protocol=2))
+    for number in range(150):
+        content = bytearray(whole.read_bytes())
+        content[rng.integers(len(content))] = rng.integers(256)
+        path.write_bytes(content[: rng.integers(len(content))] if number % 3 == 0 else content)
+        with contextlib.suppress(WeightsError):
+            read_official(path)
+    for page in (b"", b"<html>404: not found</html>"):
+        path.write_bytes(page)
+        with pytest.raises(WeightsError, match=rf"x\{suffix}: not a"):
+            read_official(path)

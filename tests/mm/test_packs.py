@@ -56,6 +56,11 @@ def test_another_safetensors_file_is_refused(tmp_path):
         list(read_index(tmp_path / "weights.safetensors"))
     with pytest.raises(InputError, match="not a readable pack"):
         list(read_index(tmp_path / "absent.pack"))
+    for index in ("[{]", "[1]", '[{"slumps": []}]', '[{"shape": [4]}]'):
+        metadata = {"rtsmap_pack": "1", "index": index}
+        save_file({"a": np.zeros(2, np.float32)}, tmp_path / "damaged.pack", metadata)
+        with pytest.raises(InputError, match=r"damaged\.pack: the index of the pack is damaged"):
+            list(read_index(tmp_path / "damaged.pack"))
     (tmp_path / "broken.pack").write_bytes(b"nothing")
     with pytest.raises(InputError, match="not a readable pack"):
         list(read_index(tmp_path / "broken.pack"))

@@ -62,6 +62,10 @@ def test_the_small_recipe_makes_the_network_of_the_shipped_model():
         ("stages.fused.modality=optical", "a multimodal one names none"),
         ('data.modalities=["optical"]', "unknown key 'network.terrain.embed_dim'"),
         ("stages.optical.backbone_weights.terrain=a.pyth", "backbone_weights for ['terrain']"),
+        ("data.groups.train.share=nan", "share > 0"),
+        ("data.groups.train.share=inf", "share > 0"),
+        ("network.terrain.stage_blocks=[1, 1, 1]", "four stage_blocks"),
+        ("network.terrain.stage_blocks=[1, 1, 1, 1, 1]", "four stage_blocks"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_place(tmp_path, setting, told):
@@ -102,6 +106,25 @@ def test_frozen_backbones_each_come_from_somewhere(tmp_path):
         recipe(tmp_path, stages=stages)
     stages["fused"]["backbone_weights"] = {"terrain": "terrain.pyth"}
     assert recipe(tmp_path, stages=stages).earlier("fused") == {"optical": "optical"}
+
+
+def test_one_backbone_on_all_bands_goes_by_the_leading_name(tmp_path):
+    network = {"fusion": "data_level"}
+    stages = {"fused": {"kind": "multimodal", "backbones": "frozen"}}
+    stages["fused"]["backbone_weights"] = {"optical": "a.pyth"}
+    assert recipe(tmp_path, network=network, stages=stages).backbones_of("fused") == ("optical",)
+    stages["fused"]["backbone_weights"] = {"optical": "a.pyth", "terrain": "b.pyth"}
+    with pytest.raises(OptionsError, match=r"backbone_weights for \['terrain'\], which it does not have"):
+        recipe(tmp_path, network=network, stages=stages)
+
+
+def test_a_file_for_the_guide_leaves_the_backbone_beside_it_at_random(tmp_path):
+    network = {"optical": {"guide": "mobilenet_v2"}}
+    optical = {"kind": "unimodal", "modality": "optical", "backbone_weights": {"optical": "a.pth"}}
+    with pytest.raises(OptionsError, match=r"those of optical would be frozen at random.*earlier stage$"):
+        recipe(tmp_path, network=network, stages={"one": {**optical, "backbones": "frozen"}})
+    later = {"kind": "unimodal", "modality": "optical", "backbones": "frozen"}
+    recipe(tmp_path, network=network, stages={"one": optical, "two": later})
 
 
 def test_one_modality_alone_keeps_its_numbers(tmp_path):

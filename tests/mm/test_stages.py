@@ -14,13 +14,21 @@ import numpy as np
 import pytest
 import torch
 
-from rtsmap.errors import InputError, OptionsError, PlanMismatchError, RunError, WeightsError
+from rtsmap.errors import EngineError, InputError, OptionsError, PlanMismatchError, RunError, WeightsError
 from rtsmap.mm.backbones import FUSION
 from rtsmap.mm.held_out import best_threshold
 from rtsmap.mm.packs import Spectral, write_pack
 from rtsmap.mm.publish import PublishOptions, publish
 from rtsmap.mm.recipe import Recipe
-from rtsmap.mm.stages import Packs, Teller, _Training, averaged_weights, run_recipe
+from rtsmap.mm.stages import (
+    Packs,
+    Teller,
+    _open_run,
+    _Training,
+    averaged_weights,
+    run_recipe,
+    steps_done,
+)
 from rtsmap.mm.train import Ranks, read_rows
 from tests.mm.labelled import labelled_image
 from tests.mm.small_recipes import recipe, recipe_data
@@ -92,6 +100,18 @@ def test_killed_at_a_random_step_and_started_again_it_ends_with_the_same_weights
             for row in (*rows, *there):
                 row.pop("seconds_per_step", None)
             assert rows == there
+
+
+@pytest.mark.parametrize("left", ["record.json.part", "record.json", "config.toml.part"])
+def test_a_stop_in_the_very_first_moment_blocks_no_second_start(folder, tmp_path, left):
+    packs = Packs.find(recipe(folder))
+    (tmp_path / left).write_text("{")
+    _open_run(tmp_path, recipe(folder), packs, {"device": "cpu", "processes": 1})
+    assert Recipe.read(tmp_path / "config.toml") == recipe(folder)
+    assert len(json.loads((tmp_path / "record.json").read_text())["starts"]) == 1
+    (tmp_path / "record.json").unlink()
+    with pytest.raises(RunError, match="not empty and holds no training"):
+        _open_run(tmp_path, recipe(folder), packs, {"device": "cpu", "processes": 1})
 
 
 def test_a_finished_run_is_left_as_it_is(folder, whole):
@@ -197,6 +217,13 @@ def test_another_number_of_processes_goes_on_only_where_nothing_was_begun(folder
     run_recipe(recipe(folder), run)
 
 
+def test_a_process_without_a_gpu_of_its_own_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "127")
+    with pytest.raises(EngineError, match="cannot use device 'cuda:127'"):
+        run_recipe(recipe(tmp_path, device="auto"), tmp_path / "run")
+
+
 def test_a_run_of_an_older_rtsmap_goes_on_with_the_defaults_of_new_numbers(folder, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
@@ -219,6 +246,30 @@ def test_files_of_later_stages_are_tried_before_anything_is_trained(tmp_path, na
         with pytest.raises(WeightsError, match=path.name):
             run_recipe(Recipe.from_dict(data), tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"fusion.levels": [5]}, "levels must be among the strides"),
+        ({"terrain.num_heads": 3}, "must be a multiple of num_heads 3"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused_before_anything_is_trained(tmp_path, setting, told):
+    data = recipe_data(tmp_path)
+    data["network"] = {**data["network"], **setting}
+    del data["stages"]["terrain"]
+    data["stages"]["fused"]["backbones"] = "free"
+    with pytest.raises(OptionsError, match=rf"^stage 'fused': \[network\]: .*{told}"):
+        run_recipe(Recipe.from_dict(data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [{"x": 1}, [1], {"step": "2", "average": {}}, {"step": Path("x")}])
+def test_a_checkpoint_of_another_program_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "last.pt")
+    with pytest.raises(WeightsError, match=r"last\.pt: not a checkpoint of rtsmap.*; remove it"):
+        steps_done(tmp_path)
 
 
 def test_a_pack_whose_path_looks_like_a_pattern_is_found(tmp_path):

@@ -11,7 +11,7 @@ from rtsmap.errors import OptionsError, RunError
 from rtsmap.mm.packs import UNKNOWN_KIND
 from rtsmap.mm.register import Target, build_network
 from rtsmap.mm.samples import SampleOptions, SampleSource
-from rtsmap.mm.train import DenseLoss, Ranks, TrainOptions, learning_rate, seed_everything, train
+from rtsmap.mm.train import DenseLoss, Ranks, TrainOptions, learning_rate, read_rows, seed_everything, train
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
 from tests.mm.labelled import packed
 
@@ -56,6 +56,29 @@ def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_pa
     resumed = train(network, source, options, tmp_path / "parts")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_stop_while_held_out_chips_are_looked_at_loses_no_look(tmp_path):
+    options = TrainOptions(steps=4, batch_size=1, dense_only_steps=4, keep_every=1, warmup_steps=2)
+    looks = []
+
+    def validate(network, step):
+        looks.append(step)
+        if looks == [1, 2]:
+            raise Stopped
+        return {"x": float(next(network.parameters()).sum())} if step != 3 else {}
+
+    network, source = fresh(tmp_path)
+    with pytest.raises(Stopped):
+        train(network, source, options, tmp_path / "parts", validate=validate)
+    network, source = fresh(tmp_path)
+    train(network, source, options, tmp_path / "parts", validate=validate)
+    assert looks == [1, 2, 2, 3, 4]
+    rows = read_rows(tmp_path / "parts" / "validation.jsonl")
+    network, source = fresh(tmp_path)
+    train(network, source, options, tmp_path / "whole", validate=validate)
+    assert rows == read_rows(tmp_path / "whole" / "validation.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 4]
 
 
 def test_gradient_checkpointing_trains_the_same_weights(tmp_path):
@@ -138,9 +161,10 @@ def test_learning_rate_warms_up_and_falls():
 
 
 def test_any_seed_can_be_trained_with(tmp_path):
-    network, source = fresh(tmp_path)
-    options = TrainOptions(steps=1, batch_size=1, dense_only_steps=1, seed=20261122)
-    train(network, source, options, tmp_path / "run")
+    for seed in (20261122, 2**62):
+        network, source = fresh(tmp_path)
+        options = TrainOptions(steps=1, batch_size=1, dense_only_steps=1, seed=seed)
+        train(network, source, options, tmp_path / f"run {seed}")
 
 
 def test_the_rate_in_the_log_is_that_of_the_heads(tmp_path):

@@ -29,7 +29,7 @@ def command(
     ] = 0.0,
     resolution_m: Annotated[
         float | None,
-        typer.Option(help="Metres per pixel at which scenes are read [default: 4], and of plain pictures."),
+        typer.Option(help="Metres per pixel at which scenes are read (default: 4), and of plain pictures."),
     ] = None,
     reviewed: Annotated[
         Path | None,

@@ -314,7 +314,7 @@ class Recipe:
         for setting in settings:
             _refuse_new_stage(data, setting)
             override(data, setting)
-        return cls.from_dict(data, str(path))
+        return cls.from_dict(data, " ".join([str(path), *(f"--set {setting}" for setting in settings)]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ def survey(
     problems += _size_problems(info, grid.geobox, tiles.chip_px)
     dem_facts: dict[str, str] = {}
     if dem is None:
-        problems.append("no elevation model is given: slumps are looked for in the imagery alone")
+        problems.append("no elevation model is given: what is seen is the imagery alone")
     else:
         model = open_elevation(dem, grid.geobox)
         share = _covered_share(info.geobox, [tile.geobox for tile in model.tiles])

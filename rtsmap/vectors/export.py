@@ -217,7 +217,7 @@ def _for_shapefile(frame: geopandas.GeoDataFrame) -> tuple[geopandas.GeoDataFram
         notes.append(f"shapefile: yes and no are 1 and 0 in {', '.join(flags)}")
     frame = frame.astype(dict.fromkeys(flags, "int32"))
     for name in frame.columns.drop(frame.geometry.name):
-        if count := int(frame[name].map(_is_too_long).sum()):
+        if count := sum(map(_is_too_long, frame[name])):
             notes.append(f"shapefile: {count} texts in {name} were cut to {SHAPEFILE_TEXT_BYTES} bytes")
             frame[name] = frame[name].map(_cut_text)
     return frame, tuple(notes)

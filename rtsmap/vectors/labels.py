@@ -93,10 +93,10 @@ def read_polygons(path: Path | str, layer: str | None = None) -> Polygons:
     parsed = _parse_crs(path, crs)
     _check_degrees(path, geometries, parsed)
     if not len(geometries):
-        kinds = ", ".join(sorted({str(g.geom_type) for g in shapes if g is not None}))
+        kinds = sorted({f"{'empty ' * g.is_empty}{g.geom_type}" for g in shapes if g is not None})
         raise LabelError(
-            f"{path}: no polygon among {len(shapes)} features (found: {kinds or 'no geometry'}); "
-            "outlines of slumps are wanted"
+            f"{path}: no polygon among {len(shapes)} features (found: {', '.join(kinds) or 'no geometry'}); "
+            "give a file of polygons"
         )
     return Polygons(
         tuple(geometries),

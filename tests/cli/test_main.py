@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 
@@ -33,6 +34,20 @@ def test_flags_take_no_value_and_their_help_names_none(command, flag):
     shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [command, "--help"]).stdout
     (line,) = [line for line in shown.splitlines() if f" {flag} " in line]
     assert "bool" not in line.lower()
+
+
+def test_no_help_text_loses_its_brackets():
+    """rich takes [default: 4] for a style and shows nothing of it."""
+
+    def texts(command):
+        for parameter in command.params:
+            yield parameter.help or ""
+        for part in getattr(command, "commands", {}).values():
+            yield from texts(part)
+
+    found = list(texts(typer.main.get_command(app)))
+    assert len(found) > 100
+    assert [text for text in found if re.search(r"\[[a-z#/@]", text)] == []
 
 
 def test_version():

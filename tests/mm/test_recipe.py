@@ -74,7 +74,7 @@ def test_what_cannot_be_is_refused_with_its_place(tmp_path, setting, told):
     with pytest.raises(OptionsError) as refused:
         Recipe.read(path, [setting])
     assert told in str(refused.value)
-    assert str(path) in str(refused.value) or setting in str(refused.value)
+    assert setting in str(refused.value)
 
 
 def test_settings_change_one_number(tmp_path):

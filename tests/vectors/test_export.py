@@ -115,6 +115,12 @@ def test_round_trip(tmp_path, suffix, crs):
         assert_same_geometries(got.to_crs(crs.proj).geometry, wanted.geometry, tolerance=1e-3)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_map_of_which_nothing_is_chosen_is_a_file_without_slumps(tmp_path, map_path, suffix):
+    export_map(map_path, tmp_path / f"out{suffix}", select=Selection(min_score=1.0))
+    assert len(read_any(tmp_path / f"out{suffix}")) == 0
+
+
 @pytest.mark.parametrize("suffix", AS_LABELS)
 def test_outlines_of_pixels_stay_valid_and_keep_their_area(tmp_path, suffix):
     made = [footprint(pixel_blob(k, -2_000_000 + 300 * k, 500_000), number=k) for k in range(25)]

@@ -84,6 +84,13 @@ def test_inventory_of_points_is_refused():
         read_polygons(shared(POINTS_ONLY))
 
 
+def test_what_is_found_instead_of_polygons_is_named_as_it_is(tmp_path):
+    shapes = [shapely.Polygon(), shapely.LineString([(0, 0), (1, 1)]), None]
+    geopandas.GeoDataFrame(geometry=shapes, crs=4326).to_file(tmp_path / "area.geojson")
+    with pytest.raises(LabelError, match=r"\(found: LineString, empty Polygon\); give a file of polygons"):
+        read_polygons(tmp_path / "area.geojson")
+
+
 def sample(crs=UTM, count=9):
     corner = (470_000, 7_550_000) if crs == UTM else (0, 0) if crs == LOCAL else (-2_000_000, 400_000)
     shapes = tuple(blob(k, corner[0] + 400 * k, corner[1], 60) for k in range(count))

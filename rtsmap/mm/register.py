@@ -246,23 +246,32 @@ class SlumpNetwork(nn.Module):
         return enlarged_shape(height, width, self.config.enlarge)
 
 
+_NUDGE = 1 + 1e-9
+"""Keeps 0.29 times 100 from being 28."""
+
+
 def enlarged_shape(height: int, width: int, factor: float) -> tuple[int, int]:
-    """Shape of a chip after enlarging."""
-    return max(round(height * factor), 1), max(round(width * factor), 1)
+    """Shape of a chip after enlarging: whole pixels only."""
+    return int(height * factor * _NUDGE), int(width * factor * _NUDGE)
 
 
 def enlarged(inputs: Inputs, factor: float) -> Inputs:
-    """Chips resized by `factor`, pixels bilinear; a pixel is valid where all it came from was."""
+    """Chips resized by exactly `factor`, as boxes are, without the rest of a pixel at the lower right.
+
+    Pixels are bilinear; one is valid where all it came from was.
+    """
     if factor == 1:
         return inputs
     resized = {}
     for name, (pixels, valid) in inputs.items():
         mask = valid[:, None].to(pixels.dtype)
-        height, width = pixels.shape[-2:]
-        size = enlarged_shape(height, width, factor)
         known = torch.where(valid[:, None], pixels, torch.zeros_like(pixels))
         both = functional.interpolate(
-            torch.cat([known, mask], 1), size=size, mode="bilinear", antialias=factor < 1
+            torch.cat([known, mask], 1),
+            scale_factor=factor * _NUDGE,
+            mode="bilinear",
+            antialias=factor < 1,
+            recompute_scale_factor=False,
         )
         resized[name] = (both[:, :-1], both[:, -1] > 0.999)
     return resized

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rtsmap.errors import CardError
-from rtsmap.mm.register import NetworkConfig, Target, enlarged, mask_targets
+from rtsmap.mm.register import NetworkConfig, Target, enlarged, enlarged_shape, mask_targets
 from rtsmap.rasters.bands import OPTICAL_RGB, InputSpec
 from tests.mm.tiny import CONFIG, SPEC, squares, tiny_network
 
@@ -198,6 +198,24 @@ def test_enlarging_does_not_smear_missing_pixels_over_valid_ones():
     assert torch.equal(larger[:, 0][mask], torch.full_like(larger[:, 0][mask], 5.0))
     assert mask[0, :, :7].all()
     assert not mask[0, :, 8:].any()
+
+
+@pytest.mark.parametrize("factor", [0.29, 0.5, 0.7, 1.3, 1.5, 2.0, 4.0])
+@pytest.mark.parametrize("side", [64, 99, 100, 101])
+def test_enlarging_leaves_every_place_where_boxes_say_it_is(side, factor):
+    across = (torch.arange(side) + 0.5).expand(side, side)
+    places = torch.stack([across, across.mT])[None]
+    larger, _ = enlarged({"optical": (places, torch.ones(1, side, side, dtype=torch.bool))}, factor)[
+        "optical"
+    ]
+    rows, cols = enlarged_shape(side, side, factor)
+    assert larger.shape[-2:] == (rows, cols)
+    assert -1e-6 < side * factor - cols < 1
+    # beyond the outermost pixels there is nothing to go between
+    inner = torch.arange(cols)[4:-4]
+    wanted = ((inner + 0.5) / factor).expand(rows - 8, -1)
+    torch.testing.assert_close(larger[0, 0, 4:-4, 4:-4], wanted, atol=0.02, rtol=0)
+    torch.testing.assert_close(larger[0, 1, 4:-4, 4:-4], wanted.mT, atol=0.02, rtol=0)
 
 
 def test_mask_targets_are_the_truth_under_each_box():

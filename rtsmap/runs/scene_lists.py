@@ -18,7 +18,7 @@ import pyarrow.parquet
 import shapely
 from pyproj import Transformer
 
-from rtsmap.errors import InputError, RtsmapError
+from rtsmap.errors import InputError, OptionsError, RtsmapError
 from rtsmap.rasters.acquisition import iso_date
 from rtsmap.rasters.mosaic import find_files
 from rtsmap.rasters.opening import local_path, with_path
@@ -162,12 +162,16 @@ def _items_of_table(path: Path) -> Iterator[SceneItem]:
                 f"{', '.join(map(str, row)) or 'none'}"
             )
         when = _first(row, _DATE)
+        try:
+            date = None if when is None else iso_date(when)
+        except OptionsError as exc:
+            raise InputError(f"{path}: row {number}: {exc}") from exc
         wanted_id, own_dem = _first(row, _ID), _first(row, _DEM) or ""
         yield SceneItem(
             name=wanted_id or Path(scene).stem,
             scene=_beside(path, scene),
             dem=tuple(_beside(path, part.strip()) for part in own_dem.split(";") if part.strip()),
-            date=None if when is None else iso_date(when.replace(" ", "T")),
+            date=date,
             scene_id=wanted_id,
             bands=_first(row, _BANDS),
         )

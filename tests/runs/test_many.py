@@ -305,7 +305,11 @@ def test_tables_tell_scenes_their_dem_and_date(tmp_path, ground):
     ("name", "text", "says"),
     [
         ("t.csv", "raster,date\na.tif,2020-01-01\n", "names no scene"),
-        ("t.csv", "scene,date\na.tif,1st of May\n", "cannot be read"),
+        (
+            "t.csv",
+            "scene,date\nb.tif,\na.tif,1st of May\n",
+            r"t\.csv: row 2: date '1st of May' cannot",
+        ),
         ("t.json", "{}", "cannot be read as a table"),
         ("t.json", '{"features": [null]}', "cannot be read as a table"),
         ("t.json", '{"features": [{"assets": [1]}]}', "cannot be read as a table"),

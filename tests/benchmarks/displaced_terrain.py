@@ -71,10 +71,10 @@ def looks_of(job: fusions.Job, run: Path, packs: Path) -> dict[str, tuple[float,
     detector = MmDetector(network.eval(), device="cpu")
     places = fusions.images_of(job, run, packs)[1]
     samples = [make_sample(image.read(window), spec, SampleOptions(), None) for image, window in places]
-    truth, groups = fusions._truth(samples), [image.group for image, _ in places]
+    truth, groups = fusions.truth_of(samples), [image.group for image, _ in places]
     found = {}
     for name, change in LOOKS.items():
-        results = fusions._results(detector, [change(sample) for sample in samples])
+        results = fusions.results_of(detector, [change(sample) for sample in samples])
         scores = fusions.scores_of([{"truth": truth, "groups": groups, "results": {"as_is": results}}])
         found[name] = (scores.ap50, scores.ap)
     kept.write_text(json.dumps(found))

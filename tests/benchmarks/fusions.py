@@ -355,7 +355,7 @@ def _looked(network: Any, job: Job, places: Sequence[tuple[Any, Window]], spec: 
         return {}
     samples = [make_sample(image.read(window), spec, SampleOptions(), None) for image, window in places]
     detector = MmDetector(network, device="cpu")
-    looks = {"as_is": _results(detector, samples)}
+    looks = {"as_is": results_of(detector, samples)}
     if len(spec.modalities) > 1:
         other = np.roll(np.arange(len(samples)), len(samples) // 2)
         for name in spec.names:
@@ -363,11 +363,12 @@ def _looked(network: Any, job: Job, places: Sequence[tuple[Any, Window]], spec: 
                 replace(sample, layers={**sample.layers, name: samples[other[i]].layers[name]})
                 for i, sample in enumerate(samples)
             ]
-            looks[f"{name}_shuffled"] = _results(detector, mixed)
-    return {"truth": _truth(samples), "groups": [image.group for image, _ in places], "results": looks}
+            looks[f"{name}_shuffled"] = results_of(detector, mixed)
+    return {"truth": truth_of(samples), "groups": [image.group for image, _ in places], "results": looks}
 
 
-def _results(detector: Any, samples: Sequence[Any]) -> list[dict[str, Any]]:
+def results_of(detector: Any, samples: Sequence[Any]) -> list[dict[str, Any]]:
+    """What a network finds on samples, as COCO results."""
     from rtsmap.instances.coco_scores import coco_results
     from rtsmap.mm.validate import chip_of
 
@@ -378,7 +379,8 @@ def _results(detector: Any, samples: Sequence[Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _truth(samples: Sequence[Any]) -> dict[str, Any]:
+def truth_of(samples: Sequence[Any]) -> dict[str, Any]:
+    """Their slumps as a COCO data set; ignored ground is a crowd."""
     from pycocotools import mask as coco_mask
 
     images, annotations = [], []

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from rtsmap.errors import OptionsError
 from rtsmap.mm.packs import Spectral, Terrain, TrainingImage
+from rtsmap.rasters.chips import Layer
 
 _INDICES = ("ndvi", "ndwi")
 FloatArray = npt.NDArray[np.float32]
@@ -24,7 +25,9 @@ class AugmentOptions:
     """Strengths: standard deviations of log-gains, DN offsets and metres; shares are probabilities.
 
     `index_sd` is that of the offset of NDVI and NDWI, whose images are of other days than the rest.
-    Imagery goes missing only where terrain is left to look at.
+    `dem_shift_sd_m` is how far terrain lies beside the imagery and its labels, down and across: real scenes
+    and elevation are laid on different models of the ground. Imagery goes missing only where terrain is left
+    to look at.
     """
 
     gain_sd: float = 0.15
@@ -38,6 +41,7 @@ class AugmentOptions:
     dem_noise_m: float = 0.15
     dem_missing_share: float = 0.15
     dem_smooth_share: float = 0.15
+    dem_shift_sd_m: float = 0.0
     optical_missing_share: float = 0.0
     index_sd: float = 0.03
     spectral_missing_share: float = 0.15
@@ -137,6 +141,12 @@ def disturb_terrain(
         gradient=None if gradient is None else (gradient + np.stack([right, up])).astype(np.float32),
         relative_elevation=(relative + bumps[1:-1, 1:-1]).astype(np.float32),
     )
+
+
+def displace(layer: Layer, rows: int, cols: int) -> Layer:
+    """The layer moved down and to the right by whole pixels; what it leaves is no data."""
+    move = partial(ndimage.shift, order=0)
+    return Layer(move(layer.pixels, (0, rows, cols)), move(layer.valid, (rows, cols)))
 
 
 def _of_valid(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rtsmap.errors import InputError, OptionsError
 from rtsmap.mm.augment import (
     AugmentOptions,
+    displace,
     disturb_colour,
     disturb_spectral,
     disturb_terrain,
@@ -254,6 +255,8 @@ def make_sample(
     }
     loses = rng is not None and _loses_imagery(relief.values(), options.augment, rng)
     optical_valid = np.zeros_like(image.optical_valid) if loses else image.optical_valid
+    if rng and optical_valid.any() and len(relief) < len(spec.modalities):
+        relief = _beside(relief, options.augment, spec.resolution_m, rng)
     layers = {
         modality.name: relief.get(modality.name)
         or _imagery_layer(optical, optical_valid, spectral, modality.band_names)
@@ -270,6 +273,16 @@ def _loses_imagery(relief: Iterable[Layer], options: AugmentOptions, rng: np.ran
     """Whether a sample goes without imagery; a share of none draws nothing, so that other draws stay."""
     left = any(layer.valid.any() for layer in relief)
     return left and options.optical_missing_share > 0 and rng.random() < options.optical_missing_share
+
+
+def _beside(
+    relief: dict[str, Layer], options: AugmentOptions, resolution_m: float, rng: np.random.Generator
+) -> dict[str, Layer]:
+    """All layers of terrain moved alike; where none is to move nothing is drawn, so that other draws stay."""
+    if not options.dem_shift_sd_m:
+        return relief
+    rows, cols = np.rint(rng.normal(0, options.dem_shift_sd_m / resolution_m, 2)).astype(int)
+    return {name: displace(layer, rows, cols) for name, layer in relief.items()}
 
 
 def _imagery_layer(

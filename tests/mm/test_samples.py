@@ -74,6 +74,42 @@ def test_imagery_stays_where_slope_cannot_be_made_of_the_heights():
         assert [name for name, layer in layers.items() if layer.valid.any()] == [seen]
 
 
+def shifted(image, spec=SPEC, seed=0):
+    options = AugmentOptions(dem_shift_sd_m=12.0, dem_missing_share=0, dem_smooth_share=0, dem_noise_m=0)
+    return make_sample(image, spec, SampleOptions(augment=options), np.random.default_rng(seed))
+
+
+def test_terrain_that_is_moved_lies_beside_imagery_and_labels():
+    image = labelled_image()
+    plain, moves = make_sample(image, SPEC, SampleOptions(), None), []
+    for seed in range(20):
+        sample = shifted(image, seed=seed)
+        terrain, unmoved = sample.layers["terrain"], plain.layers["terrain"].pixels
+        (top, bottom), (left, right) = (
+            np.flatnonzero(terrain.valid.any(axis=axis))[[0, -1]] + [0, 1] for axis in (1, 0)
+        )
+        height, width = image.labels.shape
+        rows, cols = top + bottom - height, left + right - width
+        before = unmoved[:, top - rows : bottom - rows, left - cols : right - cols]
+        np.testing.assert_array_equal(terrain.pixels[:, top:bottom, left:right], before)
+        assert not terrain.pixels[:, ~terrain.valid].any()
+        np.testing.assert_array_equal(sample.masks, plain.masks)
+        moves.append((rows, cols))
+    assert 2 < np.std(moves) < 4.5
+
+
+def test_terrain_is_not_moved_away_from_its_labels_where_nothing_else_is_seen():
+    image = labelled_image()
+    dark = replace(image, optical_valid=np.zeros_like(image.optical_valid))
+    alone = InputSpec(4.0, (TERRAIN,))
+    for one, spec in ((image, alone), (dark, SPEC)):
+        for seed in range(5):
+            terrain = shifted(one, spec, seed).layers["terrain"]
+            np.testing.assert_array_equal(
+                terrain.pixels, make_sample(one, spec, SampleOptions(), None).layers["terrain"].pixels
+            )
+
+
 def test_the_gradient_can_be_a_band():
     image = labelled_image()
     sample = make_sample(image, InputSpec(4.0, (TERRAIN_FOR_TRAINING,)), SampleOptions(), None)

@@ -58,7 +58,7 @@ def evaluate_map(
       rtsmap evaluate map a.gpkg a_labels.gpkg b.gpkg b_labels.gpkg --min-score 0.6 --out figures.json
       rtsmap evaluate map slumps.gpkg labels.shp --curve precision_recall.png
     """
-    from rtsmap.cli.console import tell
+    from rtsmap.cli.console import count_of, tell
     from rtsmap.errors import OptionsError
     from rtsmap.runs.diagrams import draw_precision_recall
     from rtsmap.runs.evaluating import evaluate_maps, write_curves
@@ -77,7 +77,7 @@ def evaluate_map(
     for note in evaluation.notes:
         tell(f"Note: {note}")
     typer.echo(
-        f"{evaluation.footprints} footprints, {evaluation.slumps} true slumps on "
+        f"{count_of(evaluation.footprints, 'footprint')}, {count_of(evaluation.slumps, 'true slump')} on "
         f"{evaluation.ground_km2:.1f} km2 of mapped ground"
     )
     for name, (true, mapped) in evaluation.sizes.items():
@@ -134,7 +134,7 @@ def evaluate_chips(
       rtsmap evaluate chips coco_val.json --results other.json
       rtsmap evaluate chips coco_val.json --sheet sheet.png
     """
-    from rtsmap.cli.console import progress_bars
+    from rtsmap.cli.console import count_of, progress_bars
     from rtsmap.runs.chip_scores import (
         LabelledChips,
         find_on_chips,
@@ -162,7 +162,8 @@ def evaluate_chips(
     if submission is not None:
         write_results(submission, found, overwrite=overwrite)
     figures = score_chips(chips, found, min_score=threshold, settings=settings)
-    typer.echo(f"{len(chips.group_of)} chips, {len(found)} detections, objects with score >= {threshold:g}")
+    counts = f"{count_of(len(chips.group_of), 'chip')}, {count_of(len(found), 'detection')}"
+    typer.echo(f"{counts}, objects with score >= {threshold:g}")
     _print(figures)
     if out is not None:
         facts = {"chips": len(chips.group_of), "settings": settings, "min_score": threshold}

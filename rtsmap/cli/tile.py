@@ -55,7 +55,7 @@ def command(
       rtsmap tile scene.tif --out chips --labels slumps.gpkg --chip-px 512
       rtsmap tile chips/*.npz --labels coco.json --out chips
     """
-    from rtsmap.cli.console import progress_bars, tell
+    from rtsmap.cli.console import count_of, progress_bars, tell
     from rtsmap.cli.reports import refuse_options
     from rtsmap.errors import InputError
     from rtsmap.rasters.bands import parse_bands
@@ -103,11 +103,10 @@ def command(
             )
     for note in report.notes:
         tell(f"Note: {note}")
-    annotated = f", {report.annotations} annotations" if labels else ""
+    annotated = f", {count_of(report.annotations, 'annotation')}" if labels else ""
     elsewhere = f", and {report.left_out} outside the area" if aoi or exclude else ""
-    tell(
-        f"{report.chips} chips{annotated}; {report.no_data} tiles without enough imagery left out{elsewhere}"
-    )
+    left_out = f"{count_of(report.no_data, 'tile')} without enough imagery left out{elsewhere}"
+    tell(f"{count_of(report.chips, 'chip')}{annotated}; {left_out}")
     typer.echo(report.out)
     if report.failed:
         tell("These tiles failed; run the same command again to try them again:")

@@ -18,7 +18,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from glob import glob
@@ -164,7 +164,7 @@ def run_recipe(
     if tensorboard:
         check_tensorboard()
     packs = Packs.find(recipe)
-    device = _device(recipe.device)
+    device = _device(recipe.device, ranks)
     _check_stages(recipe, directory)
     if not ranks.rank:
         _open_run(directory, recipe, packs, {"device": device, "processes": ranks.count})
@@ -181,7 +181,11 @@ def run_recipe(
     return directory / list(recipe.stages)[-1]
 
 
-def _device(wanted: str) -> str:
+def _device(wanted: str, ranks: Ranks) -> str:
+    if ranks.count > 1 and wanted.startswith("cuda:"):
+        raise OptionsError(
+            f"device '{wanted}' is one GPU, for {ranks.count} processes; wanted cuda: one for each"
+        )
     device = resolve_device(wanted)
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         # there may be fewer GPUs than processes
@@ -213,10 +217,12 @@ def _open_run(directory: Path, recipe: Recipe, packs: Packs, machine: Mapping[st
     facts = {"packs": [_pack_facts(path) for path in packs.files()], "starts": list[Any]()}
     if config.exists() and record.exists():
         # read as a recipe, so that numbers which an older rtsmap did not know have their defaults
-        then = Recipe.read(config).to_dict()
+        then = Recipe.read(config)
         stored = json.loads(record.read_text(encoding="utf-8"))
         # a training may go on elsewhere
-        changed = differences({**recipe.to_dict(), "device": 0}, {**then, "device": 0})
+        changed = differences({**recipe.to_dict(), "device": 0}, {**then.to_dict(), "device": 0})
+        changed += _other_order("data.groups", recipe.data.groups, then.data.groups)
+        changed += _other_order("stages", recipe.stages, then.stages)
         changed += _changed_packs(facts["packs"], stored["packs"])
         if changed:
             raise PlanMismatchError(
@@ -239,6 +245,14 @@ def _open_run(directory: Path, recipe: Recipe, packs: Packs, machine: Mapping[st
     )
     _write(record, json.dumps(facts, indent=1) + "\n")
     _write(config, recipe.to_toml())
+
+
+def _other_order(what: str, now: Iterable[str], then: Iterable[str]) -> list[str]:
+    """Samples are drawn from groups, and stages trained, as they stand in the recipe."""
+    here, there = list(now), list(then)
+    if here == there or set(here) != set(there):
+        return []
+    return [f"{what}: in the order {', '.join(here)} now, {', '.join(there)} then"]
 
 
 def _check_processes(

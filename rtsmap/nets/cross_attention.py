@@ -55,7 +55,7 @@ class ResidualCrossAttention(nn.Module):
         lead = self.branches.lead
         self.channels, self.strides = lead.channels, lead.strides
         self.levels = tuple(levels)
-        if not set(self.levels) <= set(self.strides):
+        if not self.levels or not set(self.levels) <= set(self.strides):
             raise ValueError(f"levels must be among the strides {list(self.strides)}, got {list(levels)}")
         self.mutual, self.residual_to, self.interleaved = mutual, residual_to, interleaved
         self.crossings, self.returns, self.projections = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()

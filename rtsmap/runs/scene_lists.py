@@ -181,7 +181,10 @@ def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
     suffix = path.suffix.lower()
     if suffix == ".csv":
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            return list(csv.DictReader(stream))
+            header = stream.readline()
+            stream.seek(0)
+            # where a comma marks decimals, spreadsheets part columns by semicolons
+            return list(csv.DictReader(stream, delimiter=max(",;\t", key=header.count)))
     if suffix in {".parquet", ".geoparquet"}:
         table = pyarrow.parquet.read_table(path)
         plain = [field.name for field in table.schema if not pa.types.is_binary(field.type)]

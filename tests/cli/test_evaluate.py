@@ -27,7 +27,7 @@ def test_figures_are_printed_and_written(tmp_path):
     pair = written_map(tmp_path / "map.gpkg", slumps[:1]), written_labels(tmp_path / "labels.gpkg", slumps)
     done = evaluate_map(*pair, "--out", tmp_path / "figures.json")
     assert done.exit_code == 0, done.output
-    assert done.stdout.startswith("1 footprints, 2 true slumps on 1.")
+    assert done.stdout.startswith("1 footprint, 2 true slumps on 1.")
     recall = next(line for line in done.stdout.splitlines() if line.startswith("recall_30 "))
     assert recall.split()[1] == "0.500"
     assert json.loads((tmp_path / "figures.json").read_text())["footprints"] == 1
@@ -67,7 +67,7 @@ def test_results_are_scored_and_written_again(tmp_path):
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "images" / "a.png")
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
-    assert "1 chips, 1 detections" in done.stdout
+    assert "1 chip, 1 detection, " in done.stdout
     assert next(line for line in done.stdout.splitlines() if line.startswith("AP50")).split()[1] == "1.000"
     assert json.loads((tmp_path / "again.json").read_text()) == json.loads(
         (tmp_path / "found.json").read_text()

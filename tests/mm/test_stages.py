@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -224,6 +225,28 @@ def test_a_process_without_a_gpu_of_its_own_is_refused(tmp_path, monkeypatch):
         run_recipe(recipe(tmp_path, device="auto"), tmp_path / "run")
 
 
+def test_one_gpu_is_not_shared_by_processes(tmp_path):
+    with pytest.raises(OptionsError, match=r"'cuda:0' is one GPU, for 2 processes; wanted cuda"):
+        run_recipe(recipe(tmp_path, device="cuda:0"), tmp_path / "run", ranks=Ranks(0, 2))
+
+
+def test_groups_and_stages_in_another_order_are_another_training(tmp_path):
+    data, packs = recipe_data(tmp_path), Packs({}, {})
+    group = data["data"]["groups"].pop("train")
+    data["data"]["groups"] = {"one": group, "two": group}
+    _open_run(tmp_path / "run", Recipe.from_dict(data), packs, {"processes": 1})
+    data["network"] = dict(reversed(data["network"].items()))
+    _open_run(tmp_path / "run", Recipe.from_dict(data), packs, {"processes": 1})
+    data["data"]["groups"] = {"two": group, "one": group}
+    data["stages"] = {name: data["stages"][name] for name in ("terrain", "optical", "fused")}
+    told = (
+        "data.groups: in the order two, one now, one, two then; "
+        "stages: in the order terrain, optical, fused now, optical, terrain, fused then"
+    )
+    with pytest.raises(PlanMismatchError, match=re.escape(told)):
+        _open_run(tmp_path / "run", Recipe.from_dict(data), packs, {"processes": 1})
+
+
 def test_a_run_of_an_older_rtsmap_goes_on_with_the_defaults_of_new_numbers(folder, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
@@ -252,6 +275,7 @@ def test_files_of_later_stages_are_tried_before_anything_is_trained(tmp_path, na
     ("setting", "told"),
     [
         ({"fusion.levels": [5]}, "levels must be among the strides"),
+        ({"fusion.levels": []}, "levels must be among the strides"),
         ({"terrain.num_heads": 3}, "must be a multiple of num_heads 3"),
     ],
 )

@@ -363,6 +363,17 @@ def test_a_dem_for_all_need_not_reach_every_scene(tmp_path, ground):
         predict_scenes(InProcess(), own, out=tmp_path / "n.gpkg", model=engine(), options=OPTIONS)
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_tables_of_any_spreadsheet_list_the_same_scenes(tmp_path, delimiter):
+    commas = 'scene,dem,bands\na.tif,"west.tif;east.tif","red=1,green=2,blue=3"\nb.tif,,\n'
+    (tmp_path / "scenes.csv").write_text(commas)
+    items = read_scenes([tmp_path / "scenes.csv"])
+    assert len(items[0].dem) == 2
+    with (tmp_path / "scenes.csv").open("w", newline="", encoding="utf-8-sig") as stream:
+        csv.writer(stream, delimiter=delimiter).writerows(csv.reader(commas.splitlines()))
+    assert read_scenes([tmp_path / "scenes.csv"]) == items
+
+
 def test_tables_tell_each_scene_its_bands(tmp_path, ground):
     _, folder = ground
     for name, order in (("west", (0, 1, 2)), ("east", (2, 1, 0))):

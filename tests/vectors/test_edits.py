@@ -9,6 +9,8 @@ import geopandas
 import pyogrio
 import pytest
 import shapely
+import shapely.affinity
+from odc.geo.crs import CRS
 from pyproj import Transformer
 
 from rtsmap.errors import InputError
@@ -59,6 +61,20 @@ def test_figures_follow_outlines(tmp_path, crs):
     assert after["id"].is_unique
     assert after["id"][:5].tolist() == before["id"].tolist()
     assert read_map(path)["id"].tolist() == after["id"].tolist()
+
+
+@pytest.mark.parametrize("crs", ["EPSG:3413", "EPSG:32608", "EPSG:4326"])
+def test_figures_follow_outlines_that_keep_their_centroid(tmp_path, crs):
+    path = tmp_path / "other.gpkg"
+    export_map(written(tmp_path / "map.gpkg"), path, crs=crs)
+    before = read_map(path).geometry
+    island = before[1].difference(shapely.affinity.scale(before[1], 0.3, 0.3, origin=before[1].centroid))
+    larger = shapely.affinity.scale(before[2], 1.1, 1.1, origin=before[2].centroid)
+    edited(path, {1: island, 2: larger})
+    after = read_map(path)
+    for row, outline in ((1, island), (2, larger)):
+        wanted = [measure(outline, CRS(crs)) for measure in (geodesic_area_m2, geodesic_perimeter_m)]
+        assert after.loc[row, ["area_m2", "perimeter_m"]].tolist() == pytest.approx(wanted)
 
 
 def test_halves_of_a_split_slump_are_reviewed_one_by_one(tmp_path):

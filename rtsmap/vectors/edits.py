@@ -47,6 +47,14 @@ def distinct_ids(ids: pd.Series[Any]) -> pd.Series[Any]:
     return distinct
 
 
+def flat_and_valid(outlines: Shapes) -> Shapes:
+    """The outlines without Z, those that were drawn across themselves untangled; all others as they are."""
+    flat: Shapes = shapely.force_2d(outlines)
+    tangled = ~shapely.is_valid(flat)
+    flat[tangled] = make_polygons_valid(flat[tangled])
+    return flat
+
+
 def measured(footprints: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
     """The frame with figures of size and place for outlines that lack them, or have others' by now.
 

@@ -16,7 +16,9 @@ from pyproj import Transformer
 from rtsmap.errors import InputError
 from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geodesic_perimeter_m
 from rtsmap.vectors.export import export_map
+from rtsmap.vectors.formats import DRIVERS
 from rtsmap.vectors.geopackage import FOOTPRINT_LAYER, read_map, write_map
+from rtsmap.vectors.labels import read_polygons
 from rtsmap.vectors.reviews import FORMAT, apply_review
 from rtsmap.vectors.united import SUPERSEDED, SceneMap, United, unite_maps
 from tests.vectors.samples import POLAR, RECORD, UTM, coverage, footprints
@@ -113,10 +115,29 @@ def test_reading_measures_nothing_again_that_was_not_edited(tmp_path, monkeypatc
         read_map(path)
 
 
-def test_a_map_with_an_emptied_outline_is_refused_with_what_to_do(tmp_path):
+def bow_tie(outline):
+    x0, y0, x1, y1 = outline.bounds
+    return shapely.Polygon([(x0, y0), (x1, y1), (x1, y0), (x0, y1)])
+
+
+@pytest.mark.parametrize("suffix", DRIVERS)
+def test_outlines_drawn_across_themselves_or_with_heights_are_exported(tmp_path, suffix):
+    path, out = written(tmp_path / "map.gpkg"), tmp_path / f"out{suffix}"
+    tangled = bow_tie(read_map(path).geometry[1])
+    wanted = shapely.make_valid(tangled)
+    edited(path, {1: shapely.force_3d(tangled, 7.0)})
+    read = read_map(path)
+    assert read["area_m2"][1] == pytest.approx(geodesic_area_m2(wanted, POLAR))
+    assert read.geometry[1].equals(wanted)
+    export_map(path, out)
+    assert len(read_polygons(out) if suffix != ".csv" else out.read_text().splitlines()[1:]) == 5
+
+
+@pytest.mark.parametrize("outline", [shapely.MultiPolygon(), shapely.Polygon([(0, 0), (9, 9), (0, 0)])])
+def test_a_map_with_an_outline_without_area_is_refused_with_what_to_do(tmp_path, outline):
     path = written(tmp_path / "map.gpkg")
-    edited(path, {1: shapely.MultiPolygon()})
-    with pytest.raises(InputError, match="1 footprints have an empty outline; delete"):
+    edited(path, {1: outline})
+    with pytest.raises(InputError, match="1 footprints have an outline without area; delete"):
         read_map(path)
 
 

@@ -71,6 +71,8 @@ def write_frame(
     notes: tuple[str, ...] = ()
     if driver in IN_LONLAT:
         frame, notes = in_lonlat(frame, driver)
+    elif driver == "CSV":
+        frame, notes = _beside_wkt(frame)
     with whole_file(path, overwrite=overwrite) as temporary:
         try:
             _write(temporary, driver, frame, layer or path.stem)
@@ -152,6 +154,12 @@ def _write(path: Path, driver: str, frame: geopandas.GeoDataFrame, layer: str) -
 def _layer_options(driver: str) -> Mapping[str, str]:
     # Nine decimals are 0.1 mm: the seven of RFC 7946's default would move vertices by a centimetre.
     return _GEOJSON_OPTIONS if driver == "GeoJSON" else {}
+
+
+def _beside_wkt(frame: geopandas.GeoDataFrame) -> tuple[geopandas.GeoDataFrame, tuple[str, ...]]:
+    """The frame without a column that readers would take for the outline, and what it is called now."""
+    new = {name: f"{name}_column" for name in frame.columns if str(name).upper() == WKT_COLUMN}
+    return frame.rename(columns=new), tuple(f"CSV: your {old} is {name}" for old, name in new.items())
 
 
 def _write_csv(path: Path, frame: geopandas.GeoDataFrame) -> None:

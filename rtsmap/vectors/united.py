@@ -184,7 +184,6 @@ def _as_one(frame: geopandas.GeoDataFrame, rows: Sequence[int], crs: CRS) -> dic
     best = members.sort_values(["score", "id"], ascending=[False, True]).iloc[0].to_dict()
     lon, lat = centroid_lonlat(polygon, crs)
     names = sorted({name for text in members["modalities"] for name in str(text).split(",") if name})
-    dates = [date for date in members.get("acquired", []) if isinstance(date, str)]
     changed = {
         "id": str(uuid.uuid5(_UNION_NAMESPACE, ",".join(sorted(members["id"])))),
         "area_m2": geodesic_area_m2(polygon, crs),
@@ -198,8 +197,6 @@ def _as_one(frame: geopandas.GeoDataFrame, rows: Sequence[int], crs: CRS) -> dic
         "geometry": polygon,
         SUPERSEDED: None,
     }
-    if "acquired" in best:
-        changed["acquired"] = max(dates, default=None)
     return {**best, **changed}
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import geopandas
 import pytest
@@ -33,6 +34,18 @@ def test_ground_of_scenes_in_other_zones_keeps_its_outline(tmp_path):
     ]
     # straight from corner to corner they would lie some metres off
     assert shapely.hausdorff_distance(united.boundary, shapely.union_all(true).boundary) < 1
+
+
+def test_what_is_united_has_scene_and_date_of_one_of_its_parts(tmp_path):
+    maps = []
+    for name, date, score in (("old", "2020-07-01", 0.9), ("new", "2021-07-01", 0.8)):
+        slumps = [replace(one, scene_id=name, acquired=date, score=score) for one in footprints(4)]
+        write_map(tmp_path / f"{name}.gpkg", slumps, POLAR, coverage(), {})
+        maps.append(SceneMap(tmp_path / f"{name}.gpkg", name, date))
+    unite_maps(maps, tmp_path / "all.gpkg", rule="union", record={})
+    stands = standing(read_map(tmp_path / "all.gpkg"))
+    assert set(zip(stands["scene_id"], stands["acquired"], strict=True)) == {("old", "2020-07-01")}
+    assert len(stands) == 4
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in DRIVERS if suffix != ".csv"])

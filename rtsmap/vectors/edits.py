@@ -23,6 +23,7 @@ from rtsmap.instances.attributes import (
 from rtsmap.vectors.repair import Shapes, make_polygons_valid
 
 _COPIES = uuid.UUID("3f1d3c52-5a0e-5d0b-8a52-0d5f1c6b7e21")
+_FIGURES = "area_m2", "perimeter_m", "centroid_lon", "centroid_lat"
 _FIGURES_OF_ONE = {"n_parts": (1, "int64"), "seam_unconfirmed": (0, "bool")}
 _UNMOVED_M, _UNMOVED_SHARE = 0.01, 1e-3
 """How far a centroid may lie from where its row says, in metres and in widths of the slump."""
@@ -63,17 +64,20 @@ def measured(footprints: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
     """
     crs = CRS(footprints.crs)
     whole = _whole_at_180(footprints.geometry.to_numpy(), crs)
-    anew = footprints["area_m2"].isna().to_numpy() | _resized(footprints, whole) | _moved(footprints, whole)
+    for name in _FIGURES:
+        footprints[name] = footprints[name].astype(float) if name in footprints else np.nan
+    lacking = footprints[[*_FIGURES]].isna().any(axis=1).to_numpy()
+    anew = lacking | _resized(footprints, whole) | _moved(footprints, whole)
     if anew.any():
         shapes = whole[anew]
         places = [centroid_lonlat(shape, crs) for shape in shapes]
-        figures = {
-            "area_m2": [geodesic_area_m2(shape, crs) for shape in shapes],
-            "perimeter_m": [geodesic_perimeter_m(shape, crs) for shape in shapes],
-            "centroid_lon": [lon - 360 if lon > 180 else lon for lon, _ in places],
-            "centroid_lat": [lat for _, lat in places],
-        }
-        for name, values in figures.items():
+        figures = (
+            [geodesic_area_m2(shape, crs) for shape in shapes],
+            [geodesic_perimeter_m(shape, crs) for shape in shapes],
+            [lon - 360 if lon > 180 else lon for lon, _ in places],
+            [lat for _, lat in places],
+        )
+        for name, values in zip(_FIGURES, figures, strict=True):
             footprints.loc[anew, name] = values
     # a column of whole numbers, or of yes and no, comes as one of fractions where a row is empty
     for name, (value, kind) in _FIGURES_OF_ONE.items():
@@ -107,8 +111,6 @@ def _resized(footprints: geopandas.GeoDataFrame, outlines: Shapes) -> npt.NDArra
 
 def _moved(footprints: geopandas.GeoDataFrame, outlines: Shapes) -> npt.NDArray[np.bool_]:
     """True for rows whose outline lies elsewhere than their figures say."""
-    if not {"centroid_lon", "centroid_lat"} <= set(footprints.columns):
-        return np.zeros(len(footprints), np.bool_)
     centroids = shapely.get_coordinates(shapely.centroid(outlines))
     said = footprints[["centroid_lon", "centroid_lat"]].to_numpy(float)
     apart_m = distances_m(centroids, CRS(footprints.crs), said)

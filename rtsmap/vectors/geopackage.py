@@ -19,6 +19,7 @@ import pyogrio
 import pyproj
 import shapely
 from odc.geo.crs import CRS
+from pandas.api.types import is_numeric_dtype
 
 from rtsmap.atomic import whole_file
 from rtsmap.errors import InputError, RunError
@@ -178,6 +179,9 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
         raise InputError(f"{path}: layer '{layer}' has {nowhere} rows without geometry; the file is damaged")
     if layer != FOOTPRINT_LAYER:
         return frame
+    for name, wanted in (("id", "texts"), ("score", "numbers"), ("area_m2", "numbers")):
+        if frame[name].notna().any() and is_numeric_dtype(frame[name]) != (wanted == "numbers"):
+            raise InputError(f"{path}: the column '{name}' of layer '{layer}' holds no {wanted} any more")
     outlines = flat_and_valid(frame.geometry.to_numpy())
     if emptied := int((~(shapely.area(outlines) > 0)).sum()):
         raise InputError(

@@ -115,6 +115,32 @@ def test_reading_measures_nothing_again_that_was_not_edited(tmp_path, monkeypatc
         read_map(path)
 
 
+def test_figures_whose_columns_were_deleted_or_emptied_are_measured_anew(tmp_path):
+    path = written(tmp_path / "map.gpkg")
+    before = read_map(path)
+    stored = pyogrio.read_dataframe(path, layer=FOOTPRINT_LAYER).drop(
+        columns=["centroid_lon", "centroid_lat"]
+    )
+    stored.loc[2, "perimeter_m"] = None
+    pyogrio.write_dataframe(stored, path, layer=FOOTPRINT_LAYER, driver="GPKG")
+    after = read_map(path)
+    for name in ("area_m2", "perimeter_m", "centroid_lon", "centroid_lat"):
+        assert after[name].tolist() == pytest.approx(before[name].tolist())
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "wanted"),
+    [("id", range(5), "texts"), ("score", list("abcde"), "numbers"), ("area_m2", ["9"] * 5, "numbers")],
+)
+def test_a_map_whose_columns_are_of_another_kind_is_refused(tmp_path, column, values, wanted):
+    path = written(tmp_path / "map.gpkg")
+    stored = pyogrio.read_dataframe(path, layer=FOOTPRINT_LAYER)
+    stored[column] = values
+    pyogrio.write_dataframe(stored, path, layer=FOOTPRINT_LAYER, driver="GPKG")
+    with pytest.raises(InputError, match=f"column '{column}'.* holds no {wanted}"):
+        read_map(path)
+
+
 def bow_tie(outline):
     x0, y0, x1, y1 = outline.bounds
     return shapely.Polygon([(x0, y0), (x1, y1), (x1, y0), (x0, y1)])

@@ -85,7 +85,7 @@ def unite_maps(
         scores=together["score"].to_numpy(float),
         polygons=make_polygons_valid(together.geometry.to_numpy()),
         scene=np.repeat(np.arange(len(layers)), [len(frame) for frame in footprints]),
-        scene_ids=[one.scene_id for one in ordered],
+        scene_ids=[_named(one, layer.run_record) for one, layer in zip(ordered, layers, strict=True)],
         dates=[one.acquired for one in ordered],
         mapped=np.array([_union(frame[frame["status"] == MAPPED]) for frame in coverage], object),
     )
@@ -141,6 +141,11 @@ def _column(polygons: Polygons, *names: str) -> npt.NDArray[np.str_]:
         (polygons.columns[name] for name in names if name in polygons.columns), [""] * len(polygons)
     )
     return np.array([value if isinstance(value, str) else "" for value in values], np.str_)
+
+
+def _named(one: SceneMap, record: Mapping[str, Any]) -> str:
+    """How footprints name a scene, which may have another name in a run."""
+    return str(record.get("acquisition", {}).get("scene_id") or one.scene_id)
 
 
 def _made_from(record: Mapping[str, Any]) -> dict[str, Any]:

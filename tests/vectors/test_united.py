@@ -13,7 +13,7 @@ from rtsmap.vectors.export import export_map
 from rtsmap.vectors.formats import DRIVERS
 from rtsmap.vectors.geopackage import COVERAGE_LAYER, read_map, write_map
 from rtsmap.vectors.reviews import FORMAT, apply_review
-from rtsmap.vectors.united import SceneMap, read_slumps, standing, unite_maps
+from rtsmap.vectors.united import SUPERSEDED, SceneMap, read_slumps, standing, unite_maps
 from tests.vectors.samples import POLAR, UTM, coverage, footprints
 
 EAST = CRS("EPSG:32612")
@@ -46,6 +46,18 @@ def test_what_is_united_has_scene_and_date_of_one_of_its_parts(tmp_path):
     stands = standing(read_map(tmp_path / "all.gpkg"))
     assert set(zip(stands["scene_id"], stands["acquired"], strict=True)) == {("old", "2020-07-01")}
     assert len(stands) == 4
+
+
+def test_a_newer_scene_that_saw_nothing_is_named_as_footprints_name_it(tmp_path):
+    for name, slumps in (("old", footprints(4)), ("new", [])):
+        record = {"acquisition": {"scene_id": f"1030_{name}"}}
+        ground = [CoverageArea(shapely.box(-2_001_000, 998_000, -1_997_000, 1_001_000), MAPPED, "", 1e7)]
+        write_map(tmp_path / f"{name}.gpkg", slumps, POLAR, ground, record)
+    maps = [
+        SceneMap(tmp_path / f"{name}.gpkg", name, day) for name, day in (("old", "2020"), ("new", "2021"))
+    ]
+    unite_maps(maps, tmp_path / "all.gpkg", rule="newest", record={})
+    assert read_map(tmp_path / "all.gpkg")[SUPERSEDED].tolist() == ["1030_new"] * 4
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in DRIVERS if suffix != ".csv"])

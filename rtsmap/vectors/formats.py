@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyogrio
+import pyproj
 import shapely
 from pandas.api.types import is_object_dtype
 
@@ -45,6 +46,14 @@ GPKG_VERSION = {"VERSION": "1.2"}
 EDGE_M = 1000.0
 """Longer edges, which only coverage has, get vertices before they go to another CRS, for they bend."""
 
+UNWRITABLE = (
+    pyogrio.errors.DataSourceError,
+    pyogrio.errors.DataLayerError,
+    pyproj.exceptions.CRSError,
+    OSError,
+)
+"""What writing raises for a place, a layer or a CRS that a format cannot hold."""
+
 _GEOJSON_OPTIONS = {"RFC7946": "YES", "COORDINATE_PRECISION": "9"}
 
 
@@ -77,7 +86,7 @@ def write_frame(
         try:
             _write(temporary, driver, frame, layer or path.stem)
             written = _read_back(temporary, driver)
-        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError) as exc:
+        except UNWRITABLE as exc:
             raise InputError(f"{path}: cannot be written as {driver}: {exc}") from exc
         good = int(_is_good(written).sum())
         if not len(frame) == len(written) == good:

@@ -26,7 +26,7 @@ from rtsmap.errors import InputError, RunError
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea
 from rtsmap.vectors.edits import distinct_ids, flat_and_valid, measured
-from rtsmap.vectors.formats import GPKG_VERSION
+from rtsmap.vectors.formats import GPKG_VERSION, UNWRITABLE
 from rtsmap.vectors.labels import MAP_LAYER, look_first
 from rtsmap.vectors.qgis_style import coverage_qml, footprint_qml, style_rows
 
@@ -155,7 +155,7 @@ def _write_all(
 def _told_of(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError) as exc:
+    except UNWRITABLE as exc:
         raise InputError(f"{path}: cannot be written: {exc}") from exc
 
 

@@ -208,6 +208,14 @@ def test_columns_of_users_have_names_of_ten_bytes_in_a_shapefile_and_none_is_los
     assert "ok" not in told
 
 
+@pytest.mark.parametrize("suffix", [".gpkg", ".shp", ".fgb"])
+def test_a_crs_that_a_format_cannot_hold_is_refused(map_path, tmp_path, suffix):
+    rotated = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=30 +lon_0=0 +datum=WGS84"
+    with pytest.raises(InputError, match=r"cannot be written.*CRS cannot be converted"):
+        export_map(map_path, tmp_path / f"out{suffix}", crs=rotated)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize(
     ("column", "values"),

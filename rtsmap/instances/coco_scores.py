@@ -21,8 +21,11 @@ from rtsmap.errors import LabelError
 from rtsmap.instances.detections import Detection
 from rtsmap.instances.evaluate import Matches, Pair, match_pairs
 from rtsmap.instances.intervals import group_intervals
+from rtsmap.instances.run_lengths import runs_of
 
 _EVERYTHING_PX2 = 1e10
+_MOST_PX = 1 << 16
+"""A side of a picture; pycocotools crashes on much larger ones, and on polygons that reach far beyond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,14 +225,22 @@ def usable_document(document: Any) -> dict[str, Any]:
     if missing:
         raise LabelError(f"no {' and no '.join(missing)}; wanted a COCO dataset")
     shapes = _shapes(document["images"])
-    labels = [label for label in document["annotations"] if _entry(label, "image_id") in shapes]
+    # null is as good as not there
+    labels = [
+        {key: value for key, value in label.items() if value is not None}
+        for label in document["annotations"]
+        if _is_key(_entry(label, "image_id")) and label["image_id"] in shapes
+    ]
     slumps = [label for label in labels if not label.get("iscrowd")]
     category = _one_category([label.get("category_id") for label in slumps], "annotations")
-    classes = document.get("categories") or [{"id": category, "name": "rts"}]
+    classes = document.get("categories")
+    if not isinstance(classes, list) or not classes or not all(_is_key(_entry(one, "id")) for one in classes):
+        classes = [{"id": category, "name": "rts"}]
     annotations = []
     for number, label in enumerate(labels, start=1):
         try:
             runs = compressed(label.get("segmentation"), shapes[label["image_id"]])
+            _check_figures(label)
         except ValueError as exc:
             raise LabelError(f"annotation {label.get('id', number)}: {exc}") from exc
         whole = {"id": number, "iscrowd": 0, **label, "category_id": category}
@@ -237,6 +248,20 @@ def usable_document(document: Any) -> dict[str, Any]:
             {"area": float(coco_mask.area(runs)), "bbox": coco_mask.toBbox(runs).tolist(), **whole}
         )
     return {**document, "annotations": annotations, "categories": classes}
+
+
+def _check_figures(label: Mapping[str, Any]) -> None:
+    """Raise ValueError for what pycocotools would take for something else."""
+    area, crowd = label.get("area", 0.0), label.get("iscrowd", 0)
+    if isinstance(area, bool) or not isinstance(area, int | float) or not math.isfinite(area):
+        raise ValueError(f"its area is {area!r}, wanted square pixels")
+    if not isinstance(crowd, int) or crowd not in (0, 1):
+        raise ValueError(f"its iscrowd is {crowd!r}, wanted 0 or 1")
+
+
+def _is_key(value: Any) -> bool:
+    """True for what can name an image or a class."""
+    return isinstance(value, int | str)
 
 
 def _shapes(images: Sequence[Any]) -> dict[int, tuple[int, int]]:
@@ -248,15 +273,27 @@ def _shapes(images: Sequence[Any]) -> dict[int, tuple[int, int]]:
         lacking = [key for key in ("id", "file_name", "height", "width") if _entry(image, key) is None]
         if lacking:
             raise LabelError(f"image {number} has no {' and no '.join(lacking)}")
+        if not _is_key(image["id"]) or not isinstance(image["file_name"], str):
+            raise LabelError(f"image {number}: wanted a number for an id and a text for a file_name")
         if image["id"] in shapes:
             raise LabelError(f"two images have the id {image['id']}; wanted one each")
-        shapes[image["id"]] = (image["height"], image["width"])
+        shape = (image["height"], image["width"])
+        if not all(isinstance(side, int) and 0 < side <= _MOST_PX for side in shape):
+            raise LabelError(
+                f"image {image['id']}: it is {shape[0]} x {shape[1]} high and wide, wanted pixels"
+            )
+        shapes[image["id"]] = shape
+    if len({type(image) for image in shapes}) > 1:
+        raise LabelError("ids of images are both numbers and texts; wanted numbers")
     return shapes
 
 
 def _one_category(named: Iterable[Any], of: str) -> int:
     """The category that all name, 1 where none does."""
-    categories = sorted({category for category in named if category is not None}, key=str)
+    named = [category for category in named if category is not None]
+    if strange := [category for category in named if not _is_key(category)]:
+        raise LabelError(f"{of} are of the category {strange[0]}; wanted a number")
+    categories = sorted(set(named), key=str)
     if len(categories) > 1:
         raise LabelError(
             f"{of} are of {len(categories)} categories, {', '.join(map(str, categories[:5]))}; wanted slumps "
@@ -298,19 +335,34 @@ def category_of(document: Mapping[str, Any]) -> int:
 
 def compressed(segmentation: Any, shape: tuple[int, int]) -> dict[str, Any]:
     """A segmentation as compressed run lengths that JSON can hold; ValueError for what is none."""
-    if isinstance(segmentation, list) and not all(
-        isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 for ring in segmentation or [None]
-    ):
-        raise ValueError("its segmentation is empty or no polygon; wanted rings of x, y, x, y, x, y ...")
+    if isinstance(segmentation, list) and not (segmentation and all(map(_is_ring, segmentation))):
+        raise ValueError(
+            "its segmentation is empty or no polygon; wanted rings of x, y, x, y, x, y ... in pixels"
+        )
     try:
         runs = _runs(segmentation, shape)
         size, counts = [int(side) for side in runs["size"]], runs["counts"]
         _decoded({"size": size, "counts": counts})
+        text = counts if isinstance(counts, str) else counts.decode("ascii")
+        covered_px = sum(runs_of(text))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as exc:
         raise ValueError(f"its segmentation cannot be read ({type(exc).__name__}: {exc})") from exc
     if size != list(shape):
         raise ValueError(f"its segmentation is of {size} pixels (rows, columns), its image of {list(shape)}")
-    return {"size": size, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+    if covered_px != shape[0] * shape[1]:
+        # pycocotools would leave the rest of the mask to chance
+        raise ValueError(f"its run lengths are of {covered_px} pixels, its image of {shape[0] * shape[1]}")
+    return {"size": size, "counts": text}
+
+
+def _is_ring(ring: Any) -> bool:
+    """True for corners of a polygon that lie on the picture or about it."""
+    return (
+        isinstance(ring, list)
+        and len(ring) >= 6
+        and len(ring) % 2 == 0
+        and all(isinstance(v, int | float) and abs(v) <= 2 * _MOST_PX for v in ring)
+    )
 
 
 def _entry(table: Any, key: str) -> Any:
@@ -369,7 +421,8 @@ def _evaluated(
 
 
 def _refuse_strangers(results: Iterable[Mapping[str, Any]], known: Collection[int]) -> None:
-    strangers = sorted({str(result["image_id"]) for result in results if result["image_id"] not in known})
+    named = [result["image_id"] for result in results]
+    strangers = sorted({str(image) for image in named if not _is_key(image) or image not in known})
     if strangers:
         raise LabelError(
             f"results name {len(strangers)} images that the labels lack, first {strangers[0]}; "

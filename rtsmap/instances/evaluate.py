@@ -85,7 +85,8 @@ def match_polygons(
 ) -> Matches:
     """Match shapely polygons in one planar CRS: the best scored chooses first, the free one of best IoU.
 
-    Without `scores` the largest IoU chooses first. Raises LabelError for empty or invalid polygons.
+    Of equal scores, and without `scores`, the largest IoU chooses first. Raises LabelError for empty or
+    invalid polygons.
     """
     return evaluate(predicted, truth, scores, (iou,))[0]
 
@@ -112,10 +113,9 @@ def match_pairs(
 ) -> list[Pair]:
     """Greedy one-to-one choice among pairs, whatever their IoU was measured on."""
 
-    def turn(pair: Pair) -> tuple[float, int, float, int]:
+    def turn(pair: Pair) -> tuple[float, float, int, int]:
         rank = 0.0 if scores is None else -scores[pair.predicted]
-        group = 0 if scores is None else pair.predicted
-        return rank, group, -pair.iou, pair.truth
+        return rank, -pair.iou, pair.predicted, pair.truth
 
     used_predicted: set[int] = set()
     used_truth: set[int] = set()

@@ -35,6 +35,24 @@ def coco_result(
     }
 
 
+def runs_of(counts: str) -> list[int]:
+    """The runs that COCO's compressed run lengths stand for: numbers of 5 bits a letter, least first.
+
+    From the third on a number is the difference to the one before last.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for code in counts.encode("ascii"):
+        bits = code - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
+
+
 def _inside(outline: BaseGeometry, shape: tuple[int, int]) -> npt.NDArray[np.int64]:
     """Numbers of the pixels inside, counted down the columns, sorted."""
     height, width = shape

@@ -35,7 +35,8 @@ from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.shards import TileResult, read_shard
 from rtsmap.runs.stages import complete
 from rtsmap.vectors.areas import AreaFiles
-from rtsmap.vectors.labels import Polygons, read_polygons, write_polygons
+from rtsmap.vectors.labels import Polygons, write_polygons
+from rtsmap.vectors.united import read_slumps
 
 INDEX, ANNOTATIONS, RUN = "chips.parquet", "annotations.json", ".run"
 SHARD_TILES = 4
@@ -136,7 +137,7 @@ def cut_scene(
     spec = spec or InputSpec(options.resolution_m, groups)
     problems, polygons = Problems(), None
     with problems.collected():
-        polygons = None if labels is None else read_polygons(labels)
+        polygons = None if labels is None else read_slumps(labels)
     given = {"aoi": aoi, "exclude": exclude, "problems": problems}
     prepared, task = _task(scene, dem, spec, options, out, overwrite=overwrite, given=given)
     receipts, _ = complete(task, progress)

@@ -23,9 +23,8 @@ from rtsmap.instances.map_scores import IOUS, SIZE_CLASS_NAMES, Figure, JudgedMa
 from rtsmap.instances.outcomes import Curve, outcomes_of, threshold_curve
 from rtsmap.rasters.inspection import Problems
 from rtsmap.vectors.geopackage import COVERAGE_LAYER, read_map
-from rtsmap.vectors.labels import read_polygons
 from rtsmap.vectors.repair import Shapes, make_polygons_valid
-from rtsmap.vectors.united import standing
+from rtsmap.vectors.united import read_slumps, standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ def judged_map(
     with problems.collected():
         coverage = read_map(map_path, COVERAGE_LAYER)
     with problems.collected():
-        labels = read_polygons(labels_path)
+        labels = read_slumps(labels_path)
     problems.raise_any()
     mapped = coverage[coverage["status"] == MAPPED]
     if not len(mapped):

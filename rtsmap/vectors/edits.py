@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 from odc.geo.crs import CRS
+from pyproj import Transformer
 from shapely.affinity import translate
 
 from rtsmap.instances.attributes import (
@@ -22,9 +23,16 @@ from rtsmap.instances.attributes import (
 from rtsmap.vectors.repair import Shapes, make_polygons_valid
 
 _COPIES = uuid.UUID("3f1d3c52-5a0e-5d0b-8a52-0d5f1c6b7e21")
+_FIGURES = "area_m2", "perimeter_m", "centroid_lon", "centroid_lat"
 _FIGURES_OF_ONE = {"n_parts": (1, "int64"), "seam_unconfirmed": (0, "bool")}
 _UNMOVED_M, _UNMOVED_SHARE = 0.01, 1e-3
 """How far a centroid may lie from where its row says, in metres and in widths of the slump."""
+
+_SAME_SIZE_SHARE = 1e-3
+"""How far an area may be from what its row says, as a share of it."""
+
+_EQUAL_AREA = "EPSG:6931"
+"""Of the whole north in one piece; the edges of slumps are too short to bend there."""
 
 
 def distinct_ids(ids: pd.Series[Any]) -> pd.Series[Any]:
@@ -40,25 +48,36 @@ def distinct_ids(ids: pd.Series[Any]) -> pd.Series[Any]:
     return distinct
 
 
+def flat_and_valid(outlines: Shapes) -> Shapes:
+    """The outlines without Z, those that were drawn across themselves untangled; all others as they are."""
+    flat: Shapes = shapely.force_2d(outlines)
+    tangled = ~shapely.is_valid(flat)
+    flat[tangled] = make_polygons_valid(flat[tangled])
+    return flat
+
+
 def measured(footprints: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
     """The frame with figures of size and place for outlines that lack them, or have others' by now.
 
-    An outline is told by its centroid from the one that its row was measured on. Slumps added by hand are
-    of one part and no seam; id and score they lack.
+    An outline is told by its area and centroid from the one that its row was measured on. Slumps added by
+    hand are of one part and no seam; id and score they lack.
     """
     crs = CRS(footprints.crs)
     whole = _whole_at_180(footprints.geometry.to_numpy(), crs)
-    anew = footprints["area_m2"].isna().to_numpy() | _moved(footprints, whole)
+    for name in _FIGURES:
+        footprints[name] = footprints[name].astype(float) if name in footprints else np.nan
+    lacking = footprints[[*_FIGURES]].isna().any(axis=1).to_numpy()
+    anew = lacking | _resized(footprints, whole) | _moved(footprints, whole)
     if anew.any():
         shapes = whole[anew]
         places = [centroid_lonlat(shape, crs) for shape in shapes]
-        figures = {
-            "area_m2": [geodesic_area_m2(shape, crs) for shape in shapes],
-            "perimeter_m": [geodesic_perimeter_m(shape, crs) for shape in shapes],
-            "centroid_lon": [lon - 360 if lon > 180 else lon for lon, _ in places],
-            "centroid_lat": [lat for _, lat in places],
-        }
-        for name, values in figures.items():
+        figures = (
+            [geodesic_area_m2(shape, crs) for shape in shapes],
+            [geodesic_perimeter_m(shape, crs) for shape in shapes],
+            [lon - 360 if lon > 180 else lon for lon, _ in places],
+            [lat for _, lat in places],
+        )
+        for name, values in zip(_FIGURES, figures, strict=True):
             footprints.loc[anew, name] = values
     # a column of whole numbers, or of yes and no, comes as one of fractions where a row is empty
     for name, (value, kind) in _FIGURES_OF_ONE.items():
@@ -82,10 +101,16 @@ def _whole_at_180(shapes: Shapes, crs: CRS) -> Shapes:
     return whole
 
 
+def _resized(footprints: geopandas.GeoDataFrame, outlines: Shapes) -> npt.NDArray[np.bool_]:
+    """True for rows whose outline is of another size than their figures say."""
+    to_plane = Transformer.from_crs(footprints.crs, _EQUAL_AREA, always_xy=True)
+    flat = shapely.transform(outlines, lambda xy: np.column_stack(to_plane.transform(*xy.T)))
+    said_m2 = footprints["area_m2"].to_numpy(float)
+    return np.asarray(np.abs(shapely.area(flat) - said_m2) > _SAME_SIZE_SHARE * said_m2)
+
+
 def _moved(footprints: geopandas.GeoDataFrame, outlines: Shapes) -> npt.NDArray[np.bool_]:
     """True for rows whose outline lies elsewhere than their figures say."""
-    if not {"centroid_lon", "centroid_lat"} <= set(footprints.columns):
-        return np.zeros(len(footprints), np.bool_)
     centroids = shapely.get_coordinates(shapely.centroid(outlines))
     said = footprints[["centroid_lon", "centroid_lat"]].to_numpy(float)
     apart_m = distances_m(centroids, CRS(footprints.crs), said)

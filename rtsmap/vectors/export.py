@@ -23,7 +23,7 @@ from rtsmap.vectors.geopackage import (
     read_map,
     write_layers,
 )
-from rtsmap.vectors.kml import ID_COLUMN
+from rtsmap.vectors.kml import id_name
 from rtsmap.vectors.repair import Shapes, make_polygons_valid
 
 SHAPEFILE_NAMES: Mapping[str, str] = {
@@ -134,7 +134,7 @@ def export_map(
     elif driver == "GeoJSON" and frame.empty:
         notes = ("GeoJSON: without a single polygon the file has no columns",)
     elif driver == "KML" and "id" in frame:
-        notes += (f"KML: id is {ID_COLUMN}",)
+        notes += (f"KML: id is {id_name(frame.columns)}",)
     elif driver == "CSV":
         notes += (f"CSV: outlines are WKT in {crs or 'longitude and latitude (EPSG:4326)'}",)
     return notes + write_frame(out, frame, layer=layer, overwrite=overwrite)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyogrio
+import pyproj
 import shapely
 from pandas.api.types import is_object_dtype
 
@@ -45,6 +46,14 @@ GPKG_VERSION = {"VERSION": "1.2"}
 EDGE_M = 1000.0
 """Longer edges, which only coverage has, get vertices before they go to another CRS, for they bend."""
 
+UNWRITABLE = (
+    pyogrio.errors.DataSourceError,
+    pyogrio.errors.DataLayerError,
+    pyproj.exceptions.CRSError,
+    OSError,
+)
+"""What writing raises for a place, a layer or a CRS that a format cannot hold."""
+
 _GEOJSON_OPTIONS = {"RFC7946": "YES", "COORDINATE_PRECISION": "9"}
 
 
@@ -71,11 +80,13 @@ def write_frame(
     notes: tuple[str, ...] = ()
     if driver in IN_LONLAT:
         frame, notes = in_lonlat(frame, driver)
+    elif driver == "CSV":
+        frame, notes = _beside_wkt(frame)
     with whole_file(path, overwrite=overwrite) as temporary:
         try:
             _write(temporary, driver, frame, layer or path.stem)
             written = _read_back(temporary, driver)
-        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError) as exc:
+        except UNWRITABLE as exc:
             raise InputError(f"{path}: cannot be written as {driver}: {exc}") from exc
         good = int(_is_good(written).sum())
         if not len(frame) == len(written) == good:
@@ -152,6 +163,12 @@ def _write(path: Path, driver: str, frame: geopandas.GeoDataFrame, layer: str) -
 def _layer_options(driver: str) -> Mapping[str, str]:
     # Nine decimals are 0.1 mm: the seven of RFC 7946's default would move vertices by a centimetre.
     return _GEOJSON_OPTIONS if driver == "GeoJSON" else {}
+
+
+def _beside_wkt(frame: geopandas.GeoDataFrame) -> tuple[geopandas.GeoDataFrame, tuple[str, ...]]:
+    """The frame without a column that readers would take for the outline, and what it is called now."""
+    new = {name: f"{name}_column" for name in frame.columns if str(name).upper() == WKT_COLUMN}
+    return frame.rename(columns=new), tuple(f"CSV: your {old} is {name}" for old, name in new.items())
 
 
 def _write_csv(path: Path, frame: geopandas.GeoDataFrame) -> None:

@@ -19,13 +19,14 @@ import pyogrio
 import pyproj
 import shapely
 from odc.geo.crs import CRS
+from pandas.api.types import is_numeric_dtype
 
 from rtsmap.atomic import whole_file
 from rtsmap.errors import InputError, RunError
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea
-from rtsmap.vectors.edits import distinct_ids, measured
-from rtsmap.vectors.formats import GPKG_VERSION
+from rtsmap.vectors.edits import distinct_ids, flat_and_valid, measured
+from rtsmap.vectors.formats import GPKG_VERSION, UNWRITABLE
 from rtsmap.vectors.labels import MAP_LAYER, look_first
 from rtsmap.vectors.qgis_style import coverage_qml, footprint_qml, style_rows
 
@@ -154,7 +155,7 @@ def _write_all(
 def _told_of(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError) as exc:
+    except UNWRITABLE as exc:
         raise InputError(f"{path}: cannot be written: {exc}") from exc
 
 
@@ -162,7 +163,8 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
     """Read the footprints of a map, or its `coverage`; raises InputError when it is not there.
 
     Figures of size and place are those of the outlines, also of slumps that were added, split or reshaped by
-    hand; see `rtsmap.vectors.edits`. Slumps that were added lack id and score.
+    hand; see `rtsmap.vectors.edits`. Slumps that were added lack id and score. Z is dropped, and outlines
+    whose edges cross are untangled.
     """
     path = Path(path)
     if layer not in _NEEDED:
@@ -177,8 +179,15 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
         raise InputError(f"{path}: layer '{layer}' has {nowhere} rows without geometry; the file is damaged")
     if layer != FOOTPRINT_LAYER:
         return frame
-    if emptied := int(frame.geometry.is_empty.sum()):
-        raise InputError(f"{path}: {emptied} footprints have an empty outline; delete these rows in a GIS")
+    for name, wanted in (("id", "texts"), ("score", "numbers"), ("area_m2", "numbers")):
+        if frame[name].notna().any() and is_numeric_dtype(frame[name]) != (wanted == "numbers"):
+            raise InputError(f"{path}: the column '{name}' of layer '{layer}' holds no {wanted} any more")
+    outlines = flat_and_valid(frame.geometry.to_numpy())
+    if emptied := int((~(shapely.area(outlines) > 0)).sum()):
+        raise InputError(
+            f"{path}: {emptied} footprints have an outline without area; delete these rows in a GIS"
+        )
+    frame.geometry = outlines
     frame["id"] = distinct_ids(frame["id"])
     return measured(frame)
 

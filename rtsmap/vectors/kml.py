@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
@@ -24,6 +24,7 @@ ID_COLUMN = "rts_id"
 
 _HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n<kml xmlns="http://www.opengis.net/kml/2.2">\n<Document>\n'
 _TAIL = "</Folder>\n</Document>\n</kml>\n"
+_INTS = -(2**31), 2**31 - 1
 _NOT_IN_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
 
 
@@ -31,10 +32,11 @@ def write_kml(path: Path, frame: geopandas.GeoDataFrame, name: str) -> None:
     """Write polygons in longitude and latitude, none across 180 degrees, with their columns as typed data.
 
     Where there is a column `score`, it chooses the colour and is the name that is shown. A column `id`
-    becomes `ID_COLUMN`.
+    becomes `id_name`.
     """
     columns = {str(column): frame[column] for column in frame.columns if column != frame.geometry.name}
-    columns = {ID_COLUMN if column == "id" else column: values for column, values in columns.items()}
+    name_of_id = id_name(columns)
+    columns = {name_of_id if column == "id" else column: values for column, values in columns.items()}
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(f"{_HEAD}<name>{_text(name)}</name>\n")
         file.writelines(_styles())
@@ -42,6 +44,13 @@ def write_kml(path: Path, frame: geopandas.GeoDataFrame, name: str) -> None:
         file.write(f"<Folder>\n<name>{_text(name)}</name>\n")  # without one, GDAL sees no layer in no slumps
         file.writelines(_placemarks(frame.geometry.to_numpy(), columns))
         file.write(_TAIL)
+
+
+def id_name(columns: Iterable[str]) -> str:
+    """The name of `id`: `ID_COLUMN`, with a number where people have a column of that name."""
+    taken = {column.lower() for column in columns}
+    names = chain([ID_COLUMN], (f"{ID_COLUMN}_{number}" for number in count(1)))
+    return next(name for name in names if name not in taken)
 
 
 def _styles() -> Iterator[str]:
@@ -64,7 +73,8 @@ def _type(values: pd.Series) -> str:
     if is_bool_dtype(values):
         return "bool"
     if is_integer_dtype(values):
-        return "int"
+        # readers cut what has more than 32 bits
+        return "int" if values.between(*_INTS).all() else "string"
     return "double" if is_float_dtype(values) else "string"
 
 

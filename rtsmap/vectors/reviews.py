@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -98,7 +99,8 @@ def apply_review(gpkg: Path | str, review: Path | str) -> Applied:
     Footprints that the review does not name keep what they have, and everything else in the file stays as
     it is, also layers and styles that were added to it. Raises InputError for unknown footprints.
     """
-    gpkg = Path(gpkg)
+    # a link would be replaced by the reviewed map, and the map itself would stay as it was
+    gpkg = Path(gpkg).resolve()
     verdicts, plan = read_review(review)
     known = set(read_map(gpkg)["id"])
     unknown = sorted(verdicts.keys() - known)
@@ -110,6 +112,9 @@ def apply_review(gpkg: Path | str, review: Path | str) -> Applied:
     with whole_file(gpkg, overwrite=True) as temporary:
         try:
             _write(gpkg, temporary, verdicts)
+            # not every file system has modes
+            with suppress(OSError):
+                shutil.copymode(gpkg, temporary)
         except sqlite3.Error as exc:
             raise InputError(f"{gpkg}: the review cannot be written: {exc}") from exc
     after = read_map(gpkg)

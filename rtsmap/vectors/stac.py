@@ -11,10 +11,12 @@ from urllib.parse import quote
 import geopandas
 import pyproj
 import shapely
+from odc.geo.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
 from rtsmap.errors import InputError
 from rtsmap.instances.coverage import MAPPED
+from rtsmap.instances.polygons import metres_per_unit
 from rtsmap.vectors.formats import in_lonlat
 
 STAC_VERSION = "1.1.0"
@@ -79,7 +81,8 @@ def _outline(coverage: geopandas.GeoDataFrame) -> BaseGeometry:
     if chosen.empty:
         raise InputError("a map without coverage has no place on Earth; a STAC item cannot be made of it")
     whole = shapely.union_all(chosen.geometry.to_numpy())
-    frame = geopandas.GeoDataFrame(geometry=[whole.simplify(_SIMPLIFY_M)], crs=coverage.crs)
+    tolerance = _SIMPLIFY_M / metres_per_unit(CRS(coverage.crs))
+    frame = geopandas.GeoDataFrame(geometry=[whole.simplify(tolerance)], crs=coverage.crs)
     turned, _ = in_lonlat(frame, "STAC")
     shape: BaseGeometry = turned.geometry.iloc[0]
     return shape

@@ -10,6 +10,7 @@ from typing import Any
 
 import geopandas
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import shapely
 from odc.geo.crs import CRS
@@ -19,8 +20,18 @@ from rtsmap.instances.coverage import FAILED, LEFT_OUT, MAPPED, NO_DATA
 from rtsmap.instances.overlaps import Seen, cut_by_joints, reconcile
 from rtsmap.instances.polygons import only_polygons
 from rtsmap.vectors.edits import distinct_ids
+from rtsmap.vectors.export import SHAPEFILE_NAMES
 from rtsmap.vectors.formats import with_short_edges
-from rtsmap.vectors.geopackage import COVERAGE_COLUMNS, MapLayers, model_of, read_layers, write_layers
+from rtsmap.vectors.geopackage import (
+    COVERAGE_COLUMNS,
+    REJECTED,
+    REVIEW_COLUMN,
+    MapLayers,
+    model_of,
+    read_layers,
+    write_layers,
+)
+from rtsmap.vectors.labels import Polygons, read_polygons
 from rtsmap.vectors.repair import make_polygons_valid
 
 SUPERSEDED = "superseded_by"
@@ -74,7 +85,7 @@ def unite_maps(
         scores=together["score"].to_numpy(float),
         polygons=make_polygons_valid(together.geometry.to_numpy()),
         scene=np.repeat(np.arange(len(layers)), [len(frame) for frame in footprints]),
-        scene_ids=[one.scene_id for one in ordered],
+        scene_ids=[_named(one, layer.run_record) for one, layer in zip(ordered, layers, strict=True)],
         dates=[one.acquired for one in ordered],
         mapped=np.array([_union(frame[frame["status"] == MAPPED]) for frame in coverage], object),
     )
@@ -100,6 +111,41 @@ def unite_maps(
 def standing(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
     """The footprints that do not give way to others; all of a map of one scene."""
     return frame[frame[SUPERSEDED].isna()] if SUPERSEDED in frame.columns else frame
+
+
+def read_slumps(path: Path | str) -> Polygons:
+    """`read_polygons` of a file that shows where slumps are.
+
+    Of a map of rtsmap, or what was exported of one, those that a review has rejected and those that give way
+    to others are none; notes count them.
+    """
+    found = read_polygons(path)
+    rejected = np.equal(_column(found, REVIEW_COLUMN), REJECTED)
+    gives_way = _column(found, SUPERSEDED, SHAPEFILE_NAMES[SUPERSEDED]) != ""
+    keep = np.flatnonzero(~(rejected | gives_way))
+    told = {"rejected by a review": rejected.sum(), "that give way to others": (gives_way & ~rejected).sum()}
+    return Polygons(
+        tuple(found.geometries[row] for row in keep),
+        found.crs,
+        {name: [values[row] for row in keep] for name, values in found.columns.items()},
+        (
+            *found.notes,
+            *(f"{count} of {len(found)} features {what}, left out" for what, count in told.items() if count),
+        ),
+    )
+
+
+def _column(polygons: Polygons, *names: str) -> npt.NDArray[np.str_]:
+    """The texts of the first of these columns that is there; empty where a row has none."""
+    values = next(
+        (polygons.columns[name] for name in names if name in polygons.columns), [""] * len(polygons)
+    )
+    return np.array([value if isinstance(value, str) else "" for value in values], np.str_)
+
+
+def _named(one: SceneMap, record: Mapping[str, Any]) -> str:
+    """How footprints name a scene, which may have another name in a run."""
+    return str(record.get("acquisition", {}).get("scene_id") or one.scene_id)
 
 
 def _made_from(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +189,6 @@ def _as_one(frame: geopandas.GeoDataFrame, rows: Sequence[int], crs: CRS) -> dic
     best = members.sort_values(["score", "id"], ascending=[False, True]).iloc[0].to_dict()
     lon, lat = centroid_lonlat(polygon, crs)
     names = sorted({name for text in members["modalities"] for name in str(text).split(",") if name})
-    dates = [date for date in members.get("acquired", []) if isinstance(date, str)]
     changed = {
         "id": str(uuid.uuid5(_UNION_NAMESPACE, ",".join(sorted(members["id"])))),
         "area_m2": geodesic_area_m2(polygon, crs),
@@ -157,8 +202,6 @@ def _as_one(frame: geopandas.GeoDataFrame, rows: Sequence[int], crs: CRS) -> dic
         "geometry": polygon,
         SUPERSEDED: None,
     }
-    if "acquired" in best:
-        changed["acquired"] = max(dates, default=None)
     return {**best, **changed}
 
 

@@ -10,6 +10,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy import ndimage
 
 from rtsmap.errors import LabelError
 from rtsmap.instances.coco_scores import (
@@ -25,6 +26,7 @@ from rtsmap.instances.coco_scores import (
     usable_results,
 )
 from rtsmap.instances.detections import Detection, Side
+from rtsmap.instances.run_lengths import runs_of
 from rtsmap.rasters.tiling import Window
 
 SHAPE = (120, 160)
@@ -253,8 +255,53 @@ def test_labels_without_area_crowd_or_class_get_them():
         "area": 100,
         "bbox": [0, 0, 10, 10],
     }
-    strangers = one_image({"segmentation": square(0, 0), "image_id": 8})
-    assert usable_document(strangers)["annotations"] == []
+    nulls = dict.fromkeys(("id", "category_id", "iscrowd", "area", "bbox"))
+    assert usable_document(one_image({"segmentation": square(0, 0), **nulls}))["annotations"] == [label]
+    for stranger in (8, None, [7], {}):
+        strangers = one_image({"segmentation": square(0, 0), "image_id": stranger})
+        assert usable_document(strangers)["annotations"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"area": "100"}, "annotation 5: its area is '100'"),
+        ({"area": float("nan")}, "annotation 5: its area is nan"),
+        ({"iscrowd": "0"}, "annotation 5: its iscrowd is '0', wanted 0 or 1"),
+        ({"category_id": [1]}, r"of the category \[1\]"),
+    ],
+)
+def test_annotations_that_cannot_be_used_are_told(changes, says):
+    with pytest.raises(LabelError, match=says):
+        usable_document(one_image({"segmentation": square(0, 0), "id": 5, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"id": [7]}, "a number for an id"),
+        ({"file_name": 7}, "a text for a file_name"),
+        ({"height": 0}, "0 x 40 high and wide"),
+        ({"height": 40.5}, "40.5 x 40 high and wide"),
+        ({"width": 10**9}, "40 x 1000000000 high and wide"),
+    ],
+)
+def test_images_that_cannot_be_are_told(changes, says):
+    truth = one_image({"segmentation": square(0, 0)})
+    with pytest.raises(LabelError, match=says):
+        usable_document({**truth, "images": [{**truth["images"][0], **changes}]})
+    other = {**truth["images"][0], "id": "a"}
+    with pytest.raises(LabelError, match="both numbers and texts"):
+        usable_document({**truth, "images": [*truth["images"], other]})
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_run_lengths_are_read_as_they_are_packed(seed):
+    random = np.random.default_rng(seed)
+    mask = ndimage.zoom(random.random((9, 9)) > 0.5, 1 + 30 * seed, order=0)
+    runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()
+    values = np.arange(len(runs_of(runs))) % 2
+    assert (np.repeat(values, runs_of(runs)) == mask.ravel(order="F")).all()
 
 
 @pytest.mark.parametrize(
@@ -266,6 +313,10 @@ def test_labels_without_area_crowd_or_class_get_them():
         ({"size": [40, 40], "counts": [0, 5000]}, "cannot be read"),
         ({"size": [40, 40], "counts": "garbage"}, "cannot be read"),
         ({"size": [20, 20], "counts": [0, 400]}, "is of .20, 20. pixels"),
+        ({"size": [40, 40], "counts": [10, 20]}, "run lengths are of 30 pixels, its image of 1600"),
+        ([[0, 0, float("nan"), 0, 9, 9]], "no polygon"),
+        ([[0, 0, 1e12, 0, 9, 9]], "no polygon"),
+        ([[0, 0, "9", 0, 9, 9]], "no polygon"),
     ],
 )
 def test_segmentations_that_are_none_are_told(segmentation, says):

@@ -62,6 +62,20 @@ def test_the_better_scored_chooses_first():
     assert match_polygons([exact, worse], truth).pairs[0].predicted == 0
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_order_has_no_effect_where_scores_are_equal(seed):
+    random = np.random.default_rng(seed)
+    corners = random.uniform(0, 60, (2, 25, 2))
+    predicted, truth = ([shapely.box(x, y, x + 12, y + 12) for x, y in row] for row in corners)
+    scores = random.integers(1, 4, 25) / 3
+    marks = match_polygons(predicted, truth, 0.1, scores.tolist())
+    turned = random.permutation(25)
+    other = match_polygons([predicted[i] for i in turned], truth[::-1], 0.1, scores[turned].tolist())
+    assert {(p.predicted, p.truth) for p in marks.pairs} == {
+        (int(turned[p.predicted]), 24 - p.truth) for p in other.pairs
+    }
+
+
 def test_a_slump_in_two_halves_counts_once():
     truth = [shapely.box(0, 0, 10, 10)]
     halves = [shapely.box(0, 0, 6, 10), shapely.box(6, 0, 10, 10)]

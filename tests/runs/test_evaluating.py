@@ -13,7 +13,7 @@ from rtsmap.instances.attributes import geodesic_area_m2, geodesic_perimeter_m
 from rtsmap.instances.coverage import FAILED, MAPPED, CoverageArea, TileCoverage, coverage_areas
 from rtsmap.rasters.tiling import TileOptions, plan_tiles
 from rtsmap.runs.evaluating import _cut_into_blocks, evaluate_maps, judged_map
-from rtsmap.vectors.geopackage import write_map
+from rtsmap.vectors.geopackage import read_layers, write_layers, write_map
 from rtsmap.vectors.labels import Polygons, write_polygons
 from tests.vectors.samples import GRID, POLAR, RECORD, add_by_hand, blob, footprint
 
@@ -121,6 +121,16 @@ def test_slumps_added_by_hand_are_not_the_maps(tmp_path):
     result = evaluate_maps([pair])
     assert (result.footprints, result.figures["recall_30"].value) == (1, 0)
     assert any("1 footprints without a score" in note for note in result.notes)
+
+
+def test_footprints_that_a_review_has_rejected_are_no_truth(tmp_path):
+    path = written_map(tmp_path / "map.gpkg", [slump(k) for k in range(4)])
+    layers = read_layers(path)
+    layers.footprints["review"] = ["accepted", "rejected", "accepted", "accepted"]
+    write_layers(tmp_path / "reviewed.gpkg", layers)
+    result = evaluate_maps([(path, tmp_path / "reviewed.gpkg")])
+    assert (result.slumps, result.figures["precision_50"].value) == (3, 0.75)
+    assert "1 of 4 features rejected by a review" in " ".join(result.notes)
 
 
 def test_ground_without_slumps_counts_false_alarms(tmp_path):

@@ -9,12 +9,16 @@ import geopandas
 import pyogrio
 import pytest
 import shapely
+import shapely.affinity
+from odc.geo.crs import CRS
 from pyproj import Transformer
 
 from rtsmap.errors import InputError
 from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geodesic_perimeter_m
 from rtsmap.vectors.export import export_map
+from rtsmap.vectors.formats import DRIVERS
 from rtsmap.vectors.geopackage import FOOTPRINT_LAYER, read_map, write_map
+from rtsmap.vectors.labels import read_polygons
 from rtsmap.vectors.reviews import FORMAT, apply_review
 from rtsmap.vectors.united import SUPERSEDED, SceneMap, United, unite_maps
 from tests.vectors.samples import POLAR, RECORD, UTM, coverage, footprints
@@ -61,6 +65,20 @@ def test_figures_follow_outlines(tmp_path, crs):
     assert read_map(path)["id"].tolist() == after["id"].tolist()
 
 
+@pytest.mark.parametrize("crs", ["EPSG:3413", "EPSG:32608", "EPSG:4326"])
+def test_figures_follow_outlines_that_keep_their_centroid(tmp_path, crs):
+    path = tmp_path / "other.gpkg"
+    export_map(written(tmp_path / "map.gpkg"), path, crs=crs)
+    before = read_map(path).geometry
+    island = before[1].difference(shapely.affinity.scale(before[1], 0.3, 0.3, origin=before[1].centroid))
+    larger = shapely.affinity.scale(before[2], 1.1, 1.1, origin=before[2].centroid)
+    edited(path, {1: island, 2: larger})
+    after = read_map(path)
+    for row, outline in ((1, island), (2, larger)):
+        wanted = [measure(outline, CRS(crs)) for measure in (geodesic_area_m2, geodesic_perimeter_m)]
+        assert after.loc[row, ["area_m2", "perimeter_m"]].tolist() == pytest.approx(wanted)
+
+
 def test_halves_of_a_split_slump_are_reviewed_one_by_one(tmp_path):
     path = written(tmp_path / "map.gpkg")
     left, right = halves(read_map(path).geometry[2])
@@ -97,10 +115,55 @@ def test_reading_measures_nothing_again_that_was_not_edited(tmp_path, monkeypatc
         read_map(path)
 
 
-def test_a_map_with_an_emptied_outline_is_refused_with_what_to_do(tmp_path):
+def test_figures_whose_columns_were_deleted_or_emptied_are_measured_anew(tmp_path):
     path = written(tmp_path / "map.gpkg")
-    edited(path, {1: shapely.MultiPolygon()})
-    with pytest.raises(InputError, match="1 footprints have an empty outline; delete"):
+    before = read_map(path)
+    stored = pyogrio.read_dataframe(path, layer=FOOTPRINT_LAYER).drop(
+        columns=["centroid_lon", "centroid_lat"]
+    )
+    stored.loc[2, "perimeter_m"] = None
+    pyogrio.write_dataframe(stored, path, layer=FOOTPRINT_LAYER, driver="GPKG")
+    after = read_map(path)
+    for name in ("area_m2", "perimeter_m", "centroid_lon", "centroid_lat"):
+        assert after[name].tolist() == pytest.approx(before[name].tolist())
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "wanted"),
+    [("id", range(5), "texts"), ("score", list("abcde"), "numbers"), ("area_m2", ["9"] * 5, "numbers")],
+)
+def test_a_map_whose_columns_are_of_another_kind_is_refused(tmp_path, column, values, wanted):
+    path = written(tmp_path / "map.gpkg")
+    stored = pyogrio.read_dataframe(path, layer=FOOTPRINT_LAYER)
+    stored[column] = values
+    pyogrio.write_dataframe(stored, path, layer=FOOTPRINT_LAYER, driver="GPKG")
+    with pytest.raises(InputError, match=f"column '{column}'.* holds no {wanted}"):
+        read_map(path)
+
+
+def bow_tie(outline):
+    x0, y0, x1, y1 = outline.bounds
+    return shapely.Polygon([(x0, y0), (x1, y1), (x1, y0), (x0, y1)])
+
+
+@pytest.mark.parametrize("suffix", DRIVERS)
+def test_outlines_drawn_across_themselves_or_with_heights_are_exported(tmp_path, suffix):
+    path, out = written(tmp_path / "map.gpkg"), tmp_path / f"out{suffix}"
+    tangled = bow_tie(read_map(path).geometry[1])
+    wanted = shapely.make_valid(tangled)
+    edited(path, {1: shapely.force_3d(tangled, 7.0)})
+    read = read_map(path)
+    assert read["area_m2"][1] == pytest.approx(geodesic_area_m2(wanted, POLAR))
+    assert read.geometry[1].equals(wanted)
+    export_map(path, out)
+    assert len(read_polygons(out) if suffix != ".csv" else out.read_text().splitlines()[1:]) == 5
+
+
+@pytest.mark.parametrize("outline", [shapely.MultiPolygon(), shapely.Polygon([(0, 0), (9, 9), (0, 0)])])
+def test_a_map_with_an_outline_without_area_is_refused_with_what_to_do(tmp_path, outline):
+    path = written(tmp_path / "map.gpkg")
+    edited(path, {1: outline})
+    with pytest.raises(InputError, match="1 footprints have an outline without area; delete"):
         read_map(path)
 
 

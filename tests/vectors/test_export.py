@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -205,6 +206,39 @@ def test_columns_of_users_have_names_of_ten_bytes_in_a_shapefile_and_none_is_los
     assert len(set(names)) == len(names) == len(FOOTPRINT_COLUMNS) + len(added)
     assert (told["площадь_м2"], told["площадь_км"]) == ("площа", "площ_1")
     assert "ok" not in told
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".shp", ".fgb"])
+def test_a_crs_that_a_format_cannot_hold_is_refused(map_path, tmp_path, suffix):
+    rotated = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=30 +lon_0=0 +datum=WGS84"
+    with pytest.raises(InputError, match=r"cannot be written.*CRS cannot be converted"):
+        export_map(map_path, tmp_path / f"out{suffix}", crs=rotated)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("rts_id", list("abc")),
+        ("WKT", list("abc")),
+        ("wkt", list("abc")),
+        ("ms", [2**52 + k for k in range(3)]),
+    ],
+)
+def test_columns_of_users_stand_beside_those_of_the_map(tmp_path, suffix, column, values):
+    write_map(tmp_path / "map.gpkg", footprints(3), POLAR, coverage(), RECORD)
+    layers = read_layers(tmp_path / "map.gpkg")
+    layers.footprints[column] = values
+    write_layers(tmp_path / "more.gpkg", layers)
+    notes = export_map(tmp_path / "more.gpkg", tmp_path / f"out{suffix}")
+    read = {"CSV": pd.read_csv, "Parquet": geopandas.read_parquet, "GPKG": read_map}
+    frame = read.get(DRIVERS[suffix], pyogrio.read_dataframe)(tmp_path / f"out{suffix}")
+    told = {}
+    for note in notes:
+        told |= dict(re.findall(r"(\w+) is (\w+)", note))
+    for name in (column, "id"):
+        assert sorted(map(str, frame[told.get(name, name)])) == sorted(map(str, layers.footprints[name]))
 
 
 def test_a_polygon_that_rounding_breaks_is_repaired_and_told(tmp_path):

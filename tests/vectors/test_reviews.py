@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -176,6 +177,19 @@ def test_a_review_of_another_run_over_the_same_ground_is_told(map_path, ids, tmp
     review = write_review(tmp_path / "r.json", [row(ids[0], "accepted")], plan_sha256="other")
     (note,) = apply_review(map_path, review).notes
     assert "is of another run over the same ground" in note
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and modes are those of POSIX")
+def test_the_map_itself_is_reviewed_where_a_link_is_named_and_stays_as_open_as_it_was(
+    map_path, ids, tmp_path
+):
+    map_path.chmod(0o660)
+    link = tmp_path / "link.gpkg"
+    link.symlink_to(map_path)
+    apply_review(link, write_review(tmp_path / "r.json", [row(ids[0], "rejected")]))
+    assert link.is_symlink()
+    assert read_map(map_path)["review"].tolist().count("rejected") == 1
+    assert map_path.stat().st_mode & 0o777 == 0o660
 
 
 def test_a_failure_in_the_middle_leaves_the_map_as_it_was(map_path, ids, tmp_path, monkeypatch):

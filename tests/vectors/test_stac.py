@@ -12,7 +12,7 @@ import shapely
 
 from rtsmap.errors import InputError
 from rtsmap.instances.coverage import CoverageArea
-from rtsmap.vectors.export import Selection
+from rtsmap.vectors.export import Selection, export_map
 from rtsmap.vectors.geopackage import COVERAGE_LAYER, read_map, write_map
 from rtsmap.vectors.profiles import export_profile
 from tests.vectors.samples import GRID, LOCAL, POLAR, blob, coverage, footprints
@@ -137,6 +137,15 @@ def test_a_crs_without_a_code_is_written_out(tmp_path):
     item = made(tmp_path, {**RECORD, "plan": {**RECORD["plan"], "grid": grid}})
     assert item["properties"]["proj:code"] is None
     assert item["properties"]["proj:projjson"]["type"] == "ProjectedCRS"
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:4267", "EPSG:32608", "EPSG:2264"])
+def test_the_outline_is_the_same_ground_whatever_the_crs_of_the_map(tmp_path, crs):
+    wanted = shapely.geometry.shape(made(tmp_path)["geometry"])
+    export_map(tmp_path / "Karte 1.gpkg", tmp_path / "other.gpkg", crs=crs)
+    export_profile(tmp_path / "other.gpkg", tmp_path / "other.json", "stac")
+    got = shapely.geometry.shape(json.loads((tmp_path / "other.json").read_text())["geometry"])
+    assert got.symmetric_difference(wanted).area < 0.1 * wanted.area
 
 
 def test_across_180_degrees_the_box_goes_from_east_to_west(tmp_path):

@@ -36,6 +36,7 @@ _SOURCES = 64
 _SAMPLED_BYTES = 64 << 20
 _SAMPLING_S = 2.0
 _BLOCKS_CHECKED = 2000
+_CORNER_PX = 16
 _HALF = 128
 """Alpha, as GDAL puts it to 0..255, from which on a pixel counts as data."""
 
@@ -45,11 +46,12 @@ def look(path: str) -> dict[str, Any]:
 
     `bands` holds for each of the first bands: minimum, maximum, and the shares of values that are valid and
     finite. `half_transparent` is the share of pixels whose alpha is neither 0 nor full, `alphas` how many
-    values of it there are. `whole` is True when every pixel was read; `unread` tells of windows that could
-    not be.
+    values of it there are. `white_corners` is how many corners of the raster hold the highest value of an
+    unsigned type in every band and declare it no nodata. `whole` is True when every pixel was read; `unread`
+    tells of windows that could not be.
     """
     found: dict[str, Any] = {"problems": [], "bands": [], "whole": False, "sampled": 0, "unread": []}
-    found |= {"half_transparent": 0.0, "alphas": 0}
+    found |= {"half_transparent": 0.0, "alphas": 0, "white_corners": 0}
     problem = _problem_before_opening(path)
     if problem:
         return {**found, "problems": [problem]}
@@ -152,7 +154,7 @@ def _sample(src: Any, side: int) -> dict[str, Any]:
     totals = [_Values() for _ in bands]
     has_alpha = MaskFlags.alpha in src.mask_flag_enums[0]
     alphas = np.zeros(256, np.int64)
-    unread, sampled, end = [], 0, time.monotonic() + _SAMPLING_S
+    unread, sampled, white_corners, end = [], 0, 0, time.monotonic() + _SAMPLING_S
     budget = max(1, _SAMPLED_BYTES // max(1, block_bytes(src)))
     for window in windows[:budget]:
         if time.monotonic() > end:
@@ -167,6 +169,7 @@ def _sample(src: Any, side: int) -> dict[str, Any]:
         if alpha is not None:
             pixels.mask = alpha < _HALF
             alphas += np.bincount(alpha.ravel(), minlength=256)
+        white_corners += _white_corners(pixels, window, src)
         for band, values in zip(pixels, totals, strict=True):
             values.add(band)
     return {
@@ -175,9 +178,24 @@ def _sample(src: Any, side: int) -> dict[str, Any]:
         "sampled": sampled,
         "half_transparent": float(alphas[1:255].sum() / max(1, alphas.sum())),
         "alphas": int(np.count_nonzero(alphas)),
+        "white_corners": white_corners,
         "whole": sampled == len(windows)
         and sum(w.width * w.height for w in windows) == src.width * src.height,
     }
+
+
+def _white_corners(pixels: Any, window: Window, src: Any) -> int:
+    """How many corners of the raster, within a window of it, are white in every band and not masked."""
+    if pixels.dtype.kind != "u":
+        return 0
+    ends = (
+        (window.row_off == 0, window.row_off + window.height == src.height),
+        (window.col_off == 0, window.col_off + window.width == src.width),
+    )
+    first, last = slice(None, _CORNER_PX), slice(-_CORNER_PX, None)
+    rows, cols = ([part for part, there in zip((first, last), end, strict=True) if there] for end in ends)
+    white = pixels.filled(0) == np.iinfo(pixels.dtype).max
+    return sum(bool(white[:, row, col].all()) for row in rows for col in cols)
 
 
 def _windows(src: Any, side: int) -> Iterator[Window]:

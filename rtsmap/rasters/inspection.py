@@ -37,6 +37,7 @@ _ABSURD = 1e7
 _MARKS_OF_NO_DATA = {-9999.0, -32768.0, -32767.0, -99999.0}
 _MARKS_IN_HEIGHTS = {-999.0, *_MARKS_OF_NO_DATA}
 _MOST_HALF_TRANSPARENT, _MOST_ALPHAS = 0.5, 16
+_FEWEST_WHITE_CORNERS = 2
 _MANY_FILES = 32
 _FIRST_LOOK = "rtsmap.rasters.first_look"
 _LOOK, _OPEN = f"{_FIRST_LOOK}:look", f"{_FIRST_LOOK}:open_each"
@@ -233,9 +234,19 @@ def _judge_scene(info: RasterInfo, look: Mapping[str, Any]) -> _Verdict:
             f"does not say so; declare it: gdal_edit.py -a_nodata {mark:g} FILE"
         )
         return [sentence], []
+    return [], list(_doubts_about_imagery(bands, look["white_corners"]))
+
+
+def _doubts_about_imagery(bands: Sequence[Mapping[str, Any]], white_corners: int) -> Iterator[str]:
     if all(band["low"] == band["high"] for band in bands):
-        return [], [f"has the value {bands[0]['low']:g} wherever it was sampled; is it the right file?"]
-    return [], []
+        yield f"has the value {bands[0]['low']:g} wherever it was sampled; is it the right file?"
+    elif white_corners >= _FEWEST_WHITE_CORNERS:
+        white = max(band["high"] for band in bands)
+        yield (
+            f"is {white:g} in every band at {white_corners} of its corners and does not say that this is no "
+            "data, so that it is mapped as ground. If it is a border, declare it: "
+            f"gdal_edit.py -a_nodata {white:g} FILE"
+        )
 
 
 def _no_data(look: Mapping[str, Any]) -> _Verdict:

@@ -202,6 +202,40 @@ def test_scenes_without_sense(tmp_path, pixels, profile, problem, note):
     assert bool(note) == bool(notes)
 
 
+def whitened(path, corners, *, size=64, white_px=20, dtype=np.uint8, bands=3, **profile):
+    top = np.iinfo(dtype).max
+    pixels = RNG.integers(1, top, (3, size, size)).astype(dtype)
+    near, far = slice(None, white_px), slice(-white_px, None)
+    for row, col in corners:
+        pixels[:bands, (near, far)[row], (near, far)[col]] = top
+    return write(path, pixels, 4.0, photometric="RGB", **profile)
+
+
+@pytest.mark.parametrize("size", [64, 200, 1500])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_white_border_that_is_not_declared_is_told(tmp_path, size, dtype):
+    path = whitened(tmp_path / "s.tif", [(0, 0), (1, 1), (0, 1)], size=size, dtype=dtype)
+    problems, notes = check(path)
+    top = np.iinfo(dtype).max
+    assert not problems
+    assert f"is {top} in every band at 3 of its corners" in notes
+    assert f"gdal_edit.py -a_nodata {top} FILE" in notes
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"corners": [(0, 0), (1, 1)], "nodata": 255},
+        {"corners": [(0, 0)]},
+        {"corners": [(0, 0), (1, 1)], "white_px": 8},
+        {"corners": [(0, 0), (1, 1)], "bands": 2},
+    ],
+    ids=["declared", "one corner", "specks", "a bright band"],
+)
+def test_bright_ground_is_no_border(tmp_path, how):
+    assert check(whitened(tmp_path / "s.tif", **how)) == ("", "")
+
+
 def test_near_infrared_that_is_marked_as_alpha_is_refused_and_alpha_is_not(tmp_path):
     pixels = RNG.integers(1, 255, (4, 64, 64)).astype(np.uint8)
     # this is how GDAL marks four bands of 8 bit when nobody tells it otherwise

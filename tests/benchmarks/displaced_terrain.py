@@ -31,6 +31,7 @@ from rtsmap.mm.stages import averaged_weights
 from rtsmap.mm.train import seed_everything, train
 from rtsmap.rasters.chips import Layer
 from tests.benchmarks import fusions
+from tests.benchmarks.fusion_figures import Looked
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,8 @@ def looks_of(
     found = {}
     for name, change in LOOKS.items():
         results = fusions.results_of(detector, [change(sample) for sample in samples])
-        scores = fusions.scores_of([{"truth": truth, "groups": groups, "results": {"as_is": results}}])
-        found[name] = (scores.ap50, scores.ap)
+        figures = Looked.of(truth, results, groups).figures
+        found[name] = (figures["AP50"], figures["AP"])
     kept.write_text(json.dumps(found))
     return found
 

@@ -16,8 +16,9 @@ trained alone, then every fusion starts from both. The end-to-end training and w
 only, DEM only, data level) train for as many steps as the same work gives them; RGB and DEM once more for
 as many steps as a fusion takes, which is less work. The modality that does better
 alone leads: the DEM on Mars, imagery on simulated tundra. Every network is also looked
-at with the DEM, and with the RGB, shuffled between test chips. A training that has its result is not done
-again; one that was killed goes on from its last checkpoint.
+at with the DEM, and with the RGB, shuffled between test chips. A training that has its result, or of which
+the repository keeps the figures (`--keep` puts them there), is not done again; one that was killed goes on
+from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import product
@@ -43,9 +44,17 @@ from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 
-from rtsmap.instances.coco_scores import STOCK, DrawnScores, coco_scores, pixel_overlaps
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, Band, InputSpec, Modality
 from rtsmap.rasters.tiling import Window
+from tests.benchmarks.fusion_figures import (
+    Looked,
+    Record,
+    kept_path,
+    mean_of_known,
+    mean_sd,
+    paired_difference,
+    record_of,
+)
 from tests.shared_data import SHARED_DATA
 
 FOLDS = 5
@@ -104,8 +113,6 @@ ALONE = {
     **dict(zip(SAME_STEPS, ("optical", "terrain"), strict=True)),
 }
 PROPOSED = "residual cross-attention"
-DRAWN = replace(STOCK, size_classes={}, max_detections=(100,))
-"""What draws need of the stock settings for AP50; the rest would take twelve times as long."""
 END_TO_END = {"end to end": RESIDUAL, "end to end, interleaved, to the sum": INTERLEAVED}
 MARS_TERRAIN = Modality(
     "terrain",
@@ -412,8 +419,13 @@ def truth_of(samples: Sequence[Any]) -> dict[str, Any]:
 
 
 def run_all(jobs: Sequence[Job], run: Path, packs: Path | None, processes: int) -> None:
-    """Train what has no result, so many at a time, each after those that it starts from."""
-    left = [job for job in jobs if not (run / job.name / "result.json").exists()]
+    """Train what has no result, so many at a time, each after those that it starts from.
+
+    Of what is kept, no weights are: stages are trained again where something else starts from them.
+    """
+    left = [job for job in jobs if not _has_result(job, run) and not kept_path(job.name).exists()]
+    wanted = {replace(job, method=stage) for job in left for stage in job.after}
+    left = [job for job in jobs if job in left or (job in wanted and not _has_result(job, run))]
     print(f"{len(jobs)} trainings, {len(left)} to do", flush=True)
     running: dict[Future[int], Job] = {}
     with ThreadPoolExecutor(processes) as pool:
@@ -429,9 +441,12 @@ def run_all(jobs: Sequence[Job], run: Path, packs: Path | None, processes: int) 
                 print(f"{time.strftime('%H:%M:%S')} {job.name}: {future.result()}", flush=True)
 
 
+def _has_result(job: Job, run: Path) -> bool:
+    return (run / job.name / "result.json").exists()
+
+
 def _waits(job: Job, run: Path) -> bool:
-    stages = [replace(job, method=stage) for stage in job.after]
-    return any(not (run / stage.name / "result.json").exists() for stage in stages)
+    return any(not _has_result(replace(job, method=stage), run) for stage in job.after)
 
 
 def _child(job: Job, run: Path, packs: Path | None) -> str:
@@ -446,71 +461,6 @@ def _child(job: Job, run: Path, packs: Path | None) -> str:
 
 
 # Figures
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Of one method and seed: COCO figures over all folds, and how to have them of drawn groups."""
-
-    ap: float
-    ap50: float
-    mean_iou: float
-    drawn: DrawnScores
-
-
-def pooled(parts: Sequence[Mapping[str, Any]], look: str) -> tuple[dict[str, Any], list[Any], list[str]]:
-    """Truth, results and groups of the folds of one seed as one COCO data set."""
-    truth: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "slump"}]}
-    results: list[Any] = []
-    groups: list[str] = []
-    for part in parts:
-        start, marks = len(truth["images"]), len(truth["annotations"])
-        truth["images"] += [{**image, "id": image["id"] + start} for image in part["truth"]["images"]]
-        truth["annotations"] += [
-            {**one, "id": one["id"] + marks, "image_id": one["image_id"] + start}
-            for one in part["truth"]["annotations"]
-        ]
-        results += [{**one, "image_id": one["image_id"] + start} for one in part["results"][look]]
-        groups += part["groups"]
-    return truth, results, groups
-
-
-def scores_of(parts: Sequence[Mapping[str, Any]], look: str = "as_is") -> Scores:
-    """Figures of one method and seed."""
-    truth, results, groups = pooled(parts, look)
-    figures = coco_scores(truth, results)
-    sure = [one for one in results if one["score"] >= 0.5]
-    overlaps = np.array(list(pixel_overlaps(truth, sure).values()))
-    pixels = sum(image["height"] * image["width"] for image in truth["images"])
-    shared, either = overlaps.sum(axis=0)
-    slump_iou, ground_iou = shared / max(either, 1), (pixels - either) / max(pixels - shared, 1)
-    group_of = dict(zip((image["id"] for image in truth["images"]), groups, strict=True))
-    drawn = DrawnScores.of(truth, results, group_of.__getitem__, DRAWN)
-    return Scores(figures["AP"], figures["AP50"], float(slump_iou + ground_iou) / 2, drawn)
-
-
-def paired_difference(
-    ours: Sequence[Scores], theirs: Sequence[Scores], figure: str = "AP50", draws: int = 400
-) -> tuple[float, float, float]:
-    """Mean over seeds of the difference in AP50 or AP, with its 95 % interval.
-
-    Seeds and groups are drawn with replacement, the same for both, so that the interval holds what another
-    training and other ground would change.
-    """
-    n_groups = len(ours[0].drawn.groups)
-    rng = np.random.default_rng(0)
-
-    def difference(seeds: Iterable[int], chosen: Iterable[int]) -> float:
-        return float(
-            np.mean([ours[i].drawn(chosen)[figure] - theirs[i].drawn(chosen)[figure] for i in seeds])
-        )
-
-    spread = [
-        difference(rng.integers(len(ours), size=len(ours)), rng.integers(n_groups, size=n_groups))
-        for _ in range(draws)
-    ]
-    low, high = np.percentile(spread, [2.5, 97.5])
-    return difference(range(len(ours)), range(n_groups)), float(low), float(high)
 
 
 COLUMNS = (
@@ -556,23 +506,24 @@ def report(
 
 
 def _rows(data: str, run: Path, seeds: Sequence[int], budget: int, proposed: str) -> Iterator[list[str]]:
-    parts: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    done: dict[str, dict[int, list[Record]]] = {}
     for method, seed in product(METHODS[2:], seeds):
-        files = [run / job.name / "result.json" for job in jobs_of(data, [seed], [method], budget)]
-        if all(file.exists() for file in files):
-            parts.setdefault(method, {})[seed] = [json.loads(file.read_text()) for file in files]
-    scores = {
-        method: {seed: scores_of(one) for seed, one in of_seeds.items()} for method, of_seeds in parts.items()
+        records = [record_of(job.name, run) for job in jobs_of(data, [seed], [method], budget)]
+        if all(records):
+            done.setdefault(method, {})[seed] = records
+    looks = {
+        method: {seed: _together(records, "as_is") for seed, records in of_seeds.items()}
+        for method, of_seeds in done.items()
     }
-    ours = scores.get(proposed, {})
-    for method, of_seeds in parts.items():
-        flat = [part for one in of_seeds.values() for part in one]
-        mine = scores[method]
+    ours = looks.get(proposed, {})
+    for method, of_seeds in done.items():
+        flat = [record for records in of_seeds.values() for record in records]
+        mine = looks[method]
         shuffled = [
-            _mean_sd([scores_of(one, f"{name}_shuffled").ap50 for one in of_seeds.values()])
-            if f"{name}_shuffled" in flat[0]["results"]
+            mean_sd([_together(records, look).figures["AP50"] for records in of_seeds.values()])
+            if look in flat[0].looks
             else ""
-            for name in ("terrain", "optical")
+            for look in ("terrain_shuffled", "optical_shuffled")
         ]
         common = sorted(set(ours) & set(mine)) if method != proposed else []
         gaps = [
@@ -586,32 +537,35 @@ def _rows(data: str, run: Path, seeds: Sequence[int], budget: int, proposed: str
         yield [
             method,
             str(len(of_seeds)),
-            *(_mean_sd([getattr(s, name) for s in mine.values()]) for name in ("ap50", "ap", "mean_iou")),
-            f"{flat[0]['parameters'] / 1e6:.2f}",
-            _of_known([part["cpu_s_a_step"] for part in flat], ".2f"),
-            _of_known([_cpu_s(job, run) for job in jobs_of(data, list(mine), [method], budget)], ".0f"),
-            f"{np.mean([part['peak_mib'] for part in flat]):.0f}",
+            *(mean_sd([look.figures[name] for look in mine.values()]) for name in ("AP50", "AP")),
+            mean_sd([look.mean_iou for look in mine.values()]),
+            f"{flat[0].parameters / 1e6:.2f}",
+            mean_of_known([record.cpu_s_a_step for record in flat], ".2f"),
+            mean_of_known([_cpu_s(job, run) for job in jobs_of(data, list(mine), [method], budget)], ".0f"),
+            f"{np.mean([record.peak_mib for record in flat]):.0f}",
             *shuffled,
             *gaps,
         ]
 
 
+def _together(records: Sequence[Record], look: str) -> Looked:
+    """What the networks of all folds found."""
+    return Looked.together([record.looks[look] for record in records])
+
+
 def _cpu_s(job: Job, run: Path) -> float:
-    """Seconds of CPU of a training and of those that it starts from."""
+    """Seconds of CPU of a training and of those that it starts from; not a number where one is not kept."""
     jobs = [job, *(replace(job, method=stage) for stage in job.after)]
-    results = [json.loads((run / one.name / "result.json").read_text()) for one in jobs]
-    return float(sum(result["steps"] * result["cpu_s_a_step"] for result in results))
+    records = [record_of(one.name, run) for one in jobs]
+    return sum(record.steps * record.cpu_s_a_step if record else math.nan for record in records)
 
 
-def _of_known(values: Sequence[float], form: str) -> str:
-    """The mean without trainings that were killed after their last step, whose time is not known."""
-    known = [value for value in values if not math.isnan(value)]
-    return f"{np.mean(known):{form}}" if known else ""
-
-
-def _mean_sd(values: Sequence[float]) -> str:
-    spread = f" ({np.std(values, ddof=1):.3f})" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{spread}"
+def keep(jobs: Iterable[Job], run: Path) -> None:
+    """Keep what the table needs of trainings that are done."""
+    for job in jobs:
+        result = run / job.name / "result.json"
+        if result.exists() and not kept_path(job.name).exists():
+            Record.of(json.loads(result.read_text())).write(kept_path(job.name))
 
 
 def main() -> None:
@@ -632,6 +586,7 @@ def main() -> None:
     parser.add_argument("--proposed", choices=METHODS[2:], default=PROPOSED)
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    parser.add_argument("--keep", action="store_true", help="keep what is done in the repository")
     parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--fold", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -654,6 +609,8 @@ def main() -> None:
             arguments.packs,
             arguments.processes,
         )
+    if arguments.keep:
+        keep(jobs_of(arguments.data, arguments.seeds, METHODS, arguments.budget), arguments.run)
     report(
         arguments.data,
         arguments.run,

@@ -25,6 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from tests.benchmarks import fusions
+from tests.benchmarks.fusion_figures import Looked, Record
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 LEAST_IOU = 0.3
@@ -100,8 +101,8 @@ def main() -> None:
                 }
                 for one, other in zip(*both, strict=True)
             ]
-            scores = fusions.scores_of(together)
-            figures[weight].append((scores.ap50, scores.ap))
+            looked = Looked.together([Record.of(part).looks["as_is"] for part in together])
+            figures[weight].append((looked.figures["AP50"], looked.figures["AP"]))
     table = Table(f"weight of {names[1]}", "AP50", "AP", title=f"{names[0]}, joined with {names[1]}")
     for weight, of_seeds in figures.items():
         ap50, ap = np.mean(of_seeds, axis=0)

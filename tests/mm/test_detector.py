@@ -54,7 +54,7 @@ class Answers:
     def __post_init__(self):
         self.batches = []
 
-    def to(self, _device):
+    def to(self, *_where, **_how):
         return self
 
     eval = property(lambda self: lambda: self)

@@ -34,6 +34,7 @@ class SampleOptions:
     places; `negative_share` show no slump, where the image has room for that. Of the rest `slump_share`
     are centred near a slump, the others lie anywhere. Of the draws from images
     of natural colour alone, `collage_share` show two of them side by side, with a strip of no data between.
+    Every chip is mirrored by chance, and with `quarter_turns` also turned by 0 to 3 of them.
     What a border leaves of a slump counts when it has `min_px` pixels or more; less is ignored.
     """
 
@@ -44,6 +45,7 @@ class SampleOptions:
     min_px: int = 24
     hard_negative_share: float = 0.0
     negative_share: float = 0.0
+    quarter_turns: bool = True
     augment: AugmentOptions = field(default_factory=AugmentOptions)
 
     def __post_init__(self) -> None:
@@ -109,7 +111,9 @@ class SampleSource:
         rng = np.random.default_rng([self.seed, number])
         group = int(rng.choice(len(self._groups), p=self._shares))
         part = self._negative(group, rng) or self._any(group, rng)
-        part = turn(part, int(rng.integers(4)), bool(rng.integers(2)))
+        # always drawn, so that the other draws do not depend on it
+        turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+        part = turn(part, turns * self.options.quarter_turns, mirrored)
         return make_sample(part, self.spec, self.options, rng)
 
     def _negative(self, group: int, rng: np.random.Generator) -> TrainingImage | None:

@@ -41,7 +41,8 @@ class TrainOptions:
     """Numbers of one training.
 
     `lr` is reached after `warmup_steps` and falls to a twentieth along a cosine, or with the `schedule`
-    'step' by ten at each share `step_at` of the steps. `backbone_lr_factor` scales it for the branches,
+    'step' by ten at each share `step_at` of the steps. AdamW takes the mean of squared gradients over about
+    1 / (1 - beta2) steps. `backbone_lr_factor` scales the rate for the branches,
     `layer_decay` once more for each layer of a branch below its end, and `guide_lr_factor` for the layers
     of a guide, which know ImageNet already. A step sees `batch_size` samples
     `accumulate` times. `ema_decay` averages weights over about 1 / (1 - decay) steps.
@@ -71,6 +72,7 @@ class TrainOptions:
     step_at: tuple[float, ...] = (0.778, 0.926)
     layer_decay: float = 1.0
     gradient_checkpointing: bool = False
+    beta2: float = 0.98
 
     def __post_init__(self) -> None:
         if self.precision not in {"fp32", "bf16"}:
@@ -96,9 +98,12 @@ class TrainOptions:
         wrong = [
             f"{name}={getattr(self, name)}" for name in least_0 if not 0 <= getattr(self, name) < math.inf
         ]
-        if wrong or not 0 <= self.ema_decay < 1:
-            told = ", ".join([*wrong, f"ema_decay={self.ema_decay}"])
-            raise OptionsError(f"must not be negative, and ema_decay below 1: {told}")
+        below_1 = ("ema_decay", "beta2")
+        wrong += [f"{name}={getattr(self, name)}" for name in below_1 if not 0 <= getattr(self, name) < 1]
+        if wrong:
+            raise OptionsError(
+                f"must not be negative, and {' and '.join(below_1)} below 1: {', '.join(wrong)}"
+            )
 
 
 def train(
@@ -129,7 +134,7 @@ def train(
         recompute_backbones(network)
     dense = DenseLoss(network).to(device) if options.dense_loss else None
     optimizer = torch.optim.AdamW(
-        _parameter_groups(network, dense, options), lr=options.lr, betas=(0.9, 0.98), fused=True
+        _parameter_groups(network, dense, options), lr=options.lr, betas=(0.9, options.beta2), fused=True
     )
     state = TrainState(network, dense, average, optimizer)
     first = state.load(directory / "last.pt", device)

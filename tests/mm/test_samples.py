@@ -27,6 +27,24 @@ def test_a_sample_depends_on_seed_and_number_only(tmp_path):
     assert not np.array_equal(first.layers["optical"].pixels, one.draw(8).layers["optical"].pixels)
 
 
+def test_without_quarter_turns_chips_are_mirrored_only_and_cut_where_they_were(tmp_path):
+    images = packed(tmp_path)
+    still = AugmentOptions(**{field.name: 0.0 for field in fields(AugmentOptions)})
+    both = [
+        SampleSource([(1.0, images)], SPEC, SampleOptions(64, zoom_sd=0, quarter_turns=q, augment=still), 0)
+        for q in (True, False)
+    ]
+    turned = set()
+    for number in range(30):
+        one, upright = (source.draw(number).layers["optical"].pixels[0] for source in both)
+        looks = [np.rot90(view, k) for view in (upright, upright[:, ::-1]) for k in range(4)]
+        same = [k for k, look in enumerate(looks) if np.array_equal(one, look)]
+        assert same
+        # mirrored by chance alike, so that only the turn differs
+        turned.add(same[0])
+    assert turned == {0, 1, 2, 3}
+
+
 def test_boxes_hold_their_masks_exactly(tmp_path):
     source = SampleSource([(1.0, packed(tmp_path))], SPEC, SampleOptions(chip_px=64), seed=0)
     seen = 0

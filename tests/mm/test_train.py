@@ -189,5 +189,17 @@ def test_impossible_options_are_refused():
     for name in ("weight_decay", "backbone_lr_factor", "dense_loss", "seed", "warmup_steps"):
         with pytest.raises(OptionsError, match=f"{name}=-1"):
             TrainOptions(**{name: -1})
-    with pytest.raises(OptionsError, match="ema_decay=1"):
-        TrainOptions(ema_decay=1.0)
+    for name in ("ema_decay", "beta2"):
+        with pytest.raises(OptionsError, match=f"{name}=1"):
+            TrainOptions(**{name: 1.0})
+
+
+@pytest.mark.parametrize("beta2", [0.98, 0.999])
+def test_the_mean_of_squared_gradients_forgets_as_told(tmp_path, beta2):
+    network, source = fresh(tmp_path)
+    options = TrainOptions(steps=1, batch_size=1, dense_only_steps=1, beta2=beta2)
+    train(network, source, options, tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["optimizer"]
+    first = state["state"][0]
+    # after one step from nothing: squares of (1 - beta2), and means of a tenth, of the same gradient
+    torch.testing.assert_close(first["exp_avg_sq"], (10 * first["exp_avg"]) ** 2 * (1 - beta2))

@@ -149,10 +149,11 @@ def train(
         seed_everything((options.seed * 1_000_003 + step) * ranks.count + ranks.rank)
         _set_lr(optimizer, options, step)
         optimizer.zero_grad(set_to_none=True)
-        values = _learn(network, dense, samples, options, step)
+        place = f"{directory}, step {step}"
+        values = _learn(network, dense, samples, options, place, dense_only=step < options.dense_only_steps)
         ranks.average_gradients(network, dense)
         norm = nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
-        _check_finite(norm, f"step {step}: the gradient", samples)
+        _check_finite(norm, f"{place}: the gradient", samples)
         optimizer.step()
         average.update(network)
         if not ranks.rank:
@@ -167,7 +168,9 @@ def _learn(
     dense: DenseLoss | None,
     samples: Sequence[Sample],
     options: TrainOptions,
-    step: int,
+    place: str,
+    *,
+    dense_only: bool,
 ) -> dict[str, float]:
     """Add up the gradients of the step's batches; gives the means of their losses."""
     device = str(next(network.parameters()).device)
@@ -175,13 +178,13 @@ def _learn(
     for start in range(0, len(samples), options.batch_size):
         part = samples[start : start + options.batch_size]
         with _autocast(options, device):
-            losses = _losses(network, dense, part, device, dense_only=step < options.dense_only_steps)
+            losses = _losses(network, dense, part, device, dense_only=dense_only)
             if dense is not None:
                 losses["loss_dense"] = options.dense_loss * losses["loss_dense"]
         total = torch.stack([value.float() for value in losses.values()]).sum()
         for name, value in {"loss": total, **losses}.items():
             values[name] = values.get(name, 0.0) + value.item() / options.accumulate
-        _check_finite(total, f"step {step}: the loss {values}", part)
+        _check_finite(total, f"{place}: the loss {values}", part)
         (total / options.accumulate).backward()
     return values
 
@@ -190,7 +193,10 @@ def _check_finite(value: Tensor, what: str, samples: Sequence[Sample]) -> None:
     """Stop before a broken step spoils the weights; says which images were in it."""
     if not torch.isfinite(value):
         names = ", ".join(sample.name for sample in samples)
-        raise RunError(f"{what} is not finite; the batch was {names}")
+        raise RunError(
+            f"{what} is not finite; the batch was {names}. Look at these images; where they are sound, train "
+            "anew with a lower lr or clip_norm"
+        )
 
 
 def _losses(

@@ -17,6 +17,7 @@ from rtsmap.mm.augment import (
     disturb_spectral,
     disturb_terrain,
     turn,
+    without_slumps,
     zoom,
 )
 from rtsmap.mm.packs import UNKNOWN_KIND, PackedImage, Spectral, Terrain, TrainingImage
@@ -246,6 +247,9 @@ def make_sample(
     if rng:
         optical = disturb_colour(image.optical, image.optical_valid, options.augment, rng)
     terrain = image.terrain
+    # a share of none draws nothing, so that other draws stay
+    if terrain is not None and rng and (share := options.augment.dem_older_share):
+        terrain = without_slumps(terrain, image.labels, share, spec.resolution_m, rng)
     if terrain is not None and rng:
         terrain = disturb_terrain(terrain, options.augment, spec.resolution_m, rng)
     spectral = image.spectral

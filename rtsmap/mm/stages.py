@@ -456,7 +456,7 @@ def _indispensable(spec: InputSpec) -> list[str]:
     Such a chip teaches nothing, and its gradients are wild.
     """
     if "optical" not in spec.names:
-        return ["dem_missing_share", "spectral_missing_share"]
+        return ["dem_missing_share", "dem_older_share", "spectral_missing_share"]
     shares = [] if any(modality.is_terrain for modality in spec.modalities) else ["optical_missing_share"]
     optical = next(modality for modality in spec.modalities if modality.name == "optical")
     if not set(optical.band_names) <= set(OPTICAL_RGB.band_names):

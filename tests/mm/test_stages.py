@@ -339,6 +339,19 @@ def test_imagery_with_infrared_in_it_is_never_taken_away(tmp_path, bands):
         assert sum(not layer.valid.any() for layer in layers.values()) == (stage == "fused")
 
 
+def test_terrain_alone_is_never_older_than_its_slumps(tmp_path):
+    data = recipe_data(tmp_path)
+    write_pack(tmp_path / "train.pack", [labelled_image(3)])
+    data["chips"] |= {"augment": {"dem_older_share": 1.0, "dem_missing_share": 0.0}}
+    one = Recipe.from_dict(data)
+    training = _Training(one, Packs.find(one), tmp_path, "cpu", Ranks(), Teller(), tensorboard=False)
+    # the hollows of these slumps are 3 m deep
+    for stage, is_deep in (("terrain", True), ("fused", False)):
+        draws = [training._source(stage).draw(number) for number in range(6)]
+        floors = [d.layers["terrain"].pixels[0][d.masks.any(axis=0)] for d in draws]
+        assert (np.median(np.concatenate(floors)) < -2) == is_deep
+
+
 def test_imagery_goes_missing_where_a_stage_has_terrain_beside_it(tmp_path):
     data = recipe_data(tmp_path)
     write_pack(tmp_path / "train.pack", [labelled_image(3)])

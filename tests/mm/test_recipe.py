@@ -114,6 +114,19 @@ def test_settings_change_one_number(tmp_path):
     assert changed.network["terrain.embed_dim"] == 24
 
 
+def test_settings_that_would_change_nothing_are_refused(tmp_path):
+    with pytest.raises(OptionsError, match=r"own steps; set stages.optical.steps, stages.terrain.steps, st"):
+        Recipe.read(find_recipe("tiny"), ["training.steps=3"])
+    shown = tmp_path / "shown.toml"
+    shown.write_text(Recipe.read(find_recipe("tiny")).to_toml())
+    for setting in ("seed=5", "training.lr=1.0"):
+        with pytest.raises(OptionsError, match=f"--set {setting}: changes nothing"):
+            Recipe.read(shown, [setting])
+    # one stage without its own is enough
+    assert Recipe.read(find_recipe("tiny"), ["seed=5"]).stages["terrain"].options.seed == 6
+    assert Recipe.read(find_recipe("tiny"), ["training.dense_loss=2"]).stages["fused"].options.dense_loss == 2
+
+
 def test_a_stage_starts_from_the_last_ones_that_fit(tmp_path):
     data = recipe_data(tmp_path)
     stages = data["stages"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import re
 import shutil
@@ -101,6 +102,26 @@ def test_killed_at_a_random_step_and_started_again_it_ends_with_the_same_weights
             for row in (*rows, *there):
                 row.pop("seconds_per_step", None)
             assert rows == there
+
+
+def test_two_processes_learn_what_one_does_that_adds_up_two_batches(folder, tmp_path):
+    data = recipe_data(folder)
+    # by chance layers drop out and regions are drawn, by the draws of each process
+    data["network"] = {**data["network"], "drop_path": 0.0}
+    del data["data"]["held_out"], data["stages"]["fused"]
+    path, run = tmp_path / "pair.toml", tmp_path / "run 2"
+    path.write_text(Recipe.from_dict(data).to_toml())
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program = [sys.executable, *torchrun, "-m", "rtsmap", "train", str(path), "--out", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(program, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    data["training"] = {**data["training"], "accumulate": 2}
+    run_recipe(Recipe.from_dict(data), tmp_path / "run 1")
+    for stage in ("optical", "terrain"):
+        alone, together = (averaged_weights(tmp_path / f"run {processes}" / stage) for processes in (1, 2))
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name], value, msg=f"{stage} {name}")
 
 
 @pytest.mark.parametrize("left", ["record.json.part", "record.json", "config.toml.part"])

@@ -238,6 +238,27 @@ def test_negatives_come_as_often_as_wanted(tmp_path):
     assert drawn_windows(without, only, 40) == drawn_windows(without, SampleOptions(chip_px=64), 40)
 
 
+def test_where_an_image_has_no_room_for_a_negative_another_has(tmp_path):
+    full = replace(labelled_image(0, (90, 90)), labels=np.ones((90, 90), np.int16))
+    write_pack(tmp_path / "some.pack", [full, full, wide_image(), full])
+    images = list(read_index(tmp_path / "some.pack"))
+    options = SampleOptions(chip_px=64, slump_share=1.0, negative_share=0.75)
+    seen = drawn_samples(images, options)
+    assert 0.65 < sum(not len(sample.masks) for sample in seen) / len(seen) < 0.85
+    # where none has room they show slumps, and training goes on
+    nothing = drawn_samples(images[:2], options, 5)
+    assert all(len(sample.masks) for sample in nothing)
+
+
+def wide_image():
+    return labelled_image(1, (400, 400))
+
+
+def drawn_samples(images, options, count=150):
+    source = SampleSource([(1.0, images)], SPEC, options, seed=2)
+    return [source.draw(number) for number in range(count)]
+
+
 def test_shares_of_negatives_must_fit_together():
     with pytest.raises(OptionsError, match=r"0\.7 \+ 0\.5"):
         SampleOptions(hard_negative_share=0.7, negative_share=0.5)

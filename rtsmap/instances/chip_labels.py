@@ -68,6 +68,25 @@ def cut_labels(
     return annotations
 
 
+def ignored_ground(mask: npt.NDArray[np.bool_], *, image_id: int, annotation_id: int) -> list[dict[str, Any]]:
+    """Pixels of a chip (True) on which nothing is judged, as a crowd of COCO; none where there are none."""
+    if not mask.any():
+        return []
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = (cols[0], rows[0], cols[-1] + 1 - cols[0], rows[-1] + 1 - rows[0])
+    return [
+        {
+            "id": annotation_id,
+            "image_id": image_id,
+            "category_id": CATEGORY["id"],
+            "iscrowd": 1,
+            "segmentation": _run_lengths(mask),
+            "area": int(mask.sum()),
+            "bbox": [int(side) for side in box],
+        }
+    ]
+
+
 def coco_document(
     images: Sequence[Mapping[str, Any]],
     annotations: Sequence[Mapping[str, Any]],

@@ -15,8 +15,13 @@ from scipy import ndimage
 from rtsmap.errors import OptionsError
 from rtsmap.mm.packs import Spectral, Terrain, TrainingImage
 from rtsmap.rasters.chips import Layer
+from rtsmap.rasters.terrain import gradients
 
 _INDICES = ("ndvi", "ndwi")
+_RIM_PX = 2
+"""The ground of a slump reaches so far beyond its outline: headwalls are not drawn to the pixel."""
+_AROUND_PX = 8
+"""Ground so far around a slump says which slope was there before."""
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -24,6 +29,7 @@ FloatArray = npt.NDArray[np.float32]
 class AugmentOptions:
     """Strengths: standard deviations of log-gains, DN offsets and metres; shares are probabilities.
 
+    `dem_older_share` of the slumps are younger than the elevation model, which shows the slope of before.
     `index_sd` is that of the offset of NDVI and NDWI, whose images are of other days than the rest.
     `dem_shift_sd_m` is how far terrain lies beside the imagery and its labels, down and across: real scenes
     and elevation are laid on different models of the ground. Imagery goes missing only where terrain is left
@@ -42,6 +48,7 @@ class AugmentOptions:
     dem_missing_share: float = 0.15
     dem_smooth_share: float = 0.15
     dem_shift_sd_m: float = 0.0
+    dem_older_share: float = 0.0
     optical_missing_share: float = 0.0
     index_sd: float = 0.03
     spectral_missing_share: float = 0.15
@@ -141,6 +148,63 @@ def disturb_terrain(
         gradient=None if gradient is None else (gradient + np.stack([right, up])).astype(np.float32),
         relative_elevation=(relative + bumps[1:-1, 1:-1]).astype(np.float32),
     )
+
+
+def without_slumps(
+    terrain: Terrain,
+    labels: npt.NDArray[np.int16],
+    share: float,
+    resolution_m: float,
+    rng: np.random.Generator,
+) -> Terrain:
+    """An elevation model older than a share of the slumps: the slope around each goes on across it."""
+    numbers = np.unique(labels[labels > 0])
+    young = np.isin(labels, numbers[rng.random(len(numbers)) < share])
+    young = ndimage.binary_dilation(young, iterations=_RIM_PX)
+    before = terrain.relative_elevation
+    after = before.copy()
+    pieces = ndimage.label(young)[0]
+    for number, (rows, cols) in enumerate(ndimage.find_objects(pieces), start=1):
+        around = tuple(slice(max(0, one.start - _AROUND_PX), one.stop + _AROUND_PX) for one in (rows, cols))
+        filled = _bridged(before[around], young[around], terrain.valid[around])
+        after[around] = np.where(pieces[around] == number, filled, after[around])
+    gradient = terrain.gradient
+    if gradient is not None and (after != before).any():
+        # the mean that heights are relative to is left as it is, so that both change alike
+        risen = np.stack(gradients(after - before, terrain.valid, (resolution_m, resolution_m)))
+        gradient = (gradient + np.nan_to_num(risen)).astype(np.float32)
+    return replace(terrain, gradient=gradient, relative_elevation=after)
+
+
+def _bridged(heights: FloatArray, free: npt.NDArray[np.bool_], valid: npt.NDArray[np.bool_]) -> FloatArray:
+    """Heights whose `free` pixels are those of the plane of the other ground, bent to meet it at their rim.
+
+    The bending is that of a membrane. Where no ground is left to hold on to, heights stay as they are.
+    """
+    from scipy.sparse import coo_array, diags_array
+    from scipy.sparse.linalg import spsolve
+
+    pieces = ndimage.label(valid)[0]
+    free = free & np.isin(pieces, pieces[valid & ~free]) & valid
+    if not free.any():
+        return heights
+    rows, cols = np.indices(heights.shape).reshape(2, -1)
+    places = np.stack([rows, cols, np.ones_like(rows)], axis=1)
+    ground = (valid & ~free).ravel()
+    plane = places @ np.linalg.lstsq(places[ground], heights.ravel()[ground], rcond=None)[0]
+    number = np.arange(heights.size).reshape(heights.shape)
+    beside = [(number[:, :-1], number[:, 1:]), (number[:-1], number[1:])]
+    one, other = (np.concatenate([pair[side].ravel() for pair in beside]) for side in (0, 1))
+    both = valid.ravel()[one] & valid.ravel()[other]
+    ends = np.concatenate([one[both], other[both]]), np.concatenate([other[both], one[both]])
+    meet = coo_array((np.ones(len(ends[0])), ends), (heights.size,) * 2).tocsr()
+    spread = diags_array(meet.sum(axis=1)).tocsr() - meet
+    of, held = np.flatnonzero(free), np.flatnonzero(~free)
+    # each free pixel is the mean of its neighbours, as far as it is off the plane
+    off = spsolve(spread[of][:, of].tocsc(), meet[of][:, held] @ (heights.ravel() - plane)[held])
+    out = heights.copy()
+    out[free] = plane[of] + off
+    return out
 
 
 def displace(layer: Layer, rows: int, cols: int) -> Layer:

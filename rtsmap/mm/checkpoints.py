@@ -19,13 +19,30 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rtsmap.errors import WeightsError
+from rtsmap.mm.register import SlumpNetwork
 from rtsmap.mm.writing import written_whole
+from rtsmap.nets.guide import IMAGENET_MEAN, IMAGENET_SD
 from rtsmap.nets.mvit import MViT
-from rtsmap.rasters.bands import Modality
+from rtsmap.rasters.bands import OPTICAL_RGB, Modality
 
 Weights = dict[str, Tensor]
 
 _NUMBERS = "fiub"
+
+_RPN = "proposal_generator.rpn_head"
+_DETECTOR_PARTS: Mapping[str, Mapping[str, str]] = {
+    "pyramid": {
+        f"backbone.fpn_{theirs}{level + 2}": f"neck.{mine}.{level}.conv"
+        for theirs, mine in (("lateral", "lateral_convs"), ("output", "fpn_convs"))
+        for level in range(4)
+    },
+    "proposals": {
+        **{f"{_RPN}.conv.conv{number}": f"rpn_head.rpn_conv.{number}.conv" for number in range(2)},
+        f"{_RPN}.objectness_logits": "rpn_head.rpn_cls",
+        f"{_RPN}.anchor_deltas": "rpn_head.rpn_reg",
+    },
+}
+"""Modules of Detectron2's detector, and ours that compute the same."""
 
 
 def save_weights(network: nn.Module, path: Path, *, half: bool = True) -> None:
@@ -212,16 +229,21 @@ def _filled(
     return np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
-def load_official_backbone(branch: MViT, path: Path, planes: Collection[int] = ()) -> list[str]:
+def load_official_backbone(
+    branch: MViT, path: Path, planes: Collection[int] = (), modality: Modality | None = None
+) -> list[str]:
     """Fill a branch from an official file; gives the names that stay as they were.
 
     Only `scale*_norm` may be absent (ImageNet files have none). Weights of the classification head are
     left out; the patch embedding is widened to the bands, and the input channels `planes`, which hold
-    validity, start silent. Raises WeightsError when anything else does not fit.
+    validity, start silent. A `modality` that begins with red, green and blue is seen as the file's network
+    saw ImageNet, which is normalised with other figures. Raises WeightsError when anything else does not fit.
     """
     weights = backbone_keys(read_official(path))
-    kernel = "patch_embed.proj.weight"
+    kernel, bias = "patch_embed.proj.weight", "patch_embed.proj.bias"
     if kernel in weights:
+        if modality is not None and bias in weights and _shows_colours(modality, weights[kernel]):
+            weights[kernel], weights[bias] = _as_imagenet(weights[kernel], weights[bias], modality)
         weights[kernel] = widen_input(weights[kernel], branch.in_chans, planes)
     own = set(branch.state_dict())
     untouched = sorted(own - set(weights))
@@ -230,6 +252,43 @@ def load_official_backbone(branch: MViT, path: Path, planes: Collection[int] = (
         raise WeightsError(f"{path}: {len(lost)} backbone weights are missing, first '{lost[0]}'")
     fill(branch, weights, str(path), partial=True)
     return untouched
+
+
+def _shows_colours(modality: Modality, kernel: Tensor) -> bool:
+    return kernel.shape[1] == 3 and modality.band_names[:3] == OPTICAL_RGB.band_names
+
+
+def _as_imagenet(kernel: Tensor, bias: Tensor, modality: Modality) -> tuple[Tensor, Tensor]:
+    """A convolution of colours normalised as ImageNet is, as one of those normalised as the modality is."""
+    figures = [(band.mean / 255, band.sd / 255) for band in modality.bands[:3]]
+    mean, sd = kernel.new_tensor(figures).T[..., None, None]
+    usual_mean, usual_sd = kernel.new_tensor([IMAGENET_MEAN, IMAGENET_SD])[..., None, None]
+    shift = (kernel * ((mean - usual_mean) / usual_sd)).sum(dim=(1, 2, 3))
+    return kernel * (sd / usual_sd), bias + shift
+
+
+def take_pyramid(network: SlumpNetwork, path: Path) -> list[str]:
+    """Fill pyramid and proposals from a Detectron2 detector of the same make; gives the names of what fits.
+
+    Its heads are left out: their norms and classes are others. A file without a detector fills nothing.
+    """
+    weights, own = read_official(path), network.detector.state_dict()
+    taken = []
+    for part, names in _DETECTOR_PARTS.items():
+        there = {
+            f"{mine}.{kind}": weights.get(f"{theirs}.{kind}")
+            for theirs, mine in names.items()
+            for kind in ("weight", "bias")
+        }
+        found = {
+            name: value.float()
+            for name, value in there.items()
+            if value is not None and name in own and value.shape == own[name].shape
+        }
+        if len(found) == len(there):
+            fill(network.detector, found, str(path), partial=True)
+            taken.append(part)
+    return taken
 
 
 def load_imagenet_guide(branch: MViT, path: Path, modality: Modality) -> None:

@@ -32,6 +32,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "mask_convs": (0, 16),
     "mask_channels": (4, 2048),
     "mask_px": (2, 512),
+    "rpn_convs": (1, 16),
     "rpn_proposals": (1, 20_000),
     "rois_per_chip": (1, 20_000),
     "cascade_iou": (0, 1),

@@ -314,6 +314,8 @@ class Recipe:
         for setting in settings:
             _refuse_new_stage(data, setting)
             override(data, setting)
+        for setting in settings:
+            _refuse_without_effect(data, setting)
         return cls.from_dict(data, " ".join([str(path), *(f"--set {setting}" for setting in settings)]))
 
 
@@ -353,6 +355,20 @@ def _refuse_new_stage(data: Mapping[str, Any], setting: str) -> None:
     stages = data.get("stages")
     if path[0] == "stages" and len(path) > 2 and isinstance(stages, Mapping):
         refuse_unknown([path[1]], stages, f"--set {setting}", "stages.")
+
+
+def _refuse_without_effect(data: Mapping[str, Any], setting: str) -> None:
+    """What holds for all stages changes nothing where each says its own, as in a recipe that was shown."""
+    *table, key = setting.partition("=")[0].strip().split(".")
+    stages = data.get("stages")
+    shared = table == ["training"] or (not table and key == "seed")
+    if shared and isinstance(stages, Mapping) and stages:
+        own = [name for name, stage in stages.items() if isinstance(stage, Mapping) and key in stage]
+        if len(own) == len(stages):
+            raise OptionsError(
+                f"--set {setting}: changes nothing, since every stage says its own {key}; "
+                f"set {', '.join(f'stages.{name}.{key}' for name in own)}"
+            )
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -66,6 +66,7 @@ class NetworkConfig:
     mask_convs: int = 3
     mask_channels: int = 96
     mask_px: int = 28
+    rpn_convs: int = 1
     rpn_proposals: int = 300
     rois_per_chip: int = 128
     cascade_iou: tuple[float, ...] = (0.5, 0.6, 0.7)
@@ -505,6 +506,7 @@ def _rpn_plan(config: NetworkConfig) -> dict[str, Any]:
         "type": "RPNHead",
         "in_channels": config.fpn_channels,
         "feat_channels": config.fpn_channels,
+        "num_convs": config.rpn_convs,
         "anchor_generator": {
             "type": "AnchorGenerator",
             "base_sizes": [side * config.enlarge for side in config.anchor_px],

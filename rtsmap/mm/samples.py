@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from rtsmap.mm.augment import (
     disturb_spectral,
     disturb_terrain,
     turn,
+    without_slumps,
     zoom,
 )
 from rtsmap.mm.packs import UNKNOWN_KIND, PackedImage, Spectral, Terrain, TrainingImage
@@ -31,9 +33,10 @@ class SampleOptions:
     """How chips are drawn.
 
     `hard_negative_share` of them lie near places that a reviewer has rejected, where a group has such
-    places; `negative_share` show no slump, where the image has room for that. Of the rest `slump_share`
-    are centred near a slump, the others lie anywhere. Of the draws from images
+    places; `negative_share` show no slump, where images of the group have room for that. Of the rest
+    `slump_share` are centred near a slump, the others lie anywhere. Of the draws from images
     of natural colour alone, `collage_share` show two of them side by side, with a strip of no data between.
+    Every chip is mirrored by chance, and with `quarter_turns` also turned by 0 to 3 of them.
     What a border leaves of a slump counts when it has `min_px` pixels or more; less is ignored.
     """
 
@@ -44,6 +47,7 @@ class SampleOptions:
     min_px: int = 24
     hard_negative_share: float = 0.0
     negative_share: float = 0.0
+    quarter_turns: bool = True
     augment: AugmentOptions = field(default_factory=AugmentOptions)
 
     def __post_init__(self) -> None:
@@ -78,6 +82,7 @@ class Sample:
 
 
 _TRIES = 20
+_IMAGES_TRIED = 8
 MAX_GAP_PX = 16
 """Widest strip of no data between the two images of a collage."""
 
@@ -109,7 +114,9 @@ class SampleSource:
         rng = np.random.default_rng([self.seed, number])
         group = int(rng.choice(len(self._groups), p=self._shares))
         part = self._negative(group, rng) or self._any(group, rng)
-        part = turn(part, int(rng.integers(4)), bool(rng.integers(2)))
+        # always drawn, so that the other draws do not depend on it
+        turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+        part = turn(part, turns * self.options.quarter_turns, mirrored)
         return make_sample(part, self.spec, self.options, rng)
 
     def _negative(self, group: int, rng: np.random.Generator) -> TrainingImage | None:
@@ -124,8 +131,22 @@ class SampleSource:
             place = image.hard[int(rng.integers(len(image.hard)))]
             return self._cut(image, shape, rng, near=place)
         if drawn < hard_share + self.options.negative_share:
-            return self._cut(self._groups[group].draw(rng), shape, rng, empty=True)
+            return self._empty(group, shape, rng)
         return None
+
+    def _empty(self, group: int, shape: tuple[int, int], rng: np.random.Generator) -> TrainingImage:
+        """A chip without slumps; of all that were tried the one with the fewest where none was found."""
+        least: tuple[int, Callable[[], TrainingImage]] | None = None
+        for _ in range(_IMAGES_TRIED):
+            image, factor = self._groups[group].draw(rng), self._factor(rng)
+            window = _place_aside(image, _unzoomed(shape, factor), rng)
+            shown = _slumps_in(image, window)
+            if least is None or shown < least[0]:
+                least = shown, partial(_read_zoomed, image, window, shape, factor)
+            if not shown:
+                break
+        assert least is not None  # noqa: S101 - at least one image was tried
+        return least[1]()
 
     def _any(self, group: int, rng: np.random.Generator) -> TrainingImage:
         image, side = self._groups[group].draw(rng), self.options.chip_px
@@ -145,25 +166,31 @@ class SampleSource:
         rng: np.random.Generator,
         *,
         near: Window | None = None,
-        empty: bool = False,
     ) -> TrainingImage:
-        """A part of the image of at most this shape, zoomed: `near` a place, or `empty` of slumps."""
-        factor = float(np.clip(np.exp(rng.normal(0, self.options.zoom_sd)), 0.5, 2.0))
-        size = (round(shape[0] / factor), round(shape[1] / factor))
-        if near is not None:
-            window = _place_near(image, near, size, rng)
-        elif empty:
-            window = _place_aside(image, size, rng)
-        else:
-            window = self._place(image, size, rng)
-        rows, cols = (min(most, round(n * factor)) for most, n in zip(shape, window.shape, strict=True))
-        return zoom(image.read(window), (rows, cols))
+        """A part of the image of at most this shape, zoomed: `near` a place where one is given."""
+        factor = self._factor(rng)
+        size = _unzoomed(shape, factor)
+        window = self._place(image, size, rng) if near is None else _place_near(image, near, size, rng)
+        return _read_zoomed(image, window, shape, factor)
+
+    def _factor(self, rng: np.random.Generator) -> float:
+        return float(np.clip(np.exp(rng.normal(0, self.options.zoom_sd)), 0.5, 2.0))
 
     def _place(self, image: PackedImage, shape: tuple[int, int], rng: np.random.Generator) -> Window:
         if image.slumps and rng.random() < self.options.slump_share:
             slump = image.slumps[int(rng.integers(len(image.slumps)))][1]
             return _place_near(image, slump, shape, rng)
         return _place_anywhere(image, shape, rng)
+
+
+def _unzoomed(shape: tuple[int, int], factor: float) -> tuple[int, int]:
+    return round(shape[0] / factor), round(shape[1] / factor)
+
+
+def _read_zoomed(image: PackedImage, window: Window, shape: tuple[int, int], factor: float) -> TrainingImage:
+    """The part of an image under a window, enlarged by a factor to at most this shape."""
+    rows, cols = (min(most, round(n * factor)) for most, n in zip(shape, window.shape, strict=True))
+    return zoom(image.read(window), (rows, cols))
 
 
 def _place_near(
@@ -184,7 +211,11 @@ def _place_anywhere(image: PackedImage, shape: tuple[int, int], rng: np.random.G
 def _place_aside(image: PackedImage, shape: tuple[int, int], rng: np.random.Generator) -> Window:
     """Anywhere without a slump; where none is found, the window with the fewest."""
     tried = [_place_anywhere(image, shape, rng) for _ in range(_TRIES)]
-    return min(tried, key=lambda window: sum(window.meets(slump) for _, slump in image.slumps))
+    return min(tried, key=lambda window: _slumps_in(image, window))
+
+
+def _slumps_in(image: PackedImage, window: Window) -> int:
+    return sum(window.meets(slump) for _, slump in image.slumps)
 
 
 def _inside(image: PackedImage, row: int, col: int, shape: tuple[int, int]) -> Window:
@@ -242,6 +273,9 @@ def make_sample(
     if rng:
         optical = disturb_colour(image.optical, image.optical_valid, options.augment, rng)
     terrain = image.terrain
+    # a share of none draws nothing, so that other draws stay
+    if terrain is not None and rng and (share := options.augment.dem_older_share):
+        terrain = without_slumps(terrain, image.labels, share, spec.resolution_m, rng)
     if terrain is not None and rng:
         terrain = disturb_terrain(terrain, options.augment, spec.resolution_m, rng)
     spectral = image.spectral

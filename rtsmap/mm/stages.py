@@ -45,6 +45,7 @@ from rtsmap.mm.checkpoints import (
     load_imagenet_guide,
     load_official_backbone,
     load_weights,
+    take_pyramid,
 )
 from rtsmap.mm.curves import draw_curves
 from rtsmap.mm.detector import resolve_device
@@ -455,7 +456,7 @@ def _indispensable(spec: InputSpec) -> list[str]:
     Such a chip teaches nothing, and its gradients are wild.
     """
     if "optical" not in spec.names:
-        return ["dem_missing_share", "spectral_missing_share"]
+        return ["dem_missing_share", "dem_older_share", "spectral_missing_share"]
     shares = [] if any(modality.is_terrain for modality in spec.modalities) else ["optical_missing_share"]
     optical = next(modality for modality in spec.modalities if modality.name == "optical")
     if not set(optical.band_names) <= set(OPTICAL_RGB.band_names):
@@ -491,8 +492,15 @@ def take_files(network: SlumpNetwork, stage: StageConfig) -> list[str]:
             notes.append(f"guide of '{modality}' from {file}")
             continue
         planes = planes_of(network)[modality]
-        kept = load_official_backbone(branches_of(network)[modality], Path(file), planes)
-        notes.append(f"backbone '{modality}' from {file}" + (f", {len(kept)} norms new" if kept else ""))
+        kept = load_official_backbone(
+            branches_of(network)[modality], Path(file), planes, modalities[modality]
+        )
+        taken = take_pyramid(network, Path(file)) if modality == network.spec.names[0] else []
+        notes.append(
+            ", ".join([f"backbone '{modality}'", *taken])
+            + f" from {file}"
+            + (f", {len(kept)} norms new" if kept else "")
+        )
     return notes
 
 

@@ -41,7 +41,8 @@ class TrainOptions:
     """Numbers of one training.
 
     `lr` is reached after `warmup_steps` and falls to a twentieth along a cosine, or with the `schedule`
-    'step' by ten at each share `step_at` of the steps. `backbone_lr_factor` scales it for the branches,
+    'step' by ten at each share `step_at` of the steps. AdamW takes the mean of squared gradients over about
+    1 / (1 - beta2) steps. `backbone_lr_factor` scales the rate for the branches,
     `layer_decay` once more for each layer of a branch below its end, and `guide_lr_factor` for the layers
     of a guide, which know ImageNet already. A step sees `batch_size` samples
     `accumulate` times. `ema_decay` averages weights over about 1 / (1 - decay) steps.
@@ -71,6 +72,7 @@ class TrainOptions:
     step_at: tuple[float, ...] = (0.778, 0.926)
     layer_decay: float = 1.0
     gradient_checkpointing: bool = False
+    beta2: float = 0.98
 
     def __post_init__(self) -> None:
         if self.precision not in {"fp32", "bf16"}:
@@ -96,9 +98,12 @@ class TrainOptions:
         wrong = [
             f"{name}={getattr(self, name)}" for name in least_0 if not 0 <= getattr(self, name) < math.inf
         ]
-        if wrong or not 0 <= self.ema_decay < 1:
-            told = ", ".join([*wrong, f"ema_decay={self.ema_decay}"])
-            raise OptionsError(f"must not be negative, and ema_decay below 1: {told}")
+        below_1 = ("ema_decay", "beta2")
+        wrong += [f"{name}={getattr(self, name)}" for name in below_1 if not 0 <= getattr(self, name) < 1]
+        if wrong:
+            raise OptionsError(
+                f"must not be negative, and {' and '.join(below_1)} below 1: {', '.join(wrong)}"
+            )
 
 
 def train(
@@ -129,7 +134,7 @@ def train(
         recompute_backbones(network)
     dense = DenseLoss(network).to(device) if options.dense_loss else None
     optimizer = torch.optim.AdamW(
-        _parameter_groups(network, dense, options), lr=options.lr, betas=(0.9, 0.98), fused=True
+        _parameter_groups(network, dense, options), lr=options.lr, betas=(0.9, options.beta2), fused=True
     )
     state = TrainState(network, dense, average, optimizer)
     first = state.load(directory / "last.pt", device)
@@ -144,10 +149,11 @@ def train(
         seed_everything((options.seed * 1_000_003 + step) * ranks.count + ranks.rank)
         _set_lr(optimizer, options, step)
         optimizer.zero_grad(set_to_none=True)
-        values = _learn(network, dense, samples, options, step)
+        place = f"{directory}, step {step}"
+        values = _learn(network, dense, samples, options, place, dense_only=step < options.dense_only_steps)
         ranks.average_gradients(network, dense)
         norm = nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
-        _check_finite(norm, f"step {step}: the gradient", samples)
+        _check_finite(norm, f"{place}: the gradient", samples)
         optimizer.step()
         average.update(network)
         if not ranks.rank:
@@ -162,7 +168,9 @@ def _learn(
     dense: DenseLoss | None,
     samples: Sequence[Sample],
     options: TrainOptions,
-    step: int,
+    place: str,
+    *,
+    dense_only: bool,
 ) -> dict[str, float]:
     """Add up the gradients of the step's batches; gives the means of their losses."""
     device = str(next(network.parameters()).device)
@@ -170,13 +178,13 @@ def _learn(
     for start in range(0, len(samples), options.batch_size):
         part = samples[start : start + options.batch_size]
         with _autocast(options, device):
-            losses = _losses(network, dense, part, device, dense_only=step < options.dense_only_steps)
+            losses = _losses(network, dense, part, device, dense_only=dense_only)
             if dense is not None:
                 losses["loss_dense"] = options.dense_loss * losses["loss_dense"]
         total = torch.stack([value.float() for value in losses.values()]).sum()
         for name, value in {"loss": total, **losses}.items():
             values[name] = values.get(name, 0.0) + value.item() / options.accumulate
-        _check_finite(total, f"step {step}: the loss {values}", part)
+        _check_finite(total, f"{place}: the loss {values}", part)
         (total / options.accumulate).backward()
     return values
 
@@ -185,7 +193,10 @@ def _check_finite(value: Tensor, what: str, samples: Sequence[Sample]) -> None:
     """Stop before a broken step spoils the weights; says which images were in it."""
     if not torch.isfinite(value):
         names = ", ".join(sample.name for sample in samples)
-        raise RunError(f"{what} is not finite; the batch was {names}")
+        raise RunError(
+            f"{what} is not finite; the batch was {names}. Look at these images; where they are sound, train "
+            "anew with a lower lr or clip_norm"
+        )
 
 
 def _losses(

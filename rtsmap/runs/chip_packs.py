@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,14 @@ _NPZ_NOTE = (
     "there is no gradient to make it anew from"
 )
 SCENE, DEM, TRUTH, LOOKALIKES = "scene.tif", "dem.tif", "truth.gpkg", "lookalikes.gpkg"
+
+
+@dataclass(frozen=True, slots=True)
+class MadeScene:
+    """A scene that is made to be packed and not kept: `write` gets the folder, as of `rtsmap simulate`."""
+
+    name: str
+    write: Callable[[Path], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +88,18 @@ def pack(
     out: Path,
     options: PackOptions,
     *,
+    made: Sequence[MadeScene] = (),
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> list[PackReport]:
     """Write the pack `out`, and with `hold_out` the pack of the held-out groups beside it.
 
-    A source is a folder of `rtsmap tile --labels`, a COCO file, or a folder of `rtsmap simulate`.
-    Raises InputError for other sources and for outputs that exist, OptionsError for an empty side.
+    A source is a folder of `rtsmap tile --labels`, a COCO file, or a folder of `rtsmap simulate`; scenes that
+    are `made` come after them. Raises InputError for other sources and for outputs that exist, OptionsError
+    for an empty side and where there is nothing to pack.
     """
+    if not from_where and not made:
+        raise OptionsError("nothing to pack; name folders or COCO files, or say how many scenes to simulate")
     sides = [out, out.with_name(f"{out.stem}_held_out{out.suffix}")] if options.hold_out else [out]
     for path in sides:
         if path.exists() and not overwrite:
@@ -95,10 +108,14 @@ def pack(
     images: list[TrainingImage] = []
     told: list[str] = []
     rejected = RejectedPlaces.read(options.reviewed) if options.reviewed else None
+    total = len(from_where) + len(made)
     for number, source in enumerate(from_where):
-        progress("sources", number, len(from_where))
+        progress("sources", number, total)
         images += read_source(source, options, told.append, rejected)
-    progress("sources", len(from_where), len(from_where))
+    for number, scene in enumerate(made, start=len(from_where)):
+        progress("sources", number, total)
+        images += _made_image(scene, options)
+    progress("sources", total, total)
     held = [image for image in images if options.hold_out and is_held_out(image.group, options.hold_out)]
     aside = {image.group for image in held}
     kept = [image for image in images if image.group not in aside]
@@ -223,6 +240,13 @@ def simulated_images(
         lookalikes=lookalikes if lookalikes.is_file() else None,
         rejected=rejected,
     )
+
+
+def _made_image(scene: MadeScene, options: PackOptions) -> list[TrainingImage]:
+    with tempfile.TemporaryDirectory(prefix="rtsmap-") as folder:
+        place = Path(folder) / scene.name
+        scene.write(place)
+        return list(simulated_images(place, options))
 
 
 def tile_images(folder: Path, group: str, rejected: RejectedPlaces | None = None) -> Iterator[TrainingImage]:

@@ -17,7 +17,7 @@ from odc.geo.geobox import GeoBox
 
 from rtsmap.atomic import refuse_inputs, whole_file
 from rtsmap.errors import InputError, OptionsError, RunError, ShardError
-from rtsmap.instances.chip_labels import coco_document, cut_labels
+from rtsmap.instances.chip_labels import coco_document, cut_labels, ignored_ground
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.instances.detections import Detection
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN_FOR_TRAINING, InputSpec, Modality, check_bands
@@ -130,7 +130,7 @@ def cut_scene(
     Tiles that failed are tried again then. Optical chips are 8 bit with a mask, terrain chips float32 with
     NaN where nothing is known. The index chips.parquet has one row a chip; with `labels` COCO annotations are
     written beside it. Chips with nothing inside `aoi`, or all inside `exclude` (files of polygons in any
-    CRS), are left out.
+    CRS), are left out; in the annotations of all others such ground is a crowd, on which nothing is judged.
     """
     out, options = Path(out), options or ChipOptions()
     groups = (OPTICAL_RGB,) if dem is None else (OPTICAL_RGB, TERRAIN_FOR_TRAINING)
@@ -148,7 +148,7 @@ def cut_scene(
         found: list[dict[str, Any]] = []
         if polygons is not None:
             polygons = polygons.to_crs(geobox.crs)
-            found = _annotate(chips, polygons, geobox, out / ANNOTATIONS, spec)
+            found = _annotate(chips, polygons, prepared, out / ANNOTATIONS, spec)
             notes = (*notes, *polygons.notes)
             if len(polygons) and not found:
                 notes = (*notes, f"{labels}: none of its {len(polygons)} polygons lies on a chip")
@@ -266,10 +266,18 @@ def _index(chips: Sequence[tuple[Tile, TileResult]], geobox: GeoBox, spec: Input
 
 
 def _annotate(
-    chips: Sequence[tuple[Tile, TileResult]], labels: Polygons, geobox: GeoBox, path: Path, spec: InputSpec
+    chips: Sequence[tuple[Tile, TileResult]],
+    labels: Polygons,
+    prepared: Prepared,
+    path: Path,
+    spec: InputSpec,
 ) -> list[dict[str, Any]]:
-    """Write the labels that fall on chips as a COCO document over the leading modality's files."""
-    tree = shapely.STRtree(labels.geometries)
+    """Write the labels that fall on chips as a COCO document over the leading modality's files.
+
+    Ground that is not wanted is written beside them, and not given back.
+    """
+    tree, geobox, ground = shapely.STRtree(labels.geometries), prepared.plan.geobox, prepared.ground
+    aside: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
     for tile, _ in chips:
@@ -278,7 +286,13 @@ def _annotate(
         file_name = chip_name(spec.names[0], tile)
         images.append({"id": tile.index, "file_name": file_name, "height": height, "width": width})
         found += cut_labels(tree, grid, image_id=tile.index, first_id=len(found) + 1)
-    document = coco_document(images, found, {"description": f"chips at {spec.resolution_m:g} m per pixel"})
+    if ground is not None:
+        for tile, _ in chips:
+            number = 1 + len(found) + len(aside)
+            aside += ignored_ground(~ground.wants(tile.read), image_id=tile.index, annotation_id=number)
+    document = coco_document(
+        images, [*found, *aside], {"description": f"chips at {spec.resolution_m:g} m per pixel"}
+    )
     with whole_file(path, overwrite=True) as temporary:
         temporary.write_text(json.dumps(document), encoding="utf-8")
     return found

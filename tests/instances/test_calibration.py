@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import metrics
+from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LogisticRegression
 
 from rtsmap.errors import OptionsError
 from rtsmap.instances.calibration import (
@@ -65,6 +68,22 @@ def test_a_worked_example():
     assert log_loss(scores, right) == pytest.approx(-(3 * math.log(0.8) + math.log(0.2)) / 4)
     # Wilson's interval of 3 in 4, from his formula
     assert high.interval == pytest.approx((0.3006, 0.9544), abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scikit_learn_measures_and_fits_the_same(seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.beta(*rng.uniform(0.5, 3, 2), 250).clip(1e-4, 1 - 1e-4)
+    logits = np.log(scores / (1 - scores))
+    right = rng.random(250) < 1 / (1 + np.exp(-rng.uniform(0.3, 2) * logits))
+    shares, means = calibration_curve(right, scores, n_bins=10)
+    table = reliability(scores, right)
+    np.testing.assert_allclose([one.true_share for one in table], shares)
+    np.testing.assert_allclose([one.mean_score for one in table], means)
+    # a temperature is a logistic regression on the logit without a constant
+    fit = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-9).fit(logits[:, None], right)
+    assert fit_temperature(scores, right) == pytest.approx(1 / fit.coef_[0, 0], rel=1e-4)
+    assert log_loss(scores, right) == pytest.approx(metrics.log_loss(right, scores))
 
 
 def test_a_hopeless_fit_ends_at_its_limits():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rtsmap.mm.augment import AugmentOptions, disturb_colour, disturb_terrain, turn, zoom
+from rtsmap.mm.augment import AugmentOptions, disturb_colour, disturb_terrain, turn, without_slumps, zoom
 from rtsmap.mm.packs import Terrain, TrainingImage
 from rtsmap.rasters.terrain import gradients
 from tests.mm.labelled import labelled_image
@@ -41,6 +41,53 @@ def test_four_turns_and_two_mirrors_change_nothing():
     np.testing.assert_array_equal(same.optical, image.optical)
     np.testing.assert_array_equal(same.terrain.gradient, image.terrain.gradient)
     np.testing.assert_array_equal(same.labels, image.labels)
+
+
+def slope_with_two_bowls():
+    """A plane, the same with two hollows of which one lies at the border, and their labels."""
+    rows, cols = np.mgrid[0:60, 0:80].astype(float)
+    plane = 0.4 * rows - 0.7 * cols
+    depth, labels = np.zeros(plane.shape), np.zeros(plane.shape, np.int16)
+    for number, (row, col) in enumerate([(30, 20), (8, 60)], start=1):
+        away = np.hypot(rows - row, cols - col)
+        depth += np.where(away < 11, 6 * (1 - away / 11), 0)
+        labels[away < 10] = number
+    return plane, replace(image_of_surface(plane - depth), labels=labels)
+
+
+def test_an_older_elevation_model_shows_the_slope_of_before():
+    plane, image = slope_with_two_bowls()
+    everything = without_slumps(image.terrain, image.labels, 1.0, 4.0, np.random.default_rng(0))
+    np.testing.assert_allclose(everything.relative_elevation, plane, atol=1e-3)
+    np.testing.assert_allclose(everything.gradient, image_of_surface(plane).terrain.gradient, atol=1e-3)
+    same = without_slumps(image.terrain, image.labels, 0.0, 4.0, np.random.default_rng(0))
+    np.testing.assert_array_equal(same.relative_elevation, image.terrain.relative_elevation)
+    np.testing.assert_array_equal(same.gradient, image.terrain.gradient)
+
+
+def test_each_slump_is_younger_than_the_elevation_model_by_chance():
+    plane, image = slope_with_two_bowls()
+    gone = []
+    for seed in range(40):
+        older = without_slumps(image.terrain, image.labels, 0.5, 4.0, np.random.default_rng(seed))
+        off = np.abs(older.relative_elevation - plane) > 0.5
+        gone.append(tuple(not off[image.labels == number].any() for number in (1, 2)))
+    assert {pair: gone.count(pair) > 3 for pair in set(gone)} == dict.fromkeys(
+        [(False, False), (False, True), (True, False), (True, True)], True
+    )
+
+
+def test_ground_around_voids_is_held_on_to_and_what_has_none_stays():
+    plane, image = slope_with_two_bowls()
+    valid = np.ones_like(image.terrain.valid)
+    valid[:, :30] = False
+    valid[25:35, 15:25] = True
+    terrain = replace(image.terrain, valid=valid, gradient=None)
+    older = without_slumps(terrain, image.labels, 1.0, 4.0, np.random.default_rng(0))
+    island = np.s_[25:35, 15:25]
+    np.testing.assert_array_equal(older.relative_elevation[island], terrain.relative_elevation[island])
+    np.testing.assert_allclose(older.relative_elevation[:, 35:], plane[:, 35:], atol=1e-3)
+    assert older.gradient is None
 
 
 def test_zoom_scales_areas_and_keeps_values():

@@ -23,7 +23,11 @@ from rtsmap.mm.checkpoints import (
     read_official,
     read_weights,
     save_weights,
+    take_pyramid,
 )
+from rtsmap.mm.recipe import StageConfig
+from rtsmap.mm.register import build_network
+from rtsmap.mm.stages import take_files
 from rtsmap.nets.mvit import MViT
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec, Modality
 from tests.mm.tiny import CONFIG, tiny_network
@@ -116,6 +120,69 @@ def test_planes_of_validity_start_silent_and_one_band_counts_as_three_copies(tmp
     for modality, one in branches_of(network).items():
         load_official_backbone(one, path, planes_of(network)[modality])
         torch.testing.assert_close(one.patch_embed.proj.weight, torch.cat(wanted[modality], 1))
+
+
+def test_colours_are_seen_as_the_official_network_saw_imagenet(tmp_path):
+    source, target, heights = branch(seed=1), branch(in_chans=4, seed=2), branch(seed=3)
+    torch.nn.init.normal_(source.patch_embed.proj.bias)
+    path = imagenet_file(tmp_path / "m.pyth", source)
+    load_official_backbone(target, path, planes=[3], modality=OPTICAL_RGB)
+    colours = torch.rand(1, 3, 40, 40)
+    # as torchvision's transforms have it, and as a card of ours has it
+    mean, sd = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    ours = [
+        (255 * band - m.mean) / m.sd for band, m in zip(colours.unbind(1), OPTICAL_RGB.bands, strict=True)
+    ]
+    wanted = source.patch_embed((colours - mean) / sd)
+    seen = target.patch_embed(torch.cat([torch.stack(ours, 1), torch.ones(1, 1, 40, 40)], 1))
+    # the rim is padded with 0, which is another colour in each
+    torch.testing.assert_close(seen[:, 1:-1, 1:-1], wanted[:, 1:-1, 1:-1], atol=1e-4, rtol=1e-4)
+    load_official_backbone(heights, path, modality=TERRAIN)
+    assert torch.equal(heights.patch_embed.proj.weight, source.patch_embed.proj.weight)
+
+
+def detectron_detector(path, network):
+    """As Detectron2 publishes a cascade on MViTv2: its names, heads with batch norm, 80 classes."""
+    own = network.detector.state_dict()
+    arrays = {f"backbone.bottom_up.{n}": v for n, v in branches_of(network)["optical"].state_dict().items()}
+    for level in range(4):
+        for kind in ("weight", "bias"):
+            lateral, output = (own[f"neck.{part}_convs.{level}.conv.{kind}"] for part in ("lateral", "fpn"))
+            arrays[f"backbone.fpn_lateral{level + 2}.{kind}"] = lateral
+            arrays[f"backbone.fpn_output{level + 2}.{kind}"] = output
+    rpn = "proposal_generator.rpn_head"
+    for kind in ("weight", "bias"):
+        for number in range(2):
+            arrays[f"{rpn}.conv.conv{number}.{kind}"] = own[f"rpn_head.rpn_conv.{number}.conv.{kind}"]
+        arrays[f"{rpn}.objectness_logits.{kind}"] = own[f"rpn_head.rpn_cls.{kind}"]
+        arrays[f"{rpn}.anchor_deltas.{kind}"] = own[f"rpn_head.rpn_reg.{kind}"]
+    arrays["roi_heads.box_head.0.conv1.norm.running_mean"] = torch.zeros(16)
+    arrays["roi_heads.mask_head.predictor.weight"] = torch.zeros(80, 16, 1, 1)
+    path.write_bytes(pickle.dumps({"model": {n: v.numpy() for n, v in arrays.items()}, "__author__": "MViT"}))
+    return path
+
+
+def test_a_detection_checkpoint_fills_pyramid_and_proposals_too(tmp_path):
+    spec = InputSpec(4.0, (OPTICAL_RGB,))
+    numbers = {k: v for k, v in CONFIG.items() if "." not in k}
+    numbers |= {"fusion": "data_level", "rpn_convs": 2, "validity_plane": False}
+    source, target = (build_network(numbers, spec) for _ in range(2))
+    path = detectron_detector(tmp_path / "model_final.pkl", source)
+    assert take_pyramid(target, path) == ["pyramid", "proposals"]
+    assert_equal_weights(source.detector.neck, target.detector.neck)
+    assert_equal_weights(source.detector.rpn_head, target.detector.rpn_head)
+    stage = StageConfig("unimodal", "optical", backbone_weights={"optical": str(path)})
+    assert take_files(target, stage) == [f"backbone 'optical', pyramid, proposals from {path}"]
+
+
+def test_what_of_a_detector_does_not_fit_is_left_as_it_was(tmp_path):
+    spec = InputSpec(4.0, (OPTICAL_RGB,))
+    numbers = {k: v for k, v in CONFIG.items() if "." not in k} | {"fusion": "data_level"}
+    source = build_network({**numbers, "rpn_convs": 2, "validity_plane": False}, spec)
+    path = detectron_detector(tmp_path / "model_final.pkl", source)
+    assert take_pyramid(build_network(numbers, spec), path) == ["pyramid"]
+    assert take_pyramid(build_network({**numbers, "fpn_channels": 32, "rpn_convs": 2}, spec), path) == []
+    assert take_pyramid(source, imagenet_file(tmp_path / "m.pyth", branch())) == []
 
 
 class Runs:
@@ -253,8 +320,6 @@ def test_a_file_that_is_not_safetensors_is_named(tmp_path):
 
 
 def test_two_step_training_starts_as_the_optical_detector(tmp_path):
-    from rtsmap.mm.register import build_network
-
     shared = {name: value for name, value in CONFIG.items() if "." not in name}
     torch.manual_seed(3)
     shared["fusion"] = "data_level"

@@ -8,6 +8,7 @@ from rtsmap.errors import OptionsError
 from rtsmap.mm.recipe import RECIPES, Recipe, find_recipe, flat
 from rtsmap.mm.register import NetworkConfig
 from rtsmap.mm.tables import parse
+from rtsmap.mm.train import learning_rate
 from tests.mm.small_recipes import recipe, recipe_data
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))
@@ -30,6 +31,34 @@ def test_the_small_recipe_makes_the_network_of_the_shipped_model_but_for_the_fus
     shipped.pop("views", None)
     better = {"fusion.interleaved": True, "fusion.residual_to": "sum", "fusion.mlp_ratio": 2.0}
     assert Recipe.read(find_recipe("small")).network == shipped | better
+
+
+def test_the_papers_recipe_is_what_its_authors_publish():
+    """Figures of their repository SAMPermafrostAssessment and of Detectron2's MViTv2, which it builds on."""
+    one = Recipe.read(find_recipe("paper"))
+    network = NetworkConfig.from_mapping(one.network_of("optical"))
+    assert [side * network.enlarge for side in network.anchor_px] == [16, 32, 64, 128, 256]
+    assert one.chips.chip_px * network.enlarge == 800
+    assert (network.embed_dim, network.stage_blocks, network.window, network.table_px) == (
+        96,
+        (1, 2, 5, 2),
+        56,
+        224,
+    )
+    assert (network.rpn_convs, network.rpn_proposals, network.rois_per_chip) == (2, 1000, 512)
+    assert (network.cascade_iou, network.cascade_weights) == ((0.5, 0.6, 0.7), (1, 1, 1))
+    assert (network.min_score, network.nms_iou, network.max_per_chip) == (0.05, 0.5, 100)
+    for stage in one.stages.values():
+        options = stage.options
+        assert (options.lr, options.weight_decay, options.beta2) == (1.6e-4, 0.1, 0.999)
+        assert options.steps * options.batch_size == pytest.approx(100 * 756)
+        assert options.warmup_steps == pytest.approx(0.0037 * options.steps, rel=0.01)
+        assert [options.lr * 0.1**n for n in range(3)] == pytest.approx(
+            [learning_rate(options, round(share * options.steps)) for share in (0.77, 0.78, 0.93)]
+        )
+    augment = one.chips.augment
+    assert not one.chips.quarter_turns
+    assert augment.gain_sd == augment.gamma_sd == augment.haze_share == augment.noise_dn == 0
 
 
 @pytest.mark.parametrize(
@@ -83,6 +112,19 @@ def test_settings_change_one_number(tmp_path):
     assert changed.stages["fused"].options.lr == 0.5
     assert changed.stages["optical"].options.lr == 1e-3
     assert changed.network["terrain.embed_dim"] == 24
+
+
+def test_settings_that_would_change_nothing_are_refused(tmp_path):
+    with pytest.raises(OptionsError, match=r"own steps; set stages.optical.steps, stages.terrain.steps, st"):
+        Recipe.read(find_recipe("tiny"), ["training.steps=3"])
+    shown = tmp_path / "shown.toml"
+    shown.write_text(Recipe.read(find_recipe("tiny")).to_toml())
+    for setting in ("seed=5", "training.lr=1.0"):
+        with pytest.raises(OptionsError, match=f"--set {setting}: changes nothing"):
+            Recipe.read(shown, [setting])
+    # one stage without its own is enough
+    assert Recipe.read(find_recipe("tiny"), ["seed=5"]).stages["terrain"].options.seed == 6
+    assert Recipe.read(find_recipe("tiny"), ["training.dense_loss=2"]).stages["fused"].options.dense_loss == 2
 
 
 def test_a_stage_starts_from_the_last_ones_that_fit(tmp_path):

@@ -68,6 +68,12 @@ def test_keys_of_a_modality_shape_its_branch_only():
     assert branches["terrain"].channels == (8, 16, 32, 64)
 
 
+def test_convolutions_before_the_proposals_are_counted():
+    alone, pair = (tiny_network(**numbers).detector.rpn_head for numbers in ({}, {"rpn_convs": 2}))
+    assert alone.rpn_conv.weight.shape == (16, 16, 3, 3)
+    assert [module.conv.weight.shape for module in pair.rpn_conv] == [(16, 16, 3, 3)] * 2
+
+
 def test_the_same_seed_gives_the_same_network():
     first, second = tiny_network(seed=5).state_dict(), tiny_network(seed=5).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -27,6 +27,24 @@ def test_a_sample_depends_on_seed_and_number_only(tmp_path):
     assert not np.array_equal(first.layers["optical"].pixels, one.draw(8).layers["optical"].pixels)
 
 
+def test_without_quarter_turns_chips_are_mirrored_only_and_cut_where_they_were(tmp_path):
+    images = packed(tmp_path)
+    still = AugmentOptions(**{field.name: 0.0 for field in fields(AugmentOptions)})
+    both = [
+        SampleSource([(1.0, images)], SPEC, SampleOptions(64, zoom_sd=0, quarter_turns=q, augment=still), 0)
+        for q in (True, False)
+    ]
+    turned = set()
+    for number in range(30):
+        one, upright = (source.draw(number).layers["optical"].pixels[0] for source in both)
+        looks = [np.rot90(view, k) for view in (upright, upright[:, ::-1]) for k in range(4)]
+        same = [k for k, look in enumerate(looks) if np.array_equal(one, look)]
+        assert same
+        # mirrored by chance alike, so that only the turn differs
+        turned.add(same[0])
+    assert turned == {0, 1, 2, 3}
+
+
 def test_boxes_hold_their_masks_exactly(tmp_path):
     source = SampleSource([(1.0, packed(tmp_path))], SPEC, SampleOptions(chip_px=64), seed=0)
     seen = 0
@@ -218,6 +236,27 @@ def test_negatives_come_as_often_as_wanted(tmp_path):
     # ground without rejected places goes on as before
     without = [replace(image, hard=()) for image in images]
     assert drawn_windows(without, only, 40) == drawn_windows(without, SampleOptions(chip_px=64), 40)
+
+
+def test_where_an_image_has_no_room_for_a_negative_another_has(tmp_path):
+    full = replace(labelled_image(0, (90, 90)), labels=np.ones((90, 90), np.int16))
+    write_pack(tmp_path / "some.pack", [full, full, wide_image(), full])
+    images = list(read_index(tmp_path / "some.pack"))
+    options = SampleOptions(chip_px=64, slump_share=1.0, negative_share=0.75)
+    seen = drawn_samples(images, options)
+    assert 0.65 < sum(not len(sample.masks) for sample in seen) / len(seen) < 0.85
+    # where none has room they show slumps, and training goes on
+    nothing = drawn_samples(images[:2], options, 5)
+    assert all(len(sample.masks) for sample in nothing)
+
+
+def wide_image():
+    return labelled_image(1, (400, 400))
+
+
+def drawn_samples(images, options, count=150):
+    source = SampleSource([(1.0, images)], SPEC, options, seed=2)
+    return [source.draw(number) for number in range(count)]
 
 
 def test_shares_of_negatives_must_fit_together():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import re
 import shutil
@@ -101,6 +102,26 @@ def test_killed_at_a_random_step_and_started_again_it_ends_with_the_same_weights
             for row in (*rows, *there):
                 row.pop("seconds_per_step", None)
             assert rows == there
+
+
+def test_two_processes_learn_what_one_does_that_adds_up_two_batches(folder, tmp_path):
+    data = recipe_data(folder)
+    # by chance layers drop out and regions are drawn, by the draws of each process
+    data["network"] = {**data["network"], "drop_path": 0.0}
+    del data["data"]["held_out"], data["stages"]["fused"]
+    path, run = tmp_path / "pair.toml", tmp_path / "run 2"
+    path.write_text(Recipe.from_dict(data).to_toml())
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program = [sys.executable, *torchrun, "-m", "rtsmap", "train", str(path), "--out", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(program, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    data["training"] = {**data["training"], "accumulate": 2}
+    run_recipe(Recipe.from_dict(data), tmp_path / "run 1")
+    for stage in ("optical", "terrain"):
+        alone, together = (averaged_weights(tmp_path / f"run {processes}" / stage) for processes in (1, 2))
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name], value, msg=f"{stage} {name}")
 
 
 @pytest.mark.parametrize("left", ["record.json.part", "record.json", "config.toml.part"])
@@ -337,6 +358,19 @@ def test_imagery_with_infrared_in_it_is_never_taken_away(tmp_path, bands):
         layers = training._source(stage).draw(0).layers
         assert layers["optical"].valid.any()
         assert sum(not layer.valid.any() for layer in layers.values()) == (stage == "fused")
+
+
+def test_terrain_alone_is_never_older_than_its_slumps(tmp_path):
+    data = recipe_data(tmp_path)
+    write_pack(tmp_path / "train.pack", [labelled_image(3)])
+    data["chips"] |= {"augment": {"dem_older_share": 1.0, "dem_missing_share": 0.0}}
+    one = Recipe.from_dict(data)
+    training = _Training(one, Packs.find(one), tmp_path, "cpu", Ranks(), Teller(), tensorboard=False)
+    # the hollows of these slumps are 3 m deep
+    for stage, is_deep in (("terrain", True), ("fused", False)):
+        draws = [training._source(stage).draw(number) for number in range(6)]
+        floors = [d.layers["terrain"].pixels[0][d.masks.any(axis=0)] for d in draws]
+        assert (np.median(np.concatenate(floors)) < -2) == is_deep
 
 
 def test_imagery_goes_missing_where_a_stage_has_terrain_beside_it(tmp_path):

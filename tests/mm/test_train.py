@@ -128,8 +128,10 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path):
     network, source = fresh(tmp_path)
     with torch.no_grad():
         next(network.parameters()).fill_(math.nan)
-    with pytest.raises(RunError, match=r"not finite.*image"):
-        train(network, source, TrainOptions(steps=1, batch_size=1, dense_only_steps=1), tmp_path / "run")
+    with pytest.raises(
+        RunError, match=r"terrain, step 0: the loss .* not finite; the batch was image \d\. Look"
+    ):
+        train(network, source, TrainOptions(steps=1, batch_size=1, dense_only_steps=1), tmp_path / "terrain")
 
 
 def test_the_pixels_of_ignored_ground_teach_nothing():
@@ -189,5 +191,17 @@ def test_impossible_options_are_refused():
     for name in ("weight_decay", "backbone_lr_factor", "dense_loss", "seed", "warmup_steps"):
         with pytest.raises(OptionsError, match=f"{name}=-1"):
             TrainOptions(**{name: -1})
-    with pytest.raises(OptionsError, match="ema_decay=1"):
-        TrainOptions(ema_decay=1.0)
+    for name in ("ema_decay", "beta2"):
+        with pytest.raises(OptionsError, match=f"{name}=1"):
+            TrainOptions(**{name: 1.0})
+
+
+@pytest.mark.parametrize("beta2", [0.98, 0.999])
+def test_the_mean_of_squared_gradients_forgets_as_told(tmp_path, beta2):
+    network, source = fresh(tmp_path)
+    options = TrainOptions(steps=1, batch_size=1, dense_only_steps=1, beta2=beta2)
+    train(network, source, options, tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["optimizer"]
+    first = state["state"][0]
+    # after one step from nothing: squares of (1 - beta2), and means of a tenth, of the same gradient
+    torch.testing.assert_close(first["exp_avg_sq"], (10 * first["exp_avg"]) ** 2 * (1 - beta2))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 from rtsmap.errors import InputError, LabelError, OptionsError
 from rtsmap.mm.packs import read_index
 from rtsmap.rasters.tiling import Window
-from rtsmap.runs.chip_packs import PackOptions, label_numbers, pack
+from rtsmap.runs.chip_packs import MadeScene, PackOptions, label_numbers, pack
 from rtsmap.runs.chipping import ChipOptions, cut_scene
 from rtsmap.simulate.presets import find_preset
 from rtsmap.simulate.scenes import write_scene
@@ -47,6 +49,29 @@ def test_chips_hold_what_the_scene_itself_would(tmp_path, scene):
     # outlines are rounded by COCO, so a pixel on the border may differ
     assert ((mine.labels > 0) == (theirs.labels > 0)).mean() > 0.99
     assert report.slumps == len(chip.slumps) >= 1
+
+
+def test_scenes_are_made_while_packing_and_are_those_of_their_seeds(tmp_path, scene, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    made = [MadeScene(f"demo-{seed}", partial(write_scene, "demo", seed, size_px=192)) for seed in (3, 4)]
+    (report,) = pack([], tmp_path / "anew.pack", PackOptions(resolution_m=RESOLUTION_M), made=made)
+    assert (report.images, report.groups, report.with_terrain) == (2, 2, 2)
+    assert not list((tmp_path / "scratch").iterdir())
+    first, second = read_index(tmp_path / "anew.pack")
+    assert (first.group, second.group) == ("demo-3", "demo-4")
+    pack([scene.scene.parent], tmp_path / "scene.pack", PackOptions(resolution_m=RESOLUTION_M))
+    (wanted,) = read_index(tmp_path / "scene.pack")
+    mine, theirs = whole(first), whole(wanted)
+    for name in ("optical", "labels", "kinds"):
+        np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name), name)
+    np.testing.assert_array_equal(mine.terrain.gradient, theirs.terrain.gradient)
+    assert not np.array_equal(whole(second).optical, mine.optical)
+
+
+def test_nothing_is_no_pack(tmp_path):
+    with pytest.raises(OptionsError, match="nothing to pack"):
+        pack([], tmp_path / "x.pack", PackOptions())
 
 
 def coco_folder(folder, names=("a.png", "b.png", "c.png")):

@@ -16,9 +16,11 @@ from typer.testing import CliRunner
 from rtsmap.cli.main import app
 from rtsmap.errors import InputError, PlanMismatchError, RunError, WriteError
 from rtsmap.instances.polygons import mask_to_polygon
+from rtsmap.mm.packs import read_index
 from rtsmap.rasters import opening, reading
 from rtsmap.rasters.tiling import Window
 from rtsmap.runs import chipping
+from rtsmap.runs.chip_packs import PackOptions, pack
 from rtsmap.runs.chipping import ChipOptions, cut_scene
 from rtsmap.vectors.labels import Polygons, write_polygons
 from tests.runs.blob_scenes import BlobScene, blob_labels, write_dem, write_scene
@@ -98,6 +100,32 @@ def test_annotations_have_the_area_of_the_labels_that_chips_show(tmp_path, scene
                     parts = coco_mask.decode(runs if isinstance(runs, list) else [runs])
                 drawn |= parts.any(axis=2)
         assert np.count_nonzero(drawn != (scene.labels[window] > 0)) <= 0.02 * drawn.size
+
+
+def test_ground_that_is_not_wanted_is_neither_slump_nor_background(tmp_path, scene):
+    labels = labels_file(tmp_path / "labels.gpkg", scene)
+    left, bottom, right, top = scene.geobox.extent.geom.bounds
+    west = shapely.box(left, bottom, (left + right) / 2, top)
+    hole = shapely.box(left + 320, bottom, left + 400, bottom + 200)
+    for name, shape in (("west", west), ("hole", hole)):
+        write_polygons(tmp_path / f"{name}.gpkg", Polygons((shape,), scene.geobox.crs))
+    chosen = {"aoi": tmp_path / "west.gpkg", "exclude": tmp_path / "hole.gpkg"}
+    report = cut_scene(scene.path, out=tmp_path / "chips", labels=labels, options=SMALL, **chosen)
+    document = json.loads((tmp_path / "chips" / "annotations.json").read_text())
+    assert report.annotations == sum(not one["iscrowd"] for one in document["annotations"]) > 0
+    assert len({one["id"] for one in document["annotations"]}) == len(document["annotations"])
+    pack([tmp_path / "chips"], tmp_path / "chips.pack", PackOptions())
+    index = geopandas.read_parquet(tmp_path / "chips" / "chips.parquet")
+    xs, ys = np.meshgrid(*(np.arange(n) + 0.5 for n in (200, 150)))
+    x, y = scene.geobox.affine * (xs, ys)
+    wanted = shapely.contains_xy(west.difference(hole), x, y)
+    ignored = 0
+    for image, row in zip(read_index(tmp_path / "chips.pack"), index.itertuples(), strict=True):
+        window = np.s_[row.row : row.row + row.height, row.col : row.col + row.width]
+        here = image.read(Window(0, 0, *image.shape)).labels
+        np.testing.assert_array_equal(here[here <= 0] == -1, ~wanted[window][here <= 0])
+        ignored += (here == -1).sum()
+    assert ignored > 200
 
 
 def test_an_interrupted_cut_goes_on_and_a_finished_one_is_kept(tmp_path, scene, monkeypatch):

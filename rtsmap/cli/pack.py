@@ -45,7 +45,7 @@ def command(
       rtsmap pack scenes/* --out simulated.pack
       rtsmap pack chips/one --reviewed map.gpkg --out train.pack
     """
-    from rtsmap.cli.console import progress_bars, tell
+    from rtsmap.cli.console import count_of, progress_bars, tell
     from rtsmap.runs.chip_packs import PackOptions, pack
 
     options = PackOptions(group, groups, images, hold_out, resolution_m, reviewed)
@@ -55,7 +55,7 @@ def command(
         for note in report.notes:
             tell(f"Note: {note}")
         tell(
-            f"{report.path}: {report.images} images of {report.groups} groups, {report.slumps} slumps, "
-            f"{report.with_terrain} with terrain"
+            f"{report.path}: {count_of(report.images, 'image')} of {count_of(report.groups, 'group')}, "
+            f"{count_of(report.slumps, 'slump')}, {report.with_terrain} with terrain"
         )
         typer.echo(report.path)

@@ -18,7 +18,7 @@ import pyarrow.parquet
 import shapely
 from pyproj import Transformer
 
-from rtsmap.errors import InputError, OptionsError, RtsmapError
+from rtsmap.errors import InputError, OptionsError, RtsmapError, why
 from rtsmap.rasters.acquisition import iso_date
 from rtsmap.rasters.mosaic import find_files
 from rtsmap.rasters.opening import local_path, with_path
@@ -151,8 +151,8 @@ def _items_of_table(path: Path) -> Iterator[SceneItem]:
         rows = list(_rows(path))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error, pa.ArrowException) as exc:
         raise InputError(
-            f"{path}: cannot be read as a table of scenes ({exc}); wanted CSV, GeoParquet or STAC items with "
-            "assets"
+            f"{path}: cannot be read as a table of scenes ({why(exc)}); wanted CSV, GeoParquet or STAC items "
+            "with assets"
         ) from exc
     for number, row in enumerate(rows, 1):
         scene = _first(row, _SCENE)

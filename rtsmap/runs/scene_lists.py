@@ -122,7 +122,10 @@ def _items(name: str) -> Iterator[SceneItem]:
     if path.is_dir():
         rasters = sorted(p for p in path.iterdir() if p.suffix.lower() in RASTERS)
         if not rasters:
-            raise InputError(f"{name}: a folder without rasters ({', '.join(sorted(RASTERS))})")
+            raise InputError(
+                f"{name}: a folder without rasters ({', '.join(sorted(RASTERS))}); those in folders below it "
+                f"are named by a pattern in quotes: '{path / '*' / 'scene.tif'}'"
+            )
         yield from (_item_of_file(str(p)) for p in rasters)
     elif _is_pattern(name):
         matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - a pattern may be absolute

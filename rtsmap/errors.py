@@ -80,3 +80,11 @@ class PlanMismatchError(RunError):
 
 class ShardError(RunError):
     """A shard of a run cannot be read or written."""
+
+
+def why(exc: Exception) -> str:
+    """What an exception of others says, for sentences that name the file: without path, number and advice."""
+    if isinstance(exc, OSError) and exc.strerror:
+        return exc.strerror[:1].lower() + exc.strerror[1:]
+    # pyogrio's, of drivers that nobody here can choose
+    return str(exc).partition("; It might help to specify")[0]

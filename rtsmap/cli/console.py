@@ -62,12 +62,19 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        stages: dict[str, int] = {}
+    bars = Progress(*columns, console=Console(stderr=True))
+    stages: dict[str, int] = {}
 
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in stages:
-                stages[stage] = int(bars.add_task(stage, total=total))
-            bars.update(stages[stage], completed=done, total=total)  # type: ignore[arg-type]
+    def show(stage: str, done: int, total: int) -> None:
+        if not stages:
+            # not before, or an error that comes first would stand below an empty line
+            bars.start()
+        if stage not in stages:
+            stages[stage] = int(bars.add_task(stage, total=total))
+        bars.update(stages[stage], completed=done, total=total)  # type: ignore[arg-type]
 
+    try:
         yield show
+    finally:
+        if stages:
+            bars.stop()

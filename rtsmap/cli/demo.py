@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -64,4 +65,5 @@ def command(
         gpkg, simulated.scene, simulated.dem, out / "preview.png", truth=simulated.truth, title=title
     )
     tell(title)
+    tell(f"Next: `rtsmap report {shlex.quote(str(gpkg))}` makes a page of it; QGIS opens {gpkg}")
     typer.echo(out / "preview.png")

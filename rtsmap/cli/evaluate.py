@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,14 +45,22 @@ def evaluate_map(
         Path | None, typer.Option(help="Also write the figures: .csv, or .json with a .csv beside it.")
     ] = None,
     curve: Annotated[
-        Path | None, typer.Option(help="Also draw precision over recall: .png, its points as .csv beside it.")
+        Path | None,
+        typer.Option(help="Also draw precision over recall: .png, its points as .curve.csv beside it."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
 ) -> None:
     """Score maps of rtsmap predict against true outlines, in any format and CRS.
 
-    Slumps are matched one to one by IoU. Only ground that the map says was mapped counts. The intervals
-    (95 %) come from drawing blocks of ground, since slumps of one valley are alike.
+    Slumps are matched one to one by IoU, the area in common over the area of both together. Only ground that
+    the map says was mapped counts. The intervals (95 %) come from drawing blocks of ground, since slumps of
+    one valley are alike.
+
+    Figures: precision_30 is the share of footprints that are a slump at an IoU of 0.3 or more, recall_30 the
+    share of slumps that were found so, f1_30 their harmonic mean; _10 and _50 at 0.1 and 0.5. pixel_iou and
+    area_ratio compare ground, outline_f1 outlines; panoptic_quality is found and well outlined in one. By
+    size recall goes by true area, precision by mapped area. false_per_100_km2 are false footprints, _empty on
+    blocks and _empty_maps on maps without a slump. A dash: there was nothing to measure it on.
 
     Examples:
       rtsmap evaluate map slumps.gpkg labels.shp
@@ -65,8 +74,10 @@ def evaluate_map(
     from rtsmap.runs.figures import check_outputs, write_figures
 
     if len(files) % 2:
-        raise OptionsError(f"wanted maps and labels in turn, got {len(files)} files")
-    points = None if curve is None else curve.with_suffix(".csv")
+        raise OptionsError(
+            f"wanted each map with its labels after it, MAP.gpkg LABELS, got {count_of(len(files), 'file')}"
+        )
+    points = None if curve is None else curve.with_suffix(".curve.csv")
     check_outputs(figures=out, picture=curve, others=(points,), inputs=files, overwrite=overwrite)
     evaluation = evaluate_maps(
         list(zip(files[::2], files[1::2], strict=True)),
@@ -81,7 +92,7 @@ def evaluate_map(
         f"{evaluation.ground_km2:.1f} km2 of mapped ground"
     )
     for name, (true, mapped) in evaluation.sizes.items():
-        typer.echo(f"  {name:26} {true:5} slumps, {mapped:5} footprints")
+        typer.echo(f"  {name:26} slumps {true:5}, footprints {mapped:5}")
     _print(evaluation.figures)
     if out is not None:
         told = ("footprints", "slumps", "ground_km2", "notes", "sizes")
@@ -293,6 +304,8 @@ def _print(figures: Mapping[str, Figure]) -> None:
 
 
 def _shown(figure: Figure) -> str:
+    if isnan(figure.value):
+        return "       -"
     value = f"{figure.value:8.3f}"
     return (
         value

@@ -25,7 +25,7 @@ def command(
     Examples: rtsmap info scene.tif · rtsmap info scene.tif --dem dem.tif --model my-bundle
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from rtsmap.errors import InputError
     from rtsmap.models import find_bundle, read_card
@@ -51,7 +51,8 @@ def command(
     parts = {"Scene": found.scene, f"Grid for {card.name}": found.grid, "Elevation model": found.dem}
     for title, facts in parts.items():
         if facts:
-            table = Table("", "", box=None, show_header=False, pad_edge=False)
+            # names of files are no words to break lines at, and must not be cut
+            table = Table("", Column(overflow="fold"), box=None, show_header=False, pad_edge=False)
             for subject, fact in facts.items():
                 table.add_row(f"  {subject}", fact)
             console.print(title, style="bold")

@@ -70,6 +70,13 @@ _NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES,
 _NO_PLACE |= {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 """Errors of the place that is written to, a file where a folder should be too: nothing that rtsmap could
 know better."""
+_MORE_PLACE = "Free some space, or name a place that can be written to; then run the same command again"
+_A_FOLDER = "A folder is wanted there: name another one, or move the file away"
+_CURES = {
+    errno.ENAMETOOLONG: "Choose a shorter one",
+    errno.EEXIST: _A_FOLDER,
+    errno.ENOTDIR: _A_FOLDER,
+}
 
 
 def raise_bug(exc: Exception) -> NoReturn:
@@ -113,9 +120,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             if exc.errno not in _NO_PLACE:
                 raise_bug(exc)
-            cure = "Free some space, or name a place that can be written to; then run the same command again"
-            if exc.errno == errno.ENAMETOOLONG:
-                cure = "Choose a shorter one"
+            cure = _CURES.get(exc.errno, _MORE_PLACE)
             tell_error(f"{exc.filename or 'a file'}: {exc.strerror}. {cure}")
             raise typer.Exit(FAILED) from exc
         except Exception as exc:

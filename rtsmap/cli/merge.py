@@ -47,7 +47,7 @@ def command(
     """
     from rtsmap.cli.console import progress_bars
     from rtsmap.cli.reports import PROBABILITY_OF_MANY, refuse_options, tell_many, tell_report
-    from rtsmap.runs.many import merge_scenes
+    from rtsmap.runs.many import check_rule, merge_scenes
     from rtsmap.runs.run_folders import is_of_many
     from rtsmap.runs.spreading import merge_run
 
@@ -58,6 +58,7 @@ def command(
         "min_speck_px": min_speck_px,
         "second_look": second_look,
     }
+    check_rule(overlaps)
     changes = {name: value for name, value in given.items() if value is not None}
     if is_of_many(run):
         refuse_options(PROBABILITY_OF_MANY, probability=probability)

@@ -57,7 +57,7 @@ def command(
       rtsmap pack --simulate 50 --out simulated.pack
       rtsmap pack chips/one --reviewed map.gpkg --out train.pack
     """
-    from rtsmap.cli.console import progress_bars, tell
+    from rtsmap.cli.console import count_of, progress_bars, tell
     from rtsmap.runs.chip_packs import MadeScene, PackOptions, pack
     from rtsmap.simulate.presets import find_preset
     from rtsmap.simulate.scenes import write_scene
@@ -75,7 +75,7 @@ def command(
         for note in report.notes:
             tell(f"Note: {note}")
         tell(
-            f"{report.path}: {report.images} images of {report.groups} groups, {report.slumps} slumps, "
-            f"{report.with_terrain} with terrain"
+            f"{report.path}: {count_of(report.images, 'image')} of {count_of(report.groups, 'group')}, "
+            f"{count_of(report.slumps, 'slump')}, {report.with_terrain} with terrain"
         )
         typer.echo(report.path)

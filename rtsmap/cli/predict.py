@@ -121,7 +121,7 @@ def command(
     from rtsmap.rasters.bands import parse_bands
     from rtsmap.rasters.spectral import parse_band_files
     from rtsmap.runs.in_process import InProcess
-    from rtsmap.runs.many import discard, predict_scenes
+    from rtsmap.runs.many import check_rule, discard, predict_scenes
     from rtsmap.runs.mapping import PredictOptions
     from rtsmap.runs.mapping import predict as map_scene
     from rtsmap.runs.npz_chips import npz_files, predict_chips
@@ -189,6 +189,7 @@ def command(
     )
     given: dict[str, Any] = {"model": model, "options": options, "run_dir": run_dir, "overwrite": overwrite}
     inputs: dict[str, Any] = {"aoi": aoi, "exclude": exclude, "band_files": parse_band_files(band or ())}
+    check_rule(overlaps)
     executor = executor_of(workers, scheduler)
     ledger = Ledger() if timings else None
     given["timings"] = ledger

@@ -85,17 +85,18 @@ def _shown(*, quiet: bool) -> Iterator[Teller]:
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks = {}
+        tasks, totals = {}, {}
 
         def progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total, loss="")
+                tasks[stage], totals[stage] = bars.add_task(stage, total=total, loss=""), total
             bars.update(tasks[stage], completed=done)
 
         def row(stage: str, values: Mapping[str, float]) -> None:
             bars.update(tasks[stage], loss=f"loss {values['loss']:.3f}")
             if not console.is_terminal:
                 speed = f"{values['seconds_per_step']:.2f} s a step"
-                tell(f"{stage} step {values['step']:.0f}: loss {values['loss']:.4f}, {speed}")
+                step = f"{stage} step {values['step']:.0f} of {totals[stage]}"
+                tell(f"{step}: loss {values['loss']:.4f}, {speed}")
 
         yield Teller(progress, row, tell)

@@ -53,7 +53,9 @@ def command(
     job = Job(scene_directories(run), changes=changes, share=share)
     with progress_bars() as progress:
         done = (executor or InProcess(wait=share is None)).run(job, over_scenes(progress))
-    tell(f"{count_of(done.computed, 'shard')} computed; `rtsmap merge {run} --out MAP.gpkg` makes the map")
+    complete = not (done.unfinished or done.problems)
+    next_step = f"; `rtsmap merge {run} --out MAP.gpkg` makes the map" if complete else ""
+    tell(f"{count_of(done.computed, 'shard')} computed{next_step}")
     if done.unfinished:
         tell(f"{count_of(len(done.unfinished), 'scene')} not finished: other shares are missing")
     for directory, problem in done.problems:

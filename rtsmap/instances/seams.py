@@ -243,11 +243,10 @@ def warn_if_oversized(instance: Instance) -> None:
     """Say in the log that a slump is longer than slumps are."""
     if instance.oversized:
         logger.warning(
-            "a slump of %d x %d pixels at row %d, column %d was joined from %d parts: longer than "
-            "max_extent_px, so probably not one slump; look at it before you use it",
+            "a slump of %d x %d pixels at row %d, column %d is longer than max_extent_px, so probably "
+            "not one slump; look at it before you use it",
             *instance.window.shape,
             *instance.pixel,
-            instance.n_parts,
         )
 
 

@@ -214,6 +214,11 @@ class PackedImage:
 
 def read_index(path: Path) -> Iterator[PackedImage]:
     """The images of a pack, without their pixels. Raises InputError for a file that is no pack."""
+    if not path.exists():
+        raise InputError(
+            f"{path}: there is no such pack; `rtsmap pack` makes it from labelled chips, and `data` of the "
+            "recipe says where packs lie"
+        )
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

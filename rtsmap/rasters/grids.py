@@ -30,6 +30,11 @@ CELL_PX = 256
 """Side of the cells in which grids of different CRS are warped."""
 
 
+def told_m(metres: float) -> str:
+    """A number of metres as people read it: three digits, and none with an exponent."""
+    return f"{metres:,.0f}" if metres >= 1000 else f"{metres:.3g}"
+
+
 @dataclass(frozen=True, slots=True)
 class RunGrid:
     """The grid that a run works on; `note` says why when its CRS is not the scene's."""

@@ -101,6 +101,8 @@ def probe(path: Path | str) -> RasterInfo:
                 "has no place on Earth, as a numpy archive; chips of eight bands are for predict, tile, pack "
                 "and evaluate chips"
             )
+        if file is not None and file.is_dir():
+            reason = f"is a folder, and no raster; name its files, by a pattern in quotes: '{file / '*.tif'}'"
         raise InputError(f"{name}: {reason}") from exc
     if isinstance(found, RasterInfo):
         return found
@@ -141,6 +143,12 @@ def _refuse_unusable(src: Any, name: str) -> None:
         )
     if is_located_by_points(src):
         return
+    if src.crs is None and src.transform.is_identity:
+        raise InputError(
+            f"{name}: is a picture that says nothing about where on Earth it lies (it has neither a CRS nor "
+            "coordinates); wanted the georeferenced file that it was made from, mostly a GeoTIFF, or CRS and "
+            "corners: gdal_translate -a_srs EPSG:CODE -a_ullr LEFT TOP RIGHT BOTTOM IN OUT.tif"
+        )
     if src.crs is None:
         raise InputError(f"{name}: has no CRS; assign the right one: gdal_edit.py -a_srs EPSG:CODE FILE")
     if src.transform.is_identity:
@@ -336,8 +344,15 @@ def _missing_bands_sentence(info: RasterInfo, missing: Sequence[str]) -> str:
         return f"{sentence}; expand its colour table first: gdal_translate -expand rgb IN OUT.tif"
     if info.count < 3:
         alone = "it is panchromatic or a single layer; " if info.count == 1 else ""
-        return f"{sentence}; {alone}wanted colour imagery with red, green and blue (pansharpened will do)"
+        heights = "; if it is an elevation model, give it with --dem" if _may_be_heights(info) else ""
+        wanted = "wanted colour imagery with red, green and blue (pansharpened will do)"
+        return f"{sentence}; {alone}{wanted}{heights}"
     return f"{sentence}; say which they are, counted from 1: {_ADVICE.get(info.count, _ADVICE[0])}"
+
+
+def _may_be_heights(info: RasterInfo) -> bool:
+    """True for one band of a kind in which elevation comes, and panchromatic imagery does not."""
+    return info.count == 1 and np.dtype(info.dtype).kind in "fi" and info.dtype != "int8"
 
 
 _ADVICE = {
@@ -367,7 +382,7 @@ def run_grid(info: RasterInfo, resolution_m: float) -> RunGrid:
     if not too_coarse:
         return grid
     note = (
-        f"the scene has {native_m:.3g} m per pixel where {resolution_m:g} m are wanted: it is mapped at its "
-        "own resolution, at which slumps look smaller than what a model was trained for"
+        f"the scene has {grids.told_m(native_m)} m per pixel where {resolution_m:g} m are wanted: it is "
+        "mapped at its own resolution, at which slumps look smaller than what a model was trained for"
     )
     return RunGrid(grid.geobox, note if grid.note is None else f"{grid.note}; {note}")

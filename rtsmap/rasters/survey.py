@@ -93,8 +93,8 @@ def _about(info: RasterInfo) -> dict[str, str]:
     facts = {
         "file": info.path,
         "CRS": grids.crs_name(info.crs),
-        "size": f"{width} x {height} pixels of {info.ground_sample_distance_m:.3g} m on the ground, "
-        f"{info.count} x {info.dtype}",
+        "size": f"{width} x {height} pixels of {grids.told_m(info.ground_sample_distance_m)} m on the "
+        f"ground, {info.count} x {info.dtype}",
         "stored": f"in blocks of {cols} x {rows} pixels, {info.compression or 'not compressed'}",
         "overviews": ", ".join(f"1:{factor}" for factor in info.overviews) or "none",
         "validity": "; ".join(info.notes),
@@ -129,7 +129,7 @@ def _size_problems(info: RasterInfo, geobox: GeoBox, chip_px: int) -> list[str]:
     height, width = geobox.shape
     if min(height, width) * _LEAST_OF_A_CHIP >= chip_px:
         return []
-    size = f"{width} x {height} pixels of {geobox.resolution.x:.3g} m"
+    size = f"{width} x {height} pixels of {grids.told_m(geobox.resolution.x)} m"
     problem = (
         f"{info.path}: is no more than {size}, where the model looks at {chip_px} x {chip_px}: without the "
         "ground around them slumps cannot be told from other things, so do not trust the map"
@@ -141,7 +141,8 @@ def _scene_problems(info: RasterInfo, geobox: GeoBox) -> list[str]:
     ratio = grids.shrink_ratio(geobox, info.geobox)
     if ratio < 0.6:
         wider = (
-            f"{info.ground_sample_distance_m:.3g} m are {1 / ratio:.1f} times wider than the model looks at"
+            f"{grids.told_m(info.ground_sample_distance_m)} m are {1 / ratio:.1f} times wider than the model "
+            "looks at"
         )
         return [f"{info.path}: its pixels of {wider}; they are interpolated, and small slumps cannot be seen"]
     if ratio >= 2 and not info.overviews and prod(info.geobox.shape) > _LARGE_PX:

@@ -16,7 +16,7 @@ from odc.geo.geobox import GeoBox
 from PIL import Image
 
 from rtsmap.atomic import whole_file
-from rtsmap.errors import InputError, LabelError, OptionsError
+from rtsmap.errors import InputError, LabelError, OptionsError, why
 from rtsmap.instances.coco_scores import (
     SETTINGS,
     CocoSettings,
@@ -263,7 +263,7 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
                 )
             return np.ascontiguousarray(np.asarray(picture, np.uint8).transpose(2, 0, 1))
     except OSError as exc:
-        raise InputError(f"{path}: cannot be read as a picture: {exc}") from exc
+        raise InputError(f"{path}: cannot be read as a picture: {why(exc)}") from exc
 
 
 def picture_chip(path: Path, spec: InputSpec) -> Chip:
@@ -308,4 +308,4 @@ def _json_of(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
-        raise InputError(f"{path}: cannot be read as JSON: {exc}") from exc
+        raise InputError(f"{path}: cannot be read as JSON: {why(exc)}") from exc

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from rtsmap.atomic import whole_file
-from rtsmap.errors import InputError
+from rtsmap.errors import InputError, why
 from rtsmap.instances.coco_scores import mask_of, pixel_overlaps
 from rtsmap.instances.drawing import draw_found, draw_true, explain_outlines
 from rtsmap.rasters.bands import OPTICAL_RGB
@@ -114,7 +114,7 @@ def _picture(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
     except OSError as exc:
-        raise InputError(f"{path}: cannot be read as a picture: {exc}") from exc
+        raise InputError(f"{path}: cannot be read as a picture: {why(exc)}") from exc
     if pixels.shape[:2] != shape:
         raise InputError(f"{path}: {pixels.shape[:2]} pixels (rows, columns), but the labels say {shape}")
     return pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,6 +54,8 @@ from rtsmap.runs.working import SceneWork, joined, read_shard_of
 from rtsmap.timing import Ledger, measuring, stage
 from rtsmap.vectors.areas import AreaFiles
 from rtsmap.vectors.geopackage import write_map
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +363,7 @@ def make_map(
         if (ground := prepared.ground) is not None:
             footprints = (one for one in footprints if ground.holds(one.polygon))
             coverage = ground.divide(coverage)
+        footprints = map(_doubted_if_long, footprints)
         if probability is not None:
             with stage("probability"):
                 write_probability(
@@ -462,6 +466,21 @@ def _smallest_px(min_area_m2: float | None, pixel_m: float) -> int:
     if min_area_m2 is None:
         return _SMALLEST_PX
     return min(_SMALLEST_PX, max(1, math.floor(_AREA_SLACK * min_area_m2 / pixel_m**2)))
+
+
+def _doubted_if_long(footprint: Footprint) -> Footprint:
+    """The footprint; the log is told of one that is longer than slumps are."""
+    left, bottom, right, top = footprint.polygon.bounds
+    length_m = max(right - left, top - bottom)
+    if length_m > LONGEST_SLUMP_M:
+        logger.warning(
+            "the footprint at %.5f, %.5f (latitude, longitude) is %.1f km long, and no slump is known that "
+            "is longer than 2 km: look at it before you use it",
+            footprint.centroid_lat,
+            footprint.centroid_lon,
+            length_m / 1000,
+        )
+    return footprint
 
 
 def _footprints(

@@ -21,7 +21,6 @@ from rtsmap.instances.seams import (
     link_parts,
     matters_to,
     suppress_duplicates,
-    warn_if_oversized,
 )
 from rtsmap.rasters.tiling import Tile
 from rtsmap.runs.plan import ShardPlan
@@ -63,7 +62,6 @@ def merge_shards(
                     continue
                 instance = join_parts(members, tiles, options)
                 if is_wanted(instance, options):
-                    warn_if_oversized(instance)
                     yield instance
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rtsmap.atomic import refuse_existing, refuse_inputs, whole_file
-from rtsmap.errors import BandError, InputError, OptionsError
+from rtsmap.errors import BandError, InputError, OptionsError, why
 from rtsmap.instances.chip_labels import coco_document
 from rtsmap.models import ModelCard
 from rtsmap.rasters.bands import InputSpec
@@ -173,7 +173,8 @@ def ids_by_stem(path: Path) -> dict[str, int]:
         listed = json.loads(path.read_text(encoding="utf-8"))["images"]
         ids = [(Path(image["file_name"]).stem, int(image["id"])) for image in listed]
     except (OSError, ValueError, LookupError, TypeError) as exc:
-        raise InputError(f"{path}: cannot be read as a COCO file with images ({exc!r})") from exc
+        said = why(exc) if isinstance(exc, OSError) else repr(exc)
+        raise InputError(f"{path}: cannot be read as a COCO file with images ({said})") from exc
     by_stem = dict(ids)
     if len(by_stem) != len(ids) or len(set(by_stem.values())) != len(ids):
         raise InputError(f"{path}: gives a file name or an id to several images")

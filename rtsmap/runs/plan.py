@@ -180,7 +180,11 @@ def open_run(directory: Path, plan: Plan, *, renew: bool = True) -> Run:
     PlanMismatchError, naming the differences, when the directory holds another plan, and RunError when it
     holds something else.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as exc:
+        # nothing can be made in some places, /proc for one, and others vanish
+        raise RunError(f"{directory}: the run directory cannot be made there; name another place") from exc
     path = directory / PLAN
     # a plan appears whole, and so does its renewal, so that reading it needs no lock
     if path.exists():

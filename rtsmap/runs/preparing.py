@@ -131,9 +131,17 @@ def prepare(
     remarks = survey(scene, elevation, engine.spec, tiles, bands, band_files=band_files).problems
     acquisition = acquisition_of(scene, read_tags(scene), taken=taken, scene_id=scene_id)
     of_areas = (note for area in given.values() for note in area.notes)
-    notes = (*doubts, *remarks, *reader.notes, *of_areas, f"{scene}: {acquisition.note}")
+    unseen = _unseen_bands(engine.spec, band_files or {})
+    notes = (*doubts, *remarks, *unseen, *reader.notes, *of_areas, f"{scene}: {acquisition.note}")
     unique = tuple(dict.fromkeys(notes))
     return Prepared(plan, reader, leading, unique, acquisition, _ground(grid.geobox, given))
+
+
+def _unseen_bands(spec: InputSpec, band_files: BandFiles) -> list[str]:
+    """What is to be said of files that were given for nothing."""
+    wanted = {band for modality in spec.modalities for band in modality.band_names}
+    unseen = ((name, file) for name, file in band_files.items() if name not in wanted)
+    return [f"{file}: is not looked at, for the model wants no {name}" for name, file in unseen]
 
 
 def _ground(geobox: GeoBox, given: Mapping[str, Area]) -> Ground | None:

@@ -21,7 +21,7 @@ from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 
 from rtsmap.atomic import refuse_existing, whole_file
-from rtsmap.errors import InputError, OptionsError
+from rtsmap.errors import BandError, InputError, OptionsError
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.rasters import sources
 from rtsmap.rasters.bands import OPTICAL_RGB, TERRAIN, InputSpec
@@ -308,7 +308,10 @@ class _Pictures:
     def _open(self, zoom: int) -> ChipReader:
         grid = self.grid(zoom)
         spec = InputSpec(abs(float(grid.resolution.x)), (OPTICAL_RGB, TERRAIN))
-        reader = ChipReader(self._scene, self._dem, spec, grid, self._bands, radiometry=self._radiometry)
+        try:
+            reader = ChipReader(self._scene, self._dem, spec, grid, self._bands, radiometry=self._radiometry)
+        except BandError as exc:
+            raise BandError(f"{exc}; is it the scene that the map was made from? If so, say --bands") from exc
         self._radiometry = reader.radiometry
         return reader
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -153,7 +153,8 @@ def _maps(page: Page) -> Iterator[str]:
     yield '<section class="top">'
     yield from _map(first, page)
     yield '<div class="figures">'
-    yield from _histogram("Score", page.scores, _SCORE_EDGES, _SCORE_EDGES[::5], "{:.2f}".format)
+    ticks, told = _SCORE_EDGES[::5], "{:.2f}".format
+    yield from _histogram("Score", page.scores, _SCORE_EDGES, ticks, told, colour=_colour)
     yield from _area_histogram(page.areas_m2)
     yield from _coverage_table(page)
     yield "</div></section>"
@@ -185,7 +186,10 @@ def _map(overview: Overview, page: Page) -> Iterator[str]:
     yield "</svg>"
     if overview.relief:
         yield '<label class="switch"><input type="checkbox"> relief</label>'
-    yield "<figcaption>Click an outline to see the slump in the gallery.</figcaption></figure>"
+    yield (
+        "<figcaption>Outlines have the colours of the score's bars. Click one to see the slump in the "
+        "gallery.</figcaption></figure>"
+    )
 
 
 def _pictures(optical: str, relief: str | None, width: int, height: int) -> Iterator[str]:
@@ -232,8 +236,11 @@ def _histogram(
     values: npt.NDArray[np.float64],
     edges: npt.NDArray[Any],
     ticks: npt.NDArray[Any],
-    told: Any,
+    told: Callable[[float], str],
+    *,
+    colour: Callable[[float], str] | None = None,
 ) -> Iterator[str]:
+    """Counts of values between edges; `colour` paints a bar by the middle of what it counts."""
     counts, _ = np.histogram(values, edges)
     width, height = _PLOT
     most, step = max(1, int(counts.max())), width / len(counts)
@@ -246,7 +253,9 @@ def _histogram(
             label = f"{told(edges[number])} to {told(edges[number + 1])}: {count}"
             place = f'x="{number * step:.1f}" y="{height - tall:.1f}"'
             size = f'width="{step * 0.92:.1f}" height="{tall:.1f}"'
-            yield f"<rect {place} {size}><title>{label}</title></rect>"
+            middle = float(edges[number] + edges[number + 1]) / 2
+            paint = "" if colour is None else f' style="fill:{colour(middle)}"'
+            yield f"<rect {place} {size}{paint}><title>{label}</title></rect>"
     yield f'<path class="axis" d="M0 {height}h{width}"/><text class="count" x="-4" y="8">{most}</text>'
     for tick in ticks:
         x = width * (tick - edges[0]) / (edges[-1] - edges[0])

@@ -18,7 +18,7 @@ import pyarrow.parquet
 import shapely
 from pyproj import Transformer
 
-from rtsmap.errors import InputError, OptionsError, RtsmapError
+from rtsmap.errors import InputError, OptionsError, RtsmapError, why
 from rtsmap.rasters.acquisition import iso_date
 from rtsmap.rasters.mosaic import find_files
 from rtsmap.rasters.opening import local_path, with_path
@@ -122,7 +122,10 @@ def _items(name: str) -> Iterator[SceneItem]:
     if path.is_dir():
         rasters = sorted(p for p in path.iterdir() if p.suffix.lower() in RASTERS)
         if not rasters:
-            raise InputError(f"{name}: a folder without rasters ({', '.join(sorted(RASTERS))})")
+            raise InputError(
+                f"{name}: a folder without rasters ({', '.join(sorted(RASTERS))}); those in folders below it "
+                f"are named by a pattern in quotes: '{path / '*' / 'scene.tif'}'"
+            )
         yield from (_item_of_file(str(p)) for p in rasters)
     elif _is_pattern(name):
         matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - a pattern may be absolute
@@ -151,8 +154,8 @@ def _items_of_table(path: Path) -> Iterator[SceneItem]:
         rows = list(_rows(path))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error, pa.ArrowException) as exc:
         raise InputError(
-            f"{path}: cannot be read as a table of scenes ({exc}); wanted CSV, GeoParquet or STAC items with "
-            "assets"
+            f"{path}: cannot be read as a table of scenes ({why(exc)}); wanted CSV, GeoParquet or STAC items "
+            "with assets"
         ) from exc
     for number, row in enumerate(rows, 1):
         scene = _first(row, _SCENE)

@@ -165,6 +165,8 @@ class Worker:
         """Compute what is free in a scene; gives how many shards."""
         scene = self._places.get(directory, 0)
         if share and directory not in self._open and not share.holds_any(_count_shards(directory), scene):
+            if _is_done(directory, dict(self._job.changes)):
+                self._finished.add(directory)
             return 0
         if (work := self._work(directory, partial(share.holds, scene=scene) if share else None)) is None:
             return 0

@@ -22,7 +22,7 @@ from odc.geo.crs import CRS
 from pandas.api.types import is_numeric_dtype
 
 from rtsmap.atomic import whole_file
-from rtsmap.errors import InputError, RunError
+from rtsmap.errors import InputError, RunError, why
 from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea
 from rtsmap.vectors.edits import distinct_ids, flat_and_valid, measured
@@ -313,7 +313,7 @@ def _check_is_map(path: Path, layer: str) -> None:
     try:
         layers = pyogrio.list_layers(path)[:, 0].tolist()
     except _UNREADABLE as exc:
-        raise InputError(f"{path}: cannot be read as a GeoPackage: {exc}") from exc
+        raise InputError(f"{path}: cannot be read as a GeoPackage: {why(exc)}") from exc
     if layer not in layers:
         raise InputError(f"{path}: no layer '{layer}', so this is not a map of rtsmap; it has {layers}")
 

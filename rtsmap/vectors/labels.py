@@ -20,7 +20,7 @@ from shapely.geometry.base import BaseGeometry
 
 from rtsmap import sandbox
 from rtsmap.atomic import refuse_odd_name
-from rtsmap.errors import LabelError
+from rtsmap.errors import LabelError, why
 from rtsmap.vectors.formats import DRIVERS, write_frame
 from rtsmap.vectors.repair import is_polygonal, make_polygons_valid
 
@@ -160,7 +160,7 @@ def _read_parquet(path: Path) -> _Raw:
     try:
         frame = geopandas.read_parquet(path)
     except (OSError, ValueError) as exc:
-        raise LabelError(f"{path}: cannot be read as GeoParquet: {exc}") from exc
+        raise LabelError(f"{path}: cannot be read as GeoParquet: {why(exc)}") from exc
     names = [name for name in frame.columns if name != frame.geometry.name]
     columns = {str(name): frame[name].tolist() for name in names}
     return np.asarray(frame.geometry.array), frame.crs, columns, ()
@@ -176,7 +176,7 @@ def _read_ogr(path: Path, layer: str | None) -> _Raw:
     except LabelError:
         raise
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, RuntimeError, ValueError) as exc:
-        raise LabelError(f"{path}: cannot be read as a vector file: {exc}") from exc
+        raise LabelError(f"{path}: cannot be read as a vector file: {why(exc)}") from exc
     columns = {str(field): column.tolist() for field, column in zip(meta["fields"], values, strict=True)}
     try:
         geometries = np.array([], dtype=object) if wkb is None else shapely.from_wkb(wkb, on_invalid="fix")
@@ -192,7 +192,7 @@ def _member_of_zip(path: Path, layer: str | None) -> str:
         with zipfile.ZipFile(path) as archive:
             members = [PurePosixPath(name) for name in archive.namelist() if not name.startswith("__MACOSX")]
     except (zipfile.BadZipFile, OSError) as exc:
-        raise LabelError(f"{path}: cannot be read as a zip archive: {exc}") from exc
+        raise LabelError(f"{path}: cannot be read as a zip archive: {why(exc)}") from exc
     found = [member for member in members if member.suffix.lower() in ZIPPED_SUFFIXES]
     chosen = [member for member in found if member.stem == layer] if len(found) > 1 and layer else found
     if len(chosen) != 1:

@@ -22,7 +22,7 @@ from pyarrow.parquet import read_schema
 from shapely.affinity import affine_transform
 
 from rtsmap.atomic import refuse_existing, refuse_inputs, whole_file
-from rtsmap.errors import InputError, OptionsError
+from rtsmap.errors import InputError, OptionsError, why
 from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geodesic_perimeter_m
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.instances.run_lengths import coco_result
@@ -340,7 +340,7 @@ def _columns_of(index: Path) -> list[str]:
     try:
         names: list[str] = read_schema(index).names
     except (OSError, ValueError) as exc:
-        raise InputError(f"{index}: cannot be read as the index of chips: {exc}") from exc
+        raise InputError(f"{index}: cannot be read as the index of chips: {why(exc)}") from exc
     return names
 
 

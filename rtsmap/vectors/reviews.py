@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from rtsmap.atomic import whole_file
-from rtsmap.errors import InputError, RunError
+from rtsmap.errors import InputError, RunError, why
 from rtsmap.vectors.edits import distinct_ids
 from rtsmap.vectors.geopackage import (
     ACCEPTED,
@@ -64,7 +64,7 @@ def read_review(path: Path | str) -> tuple[dict[str, Verdict], str | None]:
     except (OSError, ValueError) as exc:
         if isinstance(exc, InputError):
             raise
-        raise InputError(f"{path}: cannot be read as a review: {exc}") from exc
+        raise InputError(f"{path}: cannot be read as a review: {why(exc)}") from exc
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f"{path}: is no review; wanted the file that a page of `rtsmap report` saved")
     rows = document.get("reviews")

@@ -36,20 +36,34 @@ def test_figures_are_printed_and_written(tmp_path):
     assert evaluate_map(*pair, "--out", tmp_path / "figures.json", "--overwrite").exit_code == 0
 
 
-def test_a_curve_does_not_take_the_place_of_figures(tmp_path):
+def test_figures_and_a_curve_may_have_the_same_name_and_never_the_same_file(tmp_path):
     slumps = [slump(0)]
     pair = written_map(tmp_path / "map.gpkg", slumps), written_labels(tmp_path / "labels.gpkg", slumps)
-    outputs = ("--out", tmp_path / "one.json", "--curve", tmp_path / "one.png", "--overwrite")
-    done = evaluate_map(*pair, *outputs)
+    clash = ("--out", tmp_path / "one.curve.csv", "--curve", tmp_path / "one.png", "--overwrite")
+    done = evaluate_map(*pair, *clash)
     assert done.exit_code == 1
     assert "would be written twice" in " ".join(done.stderr.split())
     assert not list(tmp_path.glob("one.*"))
+    assert evaluate_map(*pair, "--out", tmp_path / "one.json", "--curve", tmp_path / "one.png").exit_code == 0
+    written = {path.name for path in tmp_path.glob("one.*")}
+    assert written == {"one.json", "one.csv", "one.png", "one.curve.csv"}
+
+
+def test_figures_of_nothing_are_dashes(tmp_path):
+    pair = (
+        written_map(tmp_path / "map.gpkg", [slump(0)]),
+        written_labels(tmp_path / "labels.gpkg", [slump(0)]),
+    )
+    done = evaluate_map(*pair)
+    assert "nan" not in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("false_per_100_km2_empty_maps")]
+    assert line.split()[1:] == ["-"]
 
 
 def test_files_come_in_pairs(tmp_path):
     done = evaluate_map(tmp_path / "map.gpkg")
     assert done.exit_code == 1
-    assert "maps and labels in turn" in " ".join(done.stderr.split())
+    assert "each map with its labels after it, MAP.gpkg LABELS, got 1 file" in " ".join(done.stderr.split())
 
 
 def test_results_are_scored_and_written_again(tmp_path):
@@ -86,8 +100,8 @@ def test_a_curve_is_drawn_with_its_points(tmp_path):
     pair = written_map(tmp_path / "map.gpkg", slumps), written_labels(tmp_path / "labels.gpkg", slumps)
     done = evaluate_map(*pair, "--curve", tmp_path / "curve.png", "--out", tmp_path / "f.json")
     assert done.exit_code == 0, done.output
-    assert "2 slumps,     2 footprints" in done.stdout
-    assert {path.name for path in tmp_path.iterdir()} >= {"curve.png", "curve.csv", "f.json", "f.csv"}
+    assert "slumps     2, footprints     2" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} >= {"curve.png", "curve.curve.csv", "f.json", "f.csv"}
     assert sum(map(sum, json.loads((tmp_path / "f.json").read_text())["sizes"].values())) == 4
     odd = evaluate_map(*pair, "--curve", tmp_path / "curve.txt")
     assert odd.exit_code == 1

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 import rtsmap
 from rtsmap.cli.main import app, guarded
 from rtsmap.errors import InputError, PlanMismatchError, ShardError, WeightsError
+from tests.rasters.files import write
 
 COMMANDS = ["info", "predict", "tile", "export", "simulate", "pack", "train", "demo", "doctor", "models"]
 
@@ -138,3 +140,28 @@ def test_a_place_that_cannot_be_written_to_is_no_bug(code, capsys):
     assert "/media/disk/m.rtsrun" in told
     assert os.strerror(code) in told
     assert "Traceback" not in told
+    assert ("A folder is wanted" in told) == (code in {errno.ENOTDIR, errno.EEXIST})
+
+
+def test_files_that_are_not_there_are_told_without_numbers(tmp_path):
+    for command in (
+        ["review", "apply", "map.gpkg", "absent.json"],
+        ["evaluate", "chips", "absent.json"],
+        ["predict", "absent.csv"],
+        ["predict", "a.npz", "--image-ids", "absent.json"],
+    ):
+        shown = CliRunner().invoke(app, [str(tmp_path / word) if "." in word else word for word in command])
+        assert shown.exit_code == 1, shown.output
+        assert "o such file" in shown.stderr
+        assert "Errno" not in shown.stderr
+
+
+def test_names_of_files_are_never_cut_off(tmp_path):
+    path = write(tmp_path / f"{'a_long_name_' * 8}.tif", np.ones((3, 300, 300), np.uint8))
+    shown = CliRunner(env={"COLUMNS": "60"}).invoke(app, ["info", str(path)])
+    assert path.name in re.sub(r"\s+", "", shown.stdout.partition("CRS")[0])
+
+
+def test_an_error_before_any_progress_stands_on_the_first_line(tmp_path):
+    shown = CliRunner().invoke(app, ["merge", str(tmp_path / "absent"), "-o", str(tmp_path / "m.gpkg")])
+    assert shown.stderr.startswith("Error: ")

@@ -74,3 +74,9 @@ def test_an_unknown_model_names_those_there_are(tmp_path, monkeypatch):
     done = CliRunner().invoke(app, ["predict", "scene.tif", "--model", "no-such-model"])
     assert done.exit_code == 1
     assert "no-such-model" in done.stderr
+
+
+def test_an_unknown_rule_for_overlaps_is_refused_for_one_scene_too(scene):
+    done = CliRunner().invoke(app, ["predict", "scene.tif", "--overlaps", "latest"])
+    assert done.exit_code == 1
+    assert "wanted one of" in done.stderr

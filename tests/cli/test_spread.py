@@ -33,8 +33,10 @@ def test_planned_worked_on_in_shares_and_merged_is_predicted(tmp_path, scene):
     run("predict", scene.path, "-o", "whole.gpkg", "--shard-tiles", "1")
     assert run("plan", scene.path, "--out", "run", "--shard-tiles", "1").stdout.strip() == "run"
     assert "not computed yet" in run("merge", "run", "-o", "m.gpkg", code=1).stderr
-    assert "other shares are missing" in run("work", "run", "--shard", "2/2").stderr
-    run("work", "run", "--shard", "1/2")
+    first = run("work", "run", "--shard", "2/2").stderr
+    assert "other shares are missing" in first
+    assert "makes the map" not in first
+    assert "makes the map" in run("work", "run", "--shard", "1/2").stderr
     assert "0 shards computed" in run("work", "run").stderr
     run("merge", "run", "-o", "m.gpkg")
     assert content(tmp_path / "m.gpkg") == content(tmp_path / "whole.gpkg")
@@ -93,3 +95,14 @@ def test_an_executor_is_one(scene):
     assert "give one of them" in both.stderr
     run("plan", "scene.tif", "--out", "run")
     assert "job arrays" in run("work", "run", "--workers", "2", "--shard", "1/2", code=1).stderr
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_share_without_a_shard_does_not_miss_others_that_are_there():
+    run("plan", "scene.tif", "--out", "run")
+    assert "not finished" in run("work", "run", "--shard", "2/2").stderr
+    run("work", "run", "--shard", "1/2")
+    told = run("work", "run", "--shard", "2/2").stderr
+    assert "0 shards computed" in told
+    assert "makes the map" in told
+    assert "not finished" not in told

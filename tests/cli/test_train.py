@@ -55,7 +55,7 @@ def test_from_chips_to_a_model_that_predicts(tmp_path, monkeypatch):
     Path("mine.toml").write_text(RECIPE)
     trained = told("train", "mine.toml", "--set", "stages.fused.steps=2", "--set", "device=cpu")
     assert trained.stdout.strip() == "mine_run"
-    assert "fused step 2: loss" in trained.stderr
+    assert "fused step 2 of 2: loss" in trained.stderr
     assert "from stage optical" in trained.stderr
     published = told("models", "publish", "mine_run", "mine", "--licence", "test only", "--out", "bundle")
     assert published.stdout.strip() == "bundle"

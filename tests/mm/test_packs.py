@@ -54,8 +54,6 @@ def test_another_safetensors_file_is_refused(tmp_path):
     save_file({"a": np.zeros(2, np.float32)}, tmp_path / "weights.safetensors")
     with pytest.raises(InputError, match="no pack of training"):
         list(read_index(tmp_path / "weights.safetensors"))
-    with pytest.raises(InputError, match="not a readable pack"):
-        list(read_index(tmp_path / "absent.pack"))
     for index in ("[{]", "[1]", '[{"slumps": []}]', '[{"shape": [4]}]'):
         metadata = {"rtsmap_pack": "1", "index": index}
         save_file({"a": np.zeros(2, np.float32)}, tmp_path / "damaged.pack", metadata)
@@ -70,3 +68,8 @@ def test_shapes_that_disagree_are_refused():
     image = labelled_image()
     with pytest.raises(GridMismatchError, match="labels are"):
         TrainingImage("x", "x", image.optical, image.optical_valid[1:], image.labels, None)
+
+
+def test_a_pack_that_is_not_there_is_told_with_what_makes_it(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.pack: there is no such pack; `rtsmap pack` makes it"):
+        list(read_index(tmp_path / "absent.pack"))

@@ -166,3 +166,8 @@ def test_shrink_ratio_is_that_of_the_shorter_side():
 def test_pixels_without_extent_are_refused():
     with pytest.raises(InputError, match="have no extent on the ground"):
         grids.run_grid(GeoBox((10, 10), Affine(1e-30, 0, 500_000, 0, -1e-30, 7_000_000), "EPSG:32608"), 4.0)
+
+
+def test_metres_are_told_without_exponents():
+    told = {metres: grids.told_m(metres) for metres in (0.1, 4.0, 30.012, 999.4, 2000.0, 123_456.7)}
+    assert list(told.values()) == ["0.1", "4", "30", "999", "2,000", "123,457"]

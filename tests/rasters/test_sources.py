@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import rasterio
 from odc.geo.crs import CRS
+from PIL import Image
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
@@ -164,3 +165,24 @@ def test_only_moderately_coarse_scenes_are_enlarged(tmp_path, resolution_m, want
     grid = sources.run_grid(sources.probe(path), 4.0)
     assert abs(grid.geobox.resolution.x) == pytest.approx(wanted_m, rel=0.01)
     assert (grid.note is not None) == (wanted_m != 4.0)
+
+
+def test_an_elevation_model_in_the_place_of_a_scene_is_told_where_it_belongs(tmp_path):
+    told = {}
+    for dtype in ("float32", "int16", "uint16", "uint8"):
+        info = sources.probe(write(tmp_path / f"{dtype}.tif", np.ones((1, 8, 8), dtype)))
+        with pytest.raises(BandError, match="only band is: unnamed") as caught:
+            sources.optical_bands(info, ("red", "green", "blue"))
+        told[dtype] = "give it with --dem" in str(caught.value)
+    assert told == {"float32": True, "int16": True, "uint16": False, "uint8": False}
+
+
+def test_a_folder_is_told_from_a_damaged_file(tmp_path):
+    with pytest.raises(InputError, match=r"is a folder, .*name its files, .*\*\.tif"):
+        sources.probe(tmp_path)
+
+
+def test_a_picture_without_a_place_needs_more_than_a_crs(tmp_path):
+    Image.fromarray(np.ones((8, 8, 3), np.uint8)).save(tmp_path / "photo.jpg")
+    with pytest.raises(InputError, match=r"neither a CRS nor coordinates.*-a_ullr"):
+        sources.probe(tmp_path / "photo.jpg")

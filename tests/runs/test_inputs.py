@@ -231,3 +231,12 @@ def test_footprints_say_which_scene_and_when_and_that_computes_nothing_again(tmp
     wrong = CliRunner().invoke(app, [*command[:-3], "May 2013"])
     assert wrong.exit_code == 1
     assert "2020-07-05" in wrong.stderr
+
+
+def test_a_file_of_a_band_that_the_model_does_not_want_is_told(tmp_path, scene):
+    values = np.full(scene.geobox.shape, 0.5, np.float32)
+    write_geotiff(tmp_path / "ndvi.tif", values, scene.geobox, nodata=-9999.0)
+    told = predict(
+        scene.path, out=tmp_path / "m.gpkg", model=engine(), band_files={"ndvi": tmp_path / "ndvi.tif"}
+    )
+    assert f"{tmp_path / 'ndvi.tif'}: is not looked at, for the model wants no ndvi" in told.notes

@@ -541,3 +541,15 @@ def test_a_threshold_is_that_of_the_scores_that_users_see(tmp_path, scene):
     every, own = read_map(tmp_path / "all.gpkg")["score"], read_map(tmp_path / "own.gpkg")["score"]
     assert 0 < len(own) < len(every)
     assert own.min() >= 0.7 > every.min()
+
+
+def test_what_is_longer_than_slumps_are_is_told_once_and_by_its_place(tmp_path, scene, monkeypatch, caplog):
+    monkeypatch.setattr("rtsmap.runs.mapping.LONGEST_SLUMP_M", 150.0)
+    predict(scene.path, out=tmp_path / "m.gpkg", model=engine())
+    found = read_map(tmp_path / "m.gpkg")
+    bounds = found.geometry.bounds
+    long = np.maximum(bounds["maxx"] - bounds["minx"], bounds["maxy"] - bounds["miny"]) > 150.0
+    told = [record.getMessage() for record in caplog.records if "km long" in record.getMessage()]
+    places = [f"{row.centroid_lat:.5f}, {row.centroid_lon:.5f}" for row in found[long].itertuples()]
+    assert 0 < len(told) == len(places) < len(found)
+    assert all(sum(place in line for line in told) == 1 for place in places)

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -154,3 +155,9 @@ def test_a_file_system_without_locks_is_warned_of_and_used(tmp_path, monkeypatch
 def test_plans_are_values():
     assert some_plan() == some_plan(paths={"scene": "b.tif"})
     assert replace(some_plan(), shard_tiles=5) != some_plan()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no /proc")
+def test_a_place_where_nothing_can_be_made_is_told():
+    with pytest.raises(RunError, match="cannot be made there; name another place"):
+        open_run(Path("/proc/map.rtsrun"), some_plan())

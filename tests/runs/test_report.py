@@ -79,6 +79,15 @@ class Reader(HTMLParser):
         ]
 
 
+def titles_of(reader, tag, kind=None):
+    """The `title` element that follows each element of a tag, and of a class where one is named."""
+    return [
+        (attrs, "".join(following[2]))
+        for (name, attrs, _), following in zip(reader.elements, reader.elements[1:], strict=False)
+        if name == tag and following[0] == "title" and kind in {None, attrs.get("class")}
+    ]
+
+
 @pytest.fixture(scope="module")
 def page(inputs):
     facts = write_report(inputs / "map.gpkg", inputs / "page.html")
@@ -95,6 +104,23 @@ def test_every_footprint_is_there_most_uncertain_first(inputs, page):
     assert away.is_monotonic_increasing
     outlines = [attrs["href"] for attrs, _ in reader.find("a")]
     assert sorted(outlines) == sorted(f"#c-{identity}" for identity in cards)
+
+
+def test_bars_of_scores_have_the_colours_of_their_outlines(page):
+    bars = {
+        float(re.match(r"(\S+) to", title)[1]): attrs["style"].removeprefix("fill:")
+        for (attrs, _), (_, title) in zip(page[1].find("rect"), titles_of(page[1], "rect"), strict=True)
+        if "style" in attrs
+    }
+    outlines = [
+        (float(title.removeprefix("score ")), attrs["stroke"])
+        for (attrs, _), (_, title) in zip(
+            page[1].find("path", **{"class": "slump"}), titles_of(page[1], "path", "slump"), strict=True
+        )
+    ]
+    assert len({colour for _, colour in outlines}) > 3
+    for score, colour in outlines:
+        assert bars[max(low for low in bars if low <= score + 1e-9)] == colour
 
 
 def test_nothing_is_loaded_from_anywhere(inputs, page):
@@ -226,6 +252,11 @@ def test_what_cannot_be_is_refused(inputs, tmp_path):
     write_map(tmp_path / "other.gpkg", [], UTM, [], RECORD)
     with pytest.raises(InputError, match="name it with --scene"):
         write_report(tmp_path / "other.gpkg", tmp_path / "b.html")
+
+
+def test_a_file_without_the_bands_of_the_map_is_doubted(inputs, tmp_path):
+    with pytest.raises(InputError, match="the scene that the map was made from"):
+        write_report(inputs / "map.gpkg", tmp_path / "p.html", scene=inputs / "dem.tif")
 
 
 def test_another_scene_than_the_maps_is_told(inputs, tmp_path):

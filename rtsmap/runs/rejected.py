@@ -14,8 +14,8 @@ from shapely.affinity import affine_transform
 
 from rtsmap.errors import LabelError
 from rtsmap.rasters.tiling import Window
-from rtsmap.vectors.geopackage import ACCEPTED, REJECTED, REVIEW_COLUMN
 from rtsmap.vectors.labels import Polygons, read_polygons
+from rtsmap.vectors.verdicts import ACCEPTED, REJECTED, REVIEW_COLUMN
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,14 +17,13 @@ from rtsmap.errors import OptionsError
 from rtsmap.vectors.formats import IN_LONLAT, driver_of, in_lonlat, with_short_edges, write_frame
 from rtsmap.vectors.geopackage import (
     FOOTPRINT_LAYER,
-    REJECTED,
-    REVIEW_COLUMN,
     read_layers,
     read_map,
     write_layers,
 )
 from rtsmap.vectors.kml import id_name
 from rtsmap.vectors.repair import Shapes, make_polygons_valid
+from rtsmap.vectors.verdicts import REJECTED, REVIEW_COLUMN
 
 SHAPEFILE_NAMES: Mapping[str, str] = {
     "id": "id",
@@ -167,8 +166,8 @@ def _export_whole(
         for name, frame in frames.items():
             frames[name], told = reprojected(frame, target)
             notes += told
-    write_layers(out, replace(layers, **frames), overwrite=overwrite)
-    return notes
+    # a copy of the map says what the map says, not what another copy did
+    return notes + write_layers(out, replace(layers, **frames), overwrite=overwrite, carry=False)
 
 
 def reprojected(

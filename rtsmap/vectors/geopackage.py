@@ -27,6 +27,7 @@ from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea
 from rtsmap.vectors.edits import distinct_ids, flat_and_valid, measured
 from rtsmap.vectors.formats import GPKG_VERSION, UNWRITABLE
+from rtsmap.vectors.handiwork import keep_handiwork
 from rtsmap.vectors.labels import MAP_LAYER, look_first
 from rtsmap.vectors.qgis_style import coverage_qml, footprint_qml, style_rows
 
@@ -67,10 +68,16 @@ FOOTPRINT_COLUMNS: Mapping[str, str] = {
 COVERAGE_COLUMNS: Mapping[str, str] = {"status": "object", "reason": "object", "area_m2": "float64"}
 _NEEDED = {FOOTPRINT_LAYER: ("id", "score", "area_m2"), COVERAGE_LAYER: ("status", "reason")}
 
-REVIEW_COLUMN, COMMENT_COLUMN = "review", "review_comment"
-"""Columns of a footprint that a review adds."""
+SUPERSEDED = "superseded_by"
+"""Column of a map of many scenes: the footprint, or the scene, that a footprint gives way to."""
 
-ACCEPTED, REJECTED = "accepted", "rejected"
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How many footprints a map that was written holds, and what became of the one that it replaced."""
+
+    footprints: int
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +97,13 @@ def write_map(
     run_record: Mapping[str, Any],
     *,
     overwrite: bool = False,
-) -> int:
-    """Write a map, whole or not at all; gives how many footprints it holds.
+) -> Written:
+    """Write a map, whole or not at all.
 
     Footprints are written as they come, in portions of `PORTION` that are sorted from the top left, so that
     no more are in memory. `run_record` must be what JSON can hold; paths and numpy numbers are turned into
-    it. Raises InputError when `path` exists and `overwrite` is false, or cannot be written.
+    it. What people have put into a map that is replaced is not lost: see `rtsmap.vectors.handiwork`. Raises
+    InputError when `path` exists and `overwrite` is false, or cannot be written.
     """
     coverage_frame = _frame(
         [area.polygon for area in coverage],
@@ -107,9 +115,16 @@ def write_map(
     return _write_all(path, frames, coverage_frame, run_record, overwrite=overwrite)
 
 
-def write_layers(path: Path | str, layers: MapLayers, *, overwrite: bool = False) -> None:
-    """Write the layers of a map as they are; see `write_map`."""
-    _write_all(path, [layers.footprints], layers.coverage, layers.run_record, overwrite=overwrite)
+def write_layers(
+    path: Path | str, layers: MapLayers, *, overwrite: bool = False, carry: bool = True
+) -> tuple[str, ...]:
+    """Write the layers of a map as they are; see `write_map`. Gives notes.
+
+    Unless `carry`, the map has the reviews of its layers alone, whatever is in one that is replaced.
+    """
+    return _write_all(
+        path, [layers.footprints], layers.coverage, layers.run_record, overwrite=overwrite, carry=carry
+    ).notes
 
 
 def _portions(footprints: Iterator[Footprint]) -> Iterator[list[Footprint]]:
@@ -128,8 +143,9 @@ def _write_all(
     run_record: Mapping[str, Any],
     *,
     overwrite: bool,
-) -> int:
-    """Write footprints frame by frame, then all else; gives how many there were."""
+    carry: bool = True,
+) -> Written:
+    """Write footprints frame by frame, then all else."""
     path, count = Path(path), 0
     if path.suffix.lower() != ".gpkg":
         raise InputError(
@@ -147,8 +163,10 @@ def _write_all(
             styles = {FOOTPRINT_LAYER: footprint_qml(), COVERAGE_LAYER: coverage_qml()}
             rows = style_rows(styles, GEOMETRY_COLUMN)
             _write_table(temporary, STYLE_TABLE, rows, "Styles of QGIS", FID="id")
+        own = {*FOOTPRINT_COLUMNS, *COVERAGE_COLUMNS, SUPERSEDED}
+        notes = keep_handiwork(path, temporary, carry=carry, columns_of_maps=own)
         _check_written(temporary, count, len(coverage), len(run_record))
-    return count
+    return Written(count, notes)
 
 
 @contextmanager

@@ -31,8 +31,6 @@ from rtsmap.vectors.formats import write_frame
 from rtsmap.vectors.geopackage import (
     COVERAGE_LAYER,
     FOOTPRINT_LAYER,
-    REJECTED,
-    REVIEW_COLUMN,
     model_of,
     read_map,
     read_run_record,
@@ -41,6 +39,7 @@ from rtsmap.vectors.geopackage import (
 from rtsmap.vectors.labels import read_polygons
 from rtsmap.vectors.stac import stac_item
 from rtsmap.vectors.united import standing
+from rtsmap.vectors.verdicts import REJECTED, REVIEW_COLUMN
 
 ARTS_REQUIRED = (
     "CentroidLat",

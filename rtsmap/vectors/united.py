@@ -24,8 +24,7 @@ from rtsmap.vectors.export import SHAPEFILE_NAMES
 from rtsmap.vectors.formats import with_short_edges
 from rtsmap.vectors.geopackage import (
     COVERAGE_COLUMNS,
-    REJECTED,
-    REVIEW_COLUMN,
+    SUPERSEDED,
     MapLayers,
     model_of,
     read_layers,
@@ -33,8 +32,8 @@ from rtsmap.vectors.geopackage import (
 )
 from rtsmap.vectors.labels import Polygons, read_polygons
 from rtsmap.vectors.repair import make_polygons_valid
+from rtsmap.vectors.verdicts import REJECTED, REVIEW_COLUMN
 
-SUPERSEDED = "superseded_by"
 MADE_FROM = "made_from"
 """In the record of a map of many: by name of the scene, a part of the record of its own map."""
 
@@ -55,12 +54,14 @@ class SceneMap:
 class United:
     """How many footprints of a map of many stand, how many give way to them, and how many pairs are `cut`.
 
-    A pair is cut that meets where both its scenes end: likely one slump that counts as two.
+    A pair is cut that meets where both its scenes end: likely one slump that counts as two. `notes` say what
+    became of a map that was replaced.
     """
 
     standing: int
     superseded: int
     cut: int
+    notes: tuple[str, ...] = ()
 
 
 def unite_maps(
@@ -103,9 +104,11 @@ def unite_maps(
         one.scene_id: _made_from(layer.run_record) for one, layer in zip(ordered, layers, strict=True)
     }
     record = {**record, **_in_common([layer.run_record for layer in layers]), MADE_FROM: made_from}
-    write_layers(out, MapLayers(together, _unite_coverage(coverage, crs), record), overwrite=overwrite)
+    notes = write_layers(
+        out, MapLayers(together, _unite_coverage(coverage, crs), record), overwrite=overwrite
+    )
     gone = int(together[SUPERSEDED].notna().sum())
-    return United(len(together) - gone, gone, len(cut_by_joints(seen, verdict)))
+    return United(len(together) - gone, gone, len(cut_by_joints(seen, verdict)), notes)
 
 
 def standing(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:

@@ -23,7 +23,7 @@ from rtsmap.vectors.geopackage import (
 )
 from rtsmap.vectors.kml import id_name
 from rtsmap.vectors.repair import Shapes, make_polygons_valid
-from rtsmap.vectors.verdicts import REJECTED, REVIEW_COLUMN
+from rtsmap.vectors.verdicts import REJECTED, REVIEW_COLUMN, notes_on_verdicts
 
 SHAPEFILE_NAMES: Mapping[str, str] = {
     "id": "id",
@@ -121,17 +121,20 @@ def export_map(
     if driver == "GPKG":
         return _export_whole(gpkg, out, select, target, overwrite=overwrite)
     frame = read_map(gpkg, layer)
-    frame = select.of(frame) if layer == FOOTPRINT_LAYER else frame
     notes: tuple[str, ...] = ()
+    if layer == FOOTPRINT_LAYER:
+        notes, frame = notes_on_reviews(frame), select.of(frame)
+    told: tuple[str, ...] = ()
     if target is not None:
-        frame, notes = reprojected(frame, target)
+        frame, told = reprojected(frame, target)
     elif driver == "CSV":
-        frame, notes = in_lonlat(frame, driver)
+        frame, told = in_lonlat(frame, driver)
+    notes += told
     if driver == "ESRI Shapefile":
         frame, told = _for_shapefile(frame)
         notes += told
     elif driver == "GeoJSON" and frame.empty:
-        notes = ("GeoJSON: without a single polygon the file has no columns",)
+        notes += ("GeoJSON: without a single polygon the file has no columns",)
     elif driver == "KML" and "id" in frame:
         notes += (f"KML: id is {id_name(frame.columns)}",)
     elif driver == "CSV":
@@ -160,7 +163,7 @@ def _export_whole(
     gpkg: Path, out: Path, select: Selection, target: pyproj.CRS | None, *, overwrite: bool
 ) -> tuple[str, ...]:
     layers = read_layers(gpkg)
-    notes: tuple[str, ...] = ()
+    notes = notes_on_reviews(layers.footprints)
     frames = {"footprints": select.of(layers.footprints), "coverage": layers.coverage}
     if target is not None:
         for name, frame in frames.items():
@@ -168,6 +171,11 @@ def _export_whole(
             notes += told
     # a copy of the map says what the map says, not what another copy did
     return notes + write_layers(out, replace(layers, **frames), overwrite=overwrite, carry=False)
+
+
+def notes_on_reviews(footprints: geopandas.GeoDataFrame) -> tuple[str, ...]:
+    """What people should know of the reviews of a map, if it has any."""
+    return notes_on_verdicts(footprints[REVIEW_COLUMN]) if REVIEW_COLUMN in footprints else ()
 
 
 def reprojected(

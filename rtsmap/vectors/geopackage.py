@@ -30,6 +30,7 @@ from rtsmap.vectors.formats import GPKG_VERSION, UNWRITABLE
 from rtsmap.vectors.handiwork import keep_handiwork
 from rtsmap.vectors.labels import MAP_LAYER, look_first
 from rtsmap.vectors.qgis_style import coverage_qml, footprint_qml, style_rows
+from rtsmap.vectors.verdicts import COMMENT_COLUMN, REVIEW_COLUMN, column_of, plain_verdicts
 
 FOOTPRINT_LAYER = MAP_LAYER
 COVERAGE_LAYER = "coverage"
@@ -182,7 +183,7 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
 
     Figures of size and place are those of the outlines, also of slumps that were added, split or reshaped by
     hand; see `rtsmap.vectors.edits`. Slumps that were added lack id and score. Z is dropped, and outlines
-    whose edges cross are untangled.
+    whose edges cross are untangled. Reviews are in small letters, whatever people typed.
     """
     path = Path(path)
     if layer not in _NEEDED:
@@ -207,6 +208,10 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
         )
     frame.geometry = outlines
     frame["id"] = distinct_ids(frame["id"])
+    names = {column_of(frame.columns, wanted): wanted for wanted in (REVIEW_COLUMN, COMMENT_COLUMN)}
+    frame = frame.rename(columns=names)
+    if REVIEW_COLUMN in frame:
+        frame[REVIEW_COLUMN] = pd.Series(plain_verdicts(frame[REVIEW_COLUMN]), frame.index, "object")
     return measured(frame)
 
 

@@ -18,7 +18,7 @@ import pyproj
 import shapely
 
 from rtsmap.atomic import whole_file
-from rtsmap.errors import InputError, LabelError
+from rtsmap.errors import InputError
 from rtsmap.vectors.edits import flat_and_valid, made_by_people
 from rtsmap.vectors.labels import MAP_LAYER, look_first
 from rtsmap.vectors.verdicts import COMMENT_COLUMN, REVIEW_COLUMN, Row, write_verdicts
@@ -26,7 +26,7 @@ from rtsmap.vectors.verdicts import COMMENT_COLUMN, REVIEW_COLUMN, Row, write_ve
 _GEOPACKAGE = b"SQLite format 3\0"
 _OF_SQLITE = ("sqlite_", "rtree_")
 _UNREADABLE = (
-    LabelError,
+    InputError,
     sqlite3.Error,
     pyogrio.errors.DataSourceError,
     pyogrio.errors.DataLayerError,
@@ -92,7 +92,7 @@ def _carry_reviews(old: Path, new: Path, *, carry: bool) -> tuple[int, list[str]
     rows: list[Row] = [(*was, row) for was, now, row in common if carry and not any(now)]
     if rows:
         with closing(sqlite3.connect(new)) as database, database:
-            write_verdicts(database, MAP_LAYER, rows)
+            write_verdicts(database, old, MAP_LAYER, rows)
     lost = []
     if gone:
         lost.append(f"{_counted(gone, 'review')} of footprints that are gone")
@@ -104,11 +104,12 @@ def _carry_reviews(old: Path, new: Path, *, carry: bool) -> tuple[int, list[str]
 def _reviews_in(path: Path) -> Iterator[tuple[Any, Written, int]]:
     """Id, review and comment of each footprint, and its rowid; the first of several with one id."""
     with _opened(path) as database:
-        columns = _columns(database, MAP_LAYER)
+        columns = {name.lower() for name in _columns(database, MAP_LAYER)}
         if "id" not in columns:
             return
-        wanted = (name if name in columns else None for name in (REVIEW_COLUMN, COMMENT_COLUMN))
-        review, comment = ("NULL" if name is None else _quoted(name) for name in wanted)
+        review, comment = (
+            _quoted(name) if name in columns else "NULL" for name in (REVIEW_COLUMN, COMMENT_COLUMN)
+        )
         query = f"SELECT id, {review}, {comment}, rowid FROM {_quoted(MAP_LAYER)} ORDER BY rowid DESC"  # noqa: S608
         rows = database.execute(query).fetchall()
     for key, said, remark, row in rows:
@@ -162,15 +163,14 @@ def _outlines(outlines: geopandas.GeoSeries) -> npt.NDArray[Any]:
 
 def _lost_tables(old: Path, new: Path, columns_of_maps: Collection[str]) -> list[str]:
     """Columns with content, layers and other tables, and styles, that the new map does not have."""
+    own = {*columns_of_maps, REVIEW_COLUMN, COMMENT_COLUMN}
     with _opened(old) as before, _opened(new) as after:
         was, now = _tables(before), _tables(after)
         columns = [
             name
             for table in was.keys() & now.keys()
-            for name in was[table].keys()
-            - now[table].keys()
-            - {*columns_of_maps, REVIEW_COLUMN, COMMENT_COLUMN}
-            if not was[table][name] and _has_content(before, table, name)
+            for name in was[table].keys() - now[table].keys()
+            if name.lower() not in own and not was[table][name] and _has_content(before, table, name)
         ]
         tables = [table for table in was.keys() - now.keys() if _has_content(before, table)]
         styles = _styles(before) - _styles(after)

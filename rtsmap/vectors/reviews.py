@@ -19,7 +19,14 @@ from rtsmap.atomic import whole_file
 from rtsmap.errors import InputError, RunError
 from rtsmap.vectors.edits import distinct_ids
 from rtsmap.vectors.geopackage import FOOTPRINT_LAYER, read_map, read_run_record
-from rtsmap.vectors.verdicts import ACCEPTED, COMMENT_COLUMN, REJECTED, REVIEW_COLUMN, write_verdicts
+from rtsmap.vectors.verdicts import (
+    ACCEPTED,
+    COMMENT_COLUMN,
+    REJECTED,
+    REVIEW_COLUMN,
+    notes_on_verdicts,
+    write_verdicts,
+)
 
 FORMAT = "rtsmap-review-1"
 MAX_BYTES = 64 << 20
@@ -110,7 +117,7 @@ def apply_review(gpkg: Path | str, review: Path | str) -> Applied:
             raise InputError(f"{gpkg}: the review cannot be written: {exc}") from exc
     after = read_map(gpkg)
     counts = Counter(after[REVIEW_COLUMN].dropna())
-    notes = []
+    notes = [f"{gpkg}: {note}" for note in notes_on_verdicts(after[REVIEW_COLUMN])]
     if plan is not None and plan != read_run_record(gpkg).get("plan_sha256"):
         notes.append(
             f"{review}: is of another run over the same ground; footprints were matched by their ids"
@@ -118,7 +125,7 @@ def apply_review(gpkg: Path | str, review: Path | str) -> Applied:
     return Applied(
         counts[ACCEPTED],
         counts[REJECTED],
-        len(after) - counts.total(),
+        len(after) - counts[ACCEPTED] - counts[REJECTED],
         int(after[COMMENT_COLUMN].notna().sum()),
         tuple(notes),
     )
@@ -135,7 +142,7 @@ def _write(source: Path, target: Path, verdicts: Mapping[str, Verdict]) -> None:
             distinct = distinct_ids(pd.Series([key for key, _ in stored], dtype="object"))
             places = {key: row for key, (_, row) in zip(distinct, stored, strict=True)}
             rows = [(one.review, one.comment or None, places.get(key, -1)) for key, one in verdicts.items()]
-            changed = write_verdicts(new, FOOTPRINT_LAYER, rows)
+            changed = write_verdicts(new, source, FOOTPRINT_LAYER, rows)
             now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
             stamp = "UPDATE gpkg_contents SET last_change = ? WHERE table_name = ?"
             new.execute(stamp, (now, FOOTPRINT_LAYER))

@@ -32,7 +32,7 @@ from rtsmap.vectors.geopackage import (
 )
 from rtsmap.vectors.labels import Polygons, read_polygons
 from rtsmap.vectors.repair import make_polygons_valid
-from rtsmap.vectors.verdicts import REJECTED, REVIEW_COLUMN
+from rtsmap.vectors.verdicts import REJECTED, REVIEW_COLUMN, column_of, notes_on_verdicts, plain_verdicts
 
 MADE_FROM = "made_from"
 """In the record of a map of many: by name of the scene, a part of the record of its own map."""
@@ -123,7 +123,9 @@ def read_slumps(path: Path | str) -> Polygons:
     to others are none; notes count them.
     """
     found = read_polygons(path)
-    rejected = np.equal(_column(found, REVIEW_COLUMN), REJECTED)
+    name = column_of(found.columns, REVIEW_COLUMN)
+    reviews = [None] * len(found) if name is None else plain_verdicts(found.columns[name])
+    rejected = np.array([verdict == REJECTED for verdict in reviews], bool)
     gives_way = _column(found, SUPERSEDED, SHAPEFILE_NAMES[SUPERSEDED]) != ""
     keep = np.flatnonzero(~(rejected | gives_way))
     told = {"rejected by a review": rejected.sum(), "that give way to others": (gives_way & ~rejected).sum()}
@@ -133,6 +135,7 @@ def read_slumps(path: Path | str) -> Polygons:
         {name: [values[row] for row in keep] for name, values in found.columns.items()},
         (
             *found.notes,
+            *notes_on_verdicts(reviews),
             *(f"{count} of {len(found)} features {what}, left out" for what, count in told.items() if count),
         ),
     )

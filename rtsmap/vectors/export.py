@@ -8,9 +8,10 @@ from itertools import chain, count
 from pathlib import Path
 
 import geopandas
+import pandas as pd
 import pyproj
 import shapely
-from pandas.api.types import is_bool_dtype
+from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype
 
 from rtsmap.atomic import refuse_existing, refuse_inputs
 from rtsmap.errors import OptionsError
@@ -21,6 +22,7 @@ from rtsmap.vectors.geopackage import (
     read_map,
     write_layers,
 )
+from rtsmap.vectors.kinds import DATE
 from rtsmap.vectors.kml import id_name
 from rtsmap.vectors.repair import Shapes, make_polygons_valid
 from rtsmap.vectors.verdicts import REJECTED, REVIEW_COLUMN, notes_on_verdicts
@@ -132,14 +134,24 @@ def export_map(
     notes += told
     if driver == "ESRI Shapefile":
         frame, told = _for_shapefile(frame)
-        notes += told
-    elif driver == "GeoJSON" and frame.empty:
-        notes += ("GeoJSON: without a single polygon the file has no columns",)
-    elif driver == "KML" and "id" in frame:
-        notes += (f"KML: id is {id_name(frame.columns)}",)
-    elif driver == "CSV":
-        notes += (f"CSV: outlines are WKT in {crs or 'longitude and latitude (EPSG:4326)'}",)
+    else:
+        told = _what_differs(driver, frame, crs)
+    notes += told
     return notes + write_frame(out, frame, layer=layer, overwrite=overwrite)
+
+
+def _what_differs(driver: str, frame: geopandas.GeoDataFrame, crs: str | None) -> tuple[str, ...]:
+    """What a reader of this format has to know."""
+    days = [str(name) for name, kind in frame.dtypes.items() if kind == DATE]
+    if driver == "FlatGeobuf" and days:
+        return (f"FlatGeobuf: dates have a time, 00:00, in {', '.join(days)}",)
+    if driver == "GeoJSON" and frame.empty:
+        return ("GeoJSON: without a single polygon the file has no columns",)
+    if driver == "KML" and "id" in frame:
+        return (f"KML: id is {id_name(frame.columns)}",)
+    if driver == "CSV":
+        return (f"CSV: outlines are WKT in {crs or 'longitude and latitude (EPSG:4326)'}",)
+    return ()
 
 
 def _target(driver: str, crs: str | None) -> pyproj.CRS | None:
@@ -222,7 +234,14 @@ def _for_shapefile(frame: geopandas.GeoDataFrame) -> tuple[geopandas.GeoDataFram
     flags = [name for name in short.values() if is_bool_dtype(frame[name])]
     if flags:
         notes.append(f"shapefile: yes and no are 1 and 0 in {', '.join(flags)}")
-    frame = frame.astype(dict.fromkeys(flags, "int32"))
+    # with gaps they are of a kind that has them
+    frame = frame.astype({name: "int32" if frame[name].dtype == "bool" else "Int32" for name in flags})
+    times = [
+        name for name in short.values() if is_datetime64_any_dtype(frame[name]) and frame[name].dtype != DATE
+    ]
+    if times:
+        notes.append(f"shapefile: times are texts in {', '.join(times)}")
+        frame = frame.assign(**{name: frame[name].map(_iso, na_action="ignore") for name in times})
     for name in frame.columns.drop(frame.geometry.name):
         if count := sum(map(_is_too_long, frame[name])):
             notes.append(f"shapefile: {count} texts in {name} were cut to {SHAPEFILE_TEXT_BYTES} bytes")
@@ -239,6 +258,10 @@ def _short_names(names: Sequence[str]) -> dict[str, str]:
         cut = (f"{_cut(name, SHAPEFILE_NAME_BYTES - len(ending))}{ending}" for ending in endings)
         short[name] = next(one for one in cut if one.lower() not in taken)
     return short
+
+
+def _iso(time: pd.Timestamp) -> str:
+    return str(time.isoformat())
 
 
 def _is_too_long(value: object) -> bool:

@@ -28,6 +28,7 @@ from rtsmap.instances.coverage import CoverageArea
 from rtsmap.vectors.edits import distinct_ids, flat_and_valid, measured
 from rtsmap.vectors.formats import GPKG_VERSION, UNWRITABLE
 from rtsmap.vectors.handiwork import keep_handiwork
+from rtsmap.vectors.kinds import needs_arrow, with_kinds
 from rtsmap.vectors.labels import MAP_LAYER, look_first
 from rtsmap.vectors.qgis_style import coverage_qml, footprint_qml, style_rows
 from rtsmap.vectors.verdicts import COMMENT_COLUMN, REVIEW_COLUMN, column_of, plain_verdicts
@@ -291,6 +292,7 @@ def _write_spatial(path: Path, layer: str, frame: geopandas.GeoDataFrame, descri
         promote_to_multi=True,
         dataset_options=None if path.exists() else GPKG_VERSION,
         layer_options={"GEOMETRY_NAME": GEOMETRY_COLUMN, "DESCRIPTION": description},
+        use_arrow=needs_arrow(frame),
     )
 
 
@@ -355,7 +357,8 @@ _UNREADABLE = (
 def _read(path: Path, layer: str) -> Any:
     """A layer as a frame; pyogrio itself trusts the file."""
     try:
-        return pyogrio.read_dataframe(path, layer=layer)
+        frame = pyogrio.read_dataframe(path, layer=layer)
+        return with_kinds(frame, path, layer, but={*FOOTPRINT_COLUMNS, *COVERAGE_COLUMNS})
     except _UNREADABLE as exc:
         raise InputError(f"{path}: layer '{layer}' cannot be read; the file is damaged: {exc}") from exc
 

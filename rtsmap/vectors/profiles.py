@@ -273,8 +273,8 @@ def _write_pdg(job: _Export) -> tuple[str, ...]:
     if unknown:
         frame[numbers] = frame[numbers].fillna(PDG_UNKNOWN)
         notes.append(f"PDG: {unknown} unknown numbers are {PDG_UNKNOWN:g}; tell the workflow so (nodata)")
-    texts = frame.columns.drop([*numbers, "geometry", *frame.select_dtypes("bool").columns])
-    frame[texts] = frame[texts].fillna("")
+    for name in frame.columns[frame.dtypes != "bool"].drop([*numbers, "geometry"]):
+        frame[name] = ["" if pd.isna(value) else str(value) for value in frame[name]]
     return tuple(notes) + write_frame(job.out, frame, layer=job.out.stem, overwrite=job.overwrite)
 
 

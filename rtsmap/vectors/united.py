@@ -96,8 +96,15 @@ def unite_maps(
     for rows, one in zip(verdict.united, united, strict=True):
         together.loc[rows, SUPERSEDED] = one["id"]
     if united:
-        more = geopandas.GeoDataFrame(united, crs=together.crs).astype(
-            {name: kind for name, kind in together.dtypes.items() if name != "geometry"}
+        # made with its kind, for not all values can be turned into it afterwards
+        more = geopandas.GeoDataFrame(
+            {
+                name: pd.Series([one[name] for one in united], dtype=kind)
+                for name, kind in together.dtypes.items()
+                if name != "geometry"
+            },
+            geometry=[one["geometry"] for one in united],
+            crs=together.crs,
         )
         together = pd.concat([together, more[together.columns]], ignore_index=True)
     made_from = {

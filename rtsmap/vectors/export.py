@@ -83,9 +83,9 @@ class Selection:
 
     def of(self, footprints: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
         """The chosen ones of a map's footprints."""
-        # what was drawn by hand has no score, and is left out only where scores are asked for
+        # what was drawn by hand has no score, or any, and is left out only where scores are asked for
         scores, areas = footprints["score"].fillna(0), footprints["area_m2"].fillna(0)
-        chosen = (scores >= self.min_score) & (areas >= self.min_area_m2)
+        chosen = ((scores >= self.min_score) | (self.min_score == 0)) & (areas >= self.min_area_m2)
         if self.without_rejected and REVIEW_COLUMN in footprints:
             chosen &= footprints[REVIEW_COLUMN] != REJECTED
         return footprints[chosen].reset_index(drop=True)
@@ -255,7 +255,9 @@ def _short_names(names: Sequence[str]) -> dict[str, str]:
     for name in (name for name in names if name not in SHAPEFILE_NAMES):
         taken = {other.lower() for other in short.values()}
         endings = chain([""], (f"_{number}" for number in count(1)))
-        cut = (f"{_cut(name, SHAPEFILE_NAME_BYTES - len(ending))}{ending}" for ending in endings)
+        # blanks at the ends, and line feeds, are taken off by whoever writes them
+        plain = " ".join(name.split()) or "column"
+        cut = (f"{_cut(plain, SHAPEFILE_NAME_BYTES - len(ending))}{ending}" for ending in endings)
         short[name] = next(one for one in cut if one.lower() not in taken)
     return short
 

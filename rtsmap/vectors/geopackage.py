@@ -68,6 +68,7 @@ FOOTPRINT_COLUMNS: Mapping[str, str] = {
 """
 
 COVERAGE_COLUMNS: Mapping[str, str] = {"status": "object", "reason": "object", "area_m2": "float64"}
+_NUMBERS = [name for name, kind in FOOTPRINT_COLUMNS.items() if kind != "object"]
 _NEEDED = {FOOTPRINT_LAYER: ("id", "score", "area_m2"), COVERAGE_LAYER: ("status", "reason")}
 
 SUPERSEDED = "superseded_by"
@@ -196,11 +197,14 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
         what = f"no column '{missing[0]}'" if missing else "no geometry with a CRS"
         raise InputError(f"{path}: layer '{layer}' has {what}, so this is not a whole map of rtsmap")
     if nowhere := int(frame.geometry.isna().sum()):
-        raise InputError(f"{path}: layer '{layer}' has {nowhere} rows without geometry; the file is damaged")
+        raise InputError(
+            f"{path}: layer '{layer}' has {nowhere} rows without geometry; delete these rows in a GIS"
+        )
     if layer != FOOTPRINT_LAYER:
         return frame
-    for name, wanted in (("id", "texts"), ("score", "numbers"), ("area_m2", "numbers")):
-        if frame[name].notna().any() and is_numeric_dtype(frame[name]) != (wanted == "numbers"):
+    for name in ("id", *_NUMBERS):
+        if name in frame and frame[name].notna().any() and is_numeric_dtype(frame[name]) != (name != "id"):
+            wanted = "texts" if name == "id" else "numbers"
             raise InputError(f"{path}: the column '{name}' of layer '{layer}' holds no {wanted} any more")
     outlines = flat_and_valid(frame.geometry.to_numpy())
     if emptied := int((~(shapely.area(outlines) > 0)).sum()):

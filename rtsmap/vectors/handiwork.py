@@ -235,6 +235,8 @@ def _copy_beside(old: Path) -> Path:
     with whole_file(kept) as temporary:
         try:
             with closing(sqlite3.connect(old)) as source, closing(sqlite3.connect(temporary)) as target:
+                # a backup waits for ever where another program has locked the file; this fails after seconds
+                source.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 source.backup(target)
                 target.execute("PRAGMA journal_mode = DELETE")
         except sqlite3.Error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,17 @@ def with_kinds(
     if not changed:
         return frame
     kinds = dict(_KINDS.values())
-    columns = pyogrio.read_dataframe(
-        path,
-        layer=layer,
-        columns=changed,
-        read_geometry=False,
-        use_arrow=True,
-        arrow_to_pandas_kwargs={"types_mapper": kinds.get},
-    )
+    with warnings.catch_warnings():
+        # all has been said when the layer was read first
+        warnings.simplefilter("ignore")
+        columns = pyogrio.read_dataframe(
+            path,
+            layer=layer,
+            columns=changed,
+            read_geometry=False,
+            use_arrow=True,
+            arrow_to_pandas_kwargs={"types_mapper": kinds.get},
+        )
     return frame.assign(**{name: columns[name].set_axis(frame.index) for name in changed})
 
 

@@ -232,7 +232,7 @@ def _arts_row(slump: Mapping[str, Any], given: Mapping[str, Any], job: _Export) 
     row: dict[str, Any] = {
         **dict.fromkeys(ARTS_RELATIONS),
         **given,
-        "BaseMapDate": given["BaseMapDate"] or slump["acquired"][:10],
+        "BaseMapDate": given["BaseMapDate"] or str(slump["acquired"])[:10],
         "BaseMapID": given["BaseMapID"] or slump.get("scene_id"),
         "CentroidLat": round(slump["centroid_lat"], 5),
         "CentroidLon": round(slump["centroid_lon"], 5),

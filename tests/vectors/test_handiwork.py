@@ -180,6 +180,17 @@ def test_a_damaged_map_is_kept_as_nobody_knows_what_is_in_it(map_path, tmp_path)
     assert len(read_map(map_path)) == 12
 
 
+def test_a_map_that_another_program_has_locked_is_kept(map_path, tmp_path, monkeypatch):
+    connect = sqlite3.connect
+    monkeypatch.setattr(handiwork.sqlite3, "connect", lambda path: connect(path, timeout=0.1))
+    before = content(map_path)
+    with closing(connect(map_path, isolation_level=None)) as open_elsewhere:
+        open_elsewhere.execute("BEGIN EXCLUSIVE")
+        (note,) = again(map_path)
+    assert "had something that cannot be read (database is locked)" in note
+    assert content(tmp_path / KEPT) == before
+
+
 @pytest.mark.parametrize("text", [b"", b"no GeoPackage"])
 def test_what_is_no_geopackage_is_replaced_as_asked(tmp_path, text):
     (tmp_path / "map.gpkg").write_bytes(text)

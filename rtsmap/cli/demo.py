@@ -49,6 +49,8 @@ def command(
             discard_run=True,
             progress=progress,
         )
+    for note in report.kept:
+        tell(f"Note: {note}")
     tell("3/4 Exporting the map")
     export_map(gpkg, out / "slumps.geojson", overwrite=overwrite)
     export_map(gpkg, out / "slumps.shp", overwrite=overwrite)

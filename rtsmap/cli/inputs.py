@@ -46,7 +46,9 @@ SceneIdOption = Annotated[str | None, typer.Option(help="What the scene is calle
 ModelOption = Annotated[
     str | None, typer.Option(help="Shipped model or folder of a bundle; default: rts-starter.")
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a map that is there.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a map that is there; its reviews are kept.")
+]
 MinScoreOption = Annotated[
     float | None, typer.Option(min=0, max=1, help="Leave out slumps below this score.")
 ]

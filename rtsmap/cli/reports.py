@@ -73,7 +73,7 @@ def tell_report(
 
     `again` tries failed tiles once more, where that is not the same command.
     """
-    for note in report.notes:
+    for note in (*report.notes, *report.kept):
         tell(f"Note: {note}")
     left_out = f", {report.left_out} outside the area" if of_area or report.left_out else ""
     tell(

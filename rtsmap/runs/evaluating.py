@@ -22,6 +22,7 @@ from rtsmap.instances.coverage import MAPPED
 from rtsmap.instances.map_scores import IOUS, SIZE_CLASS_NAMES, Figure, JudgedMap, score_maps, size_class
 from rtsmap.instances.outcomes import Curve, outcomes_of, threshold_curve
 from rtsmap.rasters.inspection import Problems
+from rtsmap.vectors.formats import with_short_edges
 from rtsmap.vectors.geopackage import COVERAGE_LAYER, read_map
 from rtsmap.vectors.repair import Shapes, make_polygons_valid
 from rtsmap.vectors.united import read_slumps, standing
@@ -118,7 +119,8 @@ def judged_map(
     if not len(mapped):
         raise InputError(f"{map_path}: its coverage holds no mapped ground, so there is nothing to judge")
     plane = _plane_around(mapped.to_crs("EPSG:4326").total_bounds)
-    ground = shapely.union_all(make_polygons_valid(mapped.to_crs(plane.proj).geometry.to_numpy()))
+    flat = with_short_edges(mapped).to_crs(plane.proj)
+    ground = shapely.union_all(make_polygons_valid(flat.geometry.to_numpy()))
     found = standing(read_map(map_path))
     notes = [f"{labels_path}: {note}" for note in labels.notes]
     if by_hand := int(found["score"].isna().sum()):

@@ -38,7 +38,8 @@ def predict(
     `dem` is an elevation model in any CRS and resolution: a file, a list of files, or a pattern. `model`
     is the name or folder of a bundle. `aoi` and `exclude` are files of polygons in any CRS,
     `band_files` rasters of bands that the scene lacks, by name. With `out` (a
-    .gpkg) the map is kept, with its coverage and record, and an interrupted call can be repeated to go on;
+    .gpkg) the map is kept, with its coverage and record, and an interrupted call can be repeated to go on
+    (what people have put into a map that is replaced is kept, too: see `rtsmap.vectors.handiwork`);
     without it nothing stays on disk but the raster `probability` (.tif), if one is named. `options` are those
     of `PredictOptions`.
 

@@ -207,7 +207,11 @@ def merge_scenes(
         by_name,
         tuple(sorted(bad.items())),
         time.time() - started,
-        (_cut_note(united.cut),) if united.cut else (),
+        (
+            *((_cut_note(united.cut),) if united.cut else ()),
+            *chain.from_iterable(report.kept for _, report in reports),
+            *united.notes,
+        ),
     )
 
 

@@ -130,7 +130,7 @@ class RunReport:
     """What a run did. `failed` are (tile, reason); `notes` say what was assumed about the inputs.
 
     `second_looks` counts the chips that slumps were looked at again on, `left_out` the tiles that read
-    nothing of the area of interest.
+    nothing of the area of interest. `kept` are sentences on what people had put into a map that was replaced.
     """
 
     out: Path
@@ -145,6 +145,7 @@ class RunReport:
     seconds: float
     notes: tuple[str, ...]
     left_out: int = 0
+    kept: tuple[str, ...] = ()
 
 
 LONGEST_SLUMP_M = 4000.0
@@ -370,13 +371,13 @@ def make_map(
                     task, Path(probability), ground=prepared.ground, overwrite=overwrite, progress=progress
                 )
         with stage("writing map"):
-            count = write_map(
+            written = write_map(
                 out, footprints, prepared.plan.geobox.crs, coverage, record, overwrite=overwrite
             )
     return RunReport(
         out=out,
         run_dir=run.directory,
-        footprints=count,
+        footprints=written.footprints,
         tiles=sum(len(shard.tiles) for shard in task.shards),
         no_data=sum(receipt.no_data for receipt in receipts),
         failed=tuple((tile.index, reason) for receipt in receipts for tile, reason in receipt.failed),
@@ -386,6 +387,7 @@ def make_map(
         seconds=time.time() - started,
         notes=(*prepared.notes, *_notes_about_looks(looked)),
         left_out=sum(receipt.left_out for receipt in receipts),
+        kept=written.notes,
     )
 
 

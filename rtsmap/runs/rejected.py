@@ -14,8 +14,8 @@ from shapely.affinity import affine_transform
 
 from rtsmap.errors import LabelError
 from rtsmap.rasters.tiling import Window
-from rtsmap.vectors.geopackage import ACCEPTED, REJECTED, REVIEW_COLUMN
 from rtsmap.vectors.labels import Polygons, read_polygons
+from rtsmap.vectors.verdicts import ACCEPTED, REJECTED, REVIEW_COLUMN, column_of, plain_verdicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,14 @@ class RejectedPlaces:
     def read(cls, path: Path) -> RejectedPlaces:
         """Read them; LabelError for a map that was not reviewed or of which nothing was rejected."""
         every = read_polygons(path)
-        if REVIEW_COLUMN not in every.columns:
+        column = column_of(every.columns, REVIEW_COLUMN)
+        if column is None:
             raise LabelError(
                 f"{path}: no column '{REVIEW_COLUMN}'; wanted a reviewed map, whose footprints are "
                 f"'{ACCEPTED}' or '{REJECTED}' there"
             )
-        verdicts = every.columns[REVIEW_COLUMN]
-        strange = sorted({str(v) for v in verdicts if isinstance(v, str)} - {ACCEPTED, REJECTED, ""})
+        verdicts = plain_verdicts(every.columns[column])
+        strange = sorted({verdict for verdict in verdicts if verdict is not None} - {ACCEPTED, REJECTED})
         if strange:
             raise LabelError(
                 f"{path}: '{REVIEW_COLUMN}' has {strange[:3]}, wanted '{ACCEPTED}' or '{REJECTED}'"

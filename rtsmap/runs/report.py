@@ -33,6 +33,7 @@ from rtsmap.rasters.radiometry import Radiometry
 from rtsmap.rasters.tiling import Window
 from rtsmap.runs.progress import Progress, silent
 from rtsmap.runs.report_page import Card, Outline, Overview, Page, page_html
+from rtsmap.vectors.export import notes_on_reviews
 from rtsmap.vectors.geopackage import COVERAGE_COLUMNS, is_of_many, read_layers
 from rtsmap.vectors.united import MADE_FROM, standing
 
@@ -91,6 +92,7 @@ def write_report(
     record = layers.run_record
     parts, problems = _scenes_of(gpkg, record, _Told(scene, dem, bands))
     footprints, notes = _reviewable(standing(layers.footprints), parts)
+    notes += notes_on_reviews(footprints)
     ranked = _ranked(footprints)
     shown = ranked.head(limit)
     overviews, cards, more = _pictured(parts, ranked, shown, layers.coverage, progress)

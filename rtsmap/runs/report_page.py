@@ -19,6 +19,7 @@ from rtsmap.instances.coverage import STATUSES
 from rtsmap.vectors.geopackage import model_of
 from rtsmap.vectors.qgis_style import SCORE_COLOURS, SCORE_LIMITS
 from rtsmap.vectors.reviews import FORMAT
+from rtsmap.vectors.verdicts import ACCEPTED, REJECTED
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """What the page may load: nothing."""
@@ -302,6 +303,7 @@ def _card(number: int, card: Card) -> Iterator[str]:
     row = card.row
     identity, score = escape(str(row["id"])), float(row["score"])
     given, comment = _text(row.get("review")), _text(row.get("review_comment"))
+    given = given if given in (ACCEPTED, REJECTED) else ""
     yield f'<article id="c-{identity}" data-id="{identity}" data-review="{escape(given)}" tabindex="0">'
     yield f'<h3><i style="background:{_colour(score)}"></i>{number}. score {score:.2f}</h3><div class="pair">'
     for title, picture in (("imagery", card.optical), ("shaded relief", card.relief)):

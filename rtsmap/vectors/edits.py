@@ -64,10 +64,7 @@ def measured(footprints: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
     """
     crs = CRS(footprints.crs)
     whole = _whole_at_180(footprints.geometry.to_numpy(), crs)
-    for name in _FIGURES:
-        footprints[name] = footprints[name].astype(float) if name in footprints else np.nan
-    lacking = footprints[[*_FIGURES]].isna().any(axis=1).to_numpy()
-    anew = lacking | _resized(footprints, whole) | _moved(footprints, whole)
+    anew = _unlike_their_figures(footprints, whole)
     if anew.any():
         shapes = whole[anew]
         places = [centroid_lonlat(shape, crs) for shape in shapes]
@@ -84,6 +81,22 @@ def measured(footprints: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
         if name in footprints:
             footprints[name] = footprints[name].fillna(value).astype(kind)
     return footprints
+
+
+def made_by_people(footprints: geopandas.GeoDataFrame) -> npt.NDArray[np.bool_]:
+    """True for rows that were added, split in two, or given another outline than they were measured on."""
+    whole = _whole_at_180(footprints.geometry.to_numpy(), CRS(footprints.crs))
+    changed = _unlike_their_figures(footprints, whole)
+    found = footprints[["id", "score"]].notna().all(axis=1) & ~footprints["id"].duplicated(keep=False)
+    return np.asarray(changed | ~found.to_numpy())
+
+
+def _unlike_their_figures(footprints: geopandas.GeoDataFrame, whole: Shapes) -> npt.NDArray[np.bool_]:
+    """True for rows whose figures are missing or those of another outline; the frame gets all the columns."""
+    for name in _FIGURES:
+        footprints[name] = footprints[name].astype(float) if name in footprints else np.nan
+    lacking = footprints[[*_FIGURES]].isna().any(axis=1).to_numpy()
+    return np.asarray(lacking | _resized(footprints, whole) | _moved(footprints, whole))
 
 
 def _whole_at_180(shapes: Shapes, crs: CRS) -> Shapes:

@@ -8,23 +8,24 @@ from itertools import chain, count
 from pathlib import Path
 
 import geopandas
+import pandas as pd
 import pyproj
 import shapely
-from pandas.api.types import is_bool_dtype
+from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype
 
 from rtsmap.atomic import refuse_existing, refuse_inputs
 from rtsmap.errors import OptionsError
 from rtsmap.vectors.formats import IN_LONLAT, driver_of, in_lonlat, with_short_edges, write_frame
 from rtsmap.vectors.geopackage import (
     FOOTPRINT_LAYER,
-    REJECTED,
-    REVIEW_COLUMN,
     read_layers,
     read_map,
     write_layers,
 )
+from rtsmap.vectors.kinds import DATE
 from rtsmap.vectors.kml import id_name
 from rtsmap.vectors.repair import Shapes, make_polygons_valid
+from rtsmap.vectors.verdicts import REJECTED, REVIEW_COLUMN, notes_on_verdicts
 
 SHAPEFILE_NAMES: Mapping[str, str] = {
     "id": "id",
@@ -82,9 +83,9 @@ class Selection:
 
     def of(self, footprints: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
         """The chosen ones of a map's footprints."""
-        # what was drawn by hand has no score, and is left out only where scores are asked for
+        # what was drawn by hand has no score, or any, and is left out only where scores are asked for
         scores, areas = footprints["score"].fillna(0), footprints["area_m2"].fillna(0)
-        chosen = (scores >= self.min_score) & (areas >= self.min_area_m2)
+        chosen = ((scores >= self.min_score) | (self.min_score == 0)) & (areas >= self.min_area_m2)
         if self.without_rejected and REVIEW_COLUMN in footprints:
             chosen &= footprints[REVIEW_COLUMN] != REJECTED
         return footprints[chosen].reset_index(drop=True)
@@ -122,22 +123,35 @@ def export_map(
     if driver == "GPKG":
         return _export_whole(gpkg, out, select, target, overwrite=overwrite)
     frame = read_map(gpkg, layer)
-    frame = select.of(frame) if layer == FOOTPRINT_LAYER else frame
     notes: tuple[str, ...] = ()
+    if layer == FOOTPRINT_LAYER:
+        notes, frame = notes_on_reviews(frame), select.of(frame)
+    told: tuple[str, ...] = ()
     if target is not None:
-        frame, notes = reprojected(frame, target)
+        frame, told = reprojected(frame, target)
     elif driver == "CSV":
-        frame, notes = in_lonlat(frame, driver)
+        frame, told = in_lonlat(frame, driver)
+    notes += told
     if driver == "ESRI Shapefile":
         frame, told = _for_shapefile(frame)
-        notes += told
-    elif driver == "GeoJSON" and frame.empty:
-        notes = ("GeoJSON: without a single polygon the file has no columns",)
-    elif driver == "KML" and "id" in frame:
-        notes += (f"KML: id is {id_name(frame.columns)}",)
-    elif driver == "CSV":
-        notes += (f"CSV: outlines are WKT in {crs or 'longitude and latitude (EPSG:4326)'}",)
+    else:
+        told = _what_differs(driver, frame, crs)
+    notes += told
     return notes + write_frame(out, frame, layer=layer, overwrite=overwrite)
+
+
+def _what_differs(driver: str, frame: geopandas.GeoDataFrame, crs: str | None) -> tuple[str, ...]:
+    """What a reader of this format has to know."""
+    days = [str(name) for name, kind in frame.dtypes.items() if kind == DATE]
+    if driver == "FlatGeobuf" and days:
+        return (f"FlatGeobuf: dates have a time, 00:00, in {', '.join(days)}",)
+    if driver == "GeoJSON" and frame.empty:
+        return ("GeoJSON: without a single polygon the file has no columns",)
+    if driver == "KML" and "id" in frame:
+        return (f"KML: id is {id_name(frame.columns)}",)
+    if driver == "CSV":
+        return (f"CSV: outlines are WKT in {crs or 'longitude and latitude (EPSG:4326)'}",)
+    return ()
 
 
 def _target(driver: str, crs: str | None) -> pyproj.CRS | None:
@@ -161,14 +175,19 @@ def _export_whole(
     gpkg: Path, out: Path, select: Selection, target: pyproj.CRS | None, *, overwrite: bool
 ) -> tuple[str, ...]:
     layers = read_layers(gpkg)
-    notes: tuple[str, ...] = ()
+    notes = notes_on_reviews(layers.footprints)
     frames = {"footprints": select.of(layers.footprints), "coverage": layers.coverage}
     if target is not None:
         for name, frame in frames.items():
             frames[name], told = reprojected(frame, target)
             notes += told
-    write_layers(out, replace(layers, **frames), overwrite=overwrite)
-    return notes
+    # a copy of the map says what the map says, not what another copy did
+    return notes + write_layers(out, replace(layers, **frames), overwrite=overwrite, carry=False)
+
+
+def notes_on_reviews(footprints: geopandas.GeoDataFrame) -> tuple[str, ...]:
+    """What people should know of the reviews of a map, if it has any."""
+    return notes_on_verdicts(footprints[REVIEW_COLUMN]) if REVIEW_COLUMN in footprints else ()
 
 
 def reprojected(
@@ -215,7 +234,14 @@ def _for_shapefile(frame: geopandas.GeoDataFrame) -> tuple[geopandas.GeoDataFram
     flags = [name for name in short.values() if is_bool_dtype(frame[name])]
     if flags:
         notes.append(f"shapefile: yes and no are 1 and 0 in {', '.join(flags)}")
-    frame = frame.astype(dict.fromkeys(flags, "int32"))
+    # with gaps they are of a kind that has them
+    frame = frame.astype({name: "int32" if frame[name].dtype == "bool" else "Int32" for name in flags})
+    times = [
+        name for name in short.values() if is_datetime64_any_dtype(frame[name]) and frame[name].dtype != DATE
+    ]
+    if times:
+        notes.append(f"shapefile: times are texts in {', '.join(times)}")
+        frame = frame.assign(**{name: frame[name].map(_iso, na_action="ignore") for name in times})
     for name in frame.columns.drop(frame.geometry.name):
         if count := sum(map(_is_too_long, frame[name])):
             notes.append(f"shapefile: {count} texts in {name} were cut to {SHAPEFILE_TEXT_BYTES} bytes")
@@ -229,9 +255,15 @@ def _short_names(names: Sequence[str]) -> dict[str, str]:
     for name in (name for name in names if name not in SHAPEFILE_NAMES):
         taken = {other.lower() for other in short.values()}
         endings = chain([""], (f"_{number}" for number in count(1)))
-        cut = (f"{_cut(name, SHAPEFILE_NAME_BYTES - len(ending))}{ending}" for ending in endings)
+        # blanks at the ends, and line feeds, are taken off by whoever writes them
+        plain = " ".join(name.split()) or "column"
+        cut = (f"{_cut(plain, SHAPEFILE_NAME_BYTES - len(ending))}{ending}" for ending in endings)
         short[name] = next(one for one in cut if one.lower() not in taken)
     return short
+
+
+def _iso(time: pd.Timestamp) -> str:
+    return str(time.isoformat())
 
 
 def _is_too_long(value: object) -> bool:

@@ -17,6 +17,7 @@ from pandas.api.types import is_object_dtype
 
 from rtsmap.atomic import refuse_odd_name, whole_file
 from rtsmap.errors import InputError, RunError
+from rtsmap.vectors.kinds import needs_arrow
 from rtsmap.vectors.kml import write_kml
 from rtsmap.vectors.repair import Shapes, is_polygonal, make_polygons_valid
 
@@ -156,6 +157,7 @@ def _write(path: Path, driver: str, frame: geopandas.GeoDataFrame, layer: str) -
         encoding="UTF-8",
         layer_options=_layer_options(driver),
         dataset_options=GPKG_VERSION if driver == "GPKG" else None,
+        use_arrow=needs_arrow(frame),
     )
     written.replace(path)
 

@@ -27,8 +27,11 @@ from rtsmap.instances.attributes import Footprint
 from rtsmap.instances.coverage import CoverageArea
 from rtsmap.vectors.edits import distinct_ids, flat_and_valid, measured
 from rtsmap.vectors.formats import GPKG_VERSION, UNWRITABLE
+from rtsmap.vectors.handiwork import keep_handiwork
+from rtsmap.vectors.kinds import needs_arrow, with_kinds
 from rtsmap.vectors.labels import MAP_LAYER, look_first
 from rtsmap.vectors.qgis_style import coverage_qml, footprint_qml, style_rows
+from rtsmap.vectors.verdicts import COMMENT_COLUMN, REVIEW_COLUMN, column_of, plain_verdicts
 
 FOOTPRINT_LAYER = MAP_LAYER
 COVERAGE_LAYER = "coverage"
@@ -65,12 +68,19 @@ FOOTPRINT_COLUMNS: Mapping[str, str] = {
 """
 
 COVERAGE_COLUMNS: Mapping[str, str] = {"status": "object", "reason": "object", "area_m2": "float64"}
+_NUMBERS = [name for name, kind in FOOTPRINT_COLUMNS.items() if kind != "object"]
 _NEEDED = {FOOTPRINT_LAYER: ("id", "score", "area_m2"), COVERAGE_LAYER: ("status", "reason")}
 
-REVIEW_COLUMN, COMMENT_COLUMN = "review", "review_comment"
-"""Columns of a footprint that a review adds."""
+SUPERSEDED = "superseded_by"
+"""Column of a map of many scenes: the footprint, or the scene, that a footprint gives way to."""
 
-ACCEPTED, REJECTED = "accepted", "rejected"
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How many footprints a map that was written holds, and what became of the one that it replaced."""
+
+    footprints: int
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +100,13 @@ def write_map(
     run_record: Mapping[str, Any],
     *,
     overwrite: bool = False,
-) -> int:
-    """Write a map, whole or not at all; gives how many footprints it holds.
+) -> Written:
+    """Write a map, whole or not at all.
 
     Footprints are written as they come, in portions of `PORTION` that are sorted from the top left, so that
     no more are in memory. `run_record` must be what JSON can hold; paths and numpy numbers are turned into
-    it. Raises InputError when `path` exists and `overwrite` is false, or cannot be written.
+    it. What people have put into a map that is replaced is not lost: see `rtsmap.vectors.handiwork`. Raises
+    InputError when `path` exists and `overwrite` is false, or cannot be written.
     """
     coverage_frame = _frame(
         [area.polygon for area in coverage],
@@ -107,9 +118,16 @@ def write_map(
     return _write_all(path, frames, coverage_frame, run_record, overwrite=overwrite)
 
 
-def write_layers(path: Path | str, layers: MapLayers, *, overwrite: bool = False) -> None:
-    """Write the layers of a map as they are; see `write_map`."""
-    _write_all(path, [layers.footprints], layers.coverage, layers.run_record, overwrite=overwrite)
+def write_layers(
+    path: Path | str, layers: MapLayers, *, overwrite: bool = False, carry: bool = True
+) -> tuple[str, ...]:
+    """Write the layers of a map as they are; see `write_map`. Gives notes.
+
+    Unless `carry`, the map has the reviews of its layers alone, whatever is in one that is replaced.
+    """
+    return _write_all(
+        path, [layers.footprints], layers.coverage, layers.run_record, overwrite=overwrite, carry=carry
+    ).notes
 
 
 def _portions(footprints: Iterator[Footprint]) -> Iterator[list[Footprint]]:
@@ -128,8 +146,9 @@ def _write_all(
     run_record: Mapping[str, Any],
     *,
     overwrite: bool,
-) -> int:
-    """Write footprints frame by frame, then all else; gives how many there were."""
+    carry: bool = True,
+) -> Written:
+    """Write footprints frame by frame, then all else."""
     path, count = Path(path), 0
     if path.suffix.lower() != ".gpkg":
         raise InputError(
@@ -147,8 +166,10 @@ def _write_all(
             styles = {FOOTPRINT_LAYER: footprint_qml(), COVERAGE_LAYER: coverage_qml()}
             rows = style_rows(styles, GEOMETRY_COLUMN)
             _write_table(temporary, STYLE_TABLE, rows, "Styles of QGIS", FID="id")
+        own = {*FOOTPRINT_COLUMNS, *COVERAGE_COLUMNS, SUPERSEDED}
+        notes = keep_handiwork(path, temporary, carry=carry, columns_of_maps=own)
         _check_written(temporary, count, len(coverage), len(run_record))
-    return count
+    return Written(count, notes)
 
 
 @contextmanager
@@ -164,7 +185,7 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
 
     Figures of size and place are those of the outlines, also of slumps that were added, split or reshaped by
     hand; see `rtsmap.vectors.edits`. Slumps that were added lack id and score. Z is dropped, and outlines
-    whose edges cross are untangled.
+    whose edges cross are untangled. Reviews are in small letters, whatever people typed.
     """
     path = Path(path)
     if layer not in _NEEDED:
@@ -176,11 +197,14 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
         what = f"no column '{missing[0]}'" if missing else "no geometry with a CRS"
         raise InputError(f"{path}: layer '{layer}' has {what}, so this is not a whole map of rtsmap")
     if nowhere := int(frame.geometry.isna().sum()):
-        raise InputError(f"{path}: layer '{layer}' has {nowhere} rows without geometry; the file is damaged")
+        raise InputError(
+            f"{path}: layer '{layer}' has {nowhere} rows without geometry; delete these rows in a GIS"
+        )
     if layer != FOOTPRINT_LAYER:
         return frame
-    for name, wanted in (("id", "texts"), ("score", "numbers"), ("area_m2", "numbers")):
-        if frame[name].notna().any() and is_numeric_dtype(frame[name]) != (wanted == "numbers"):
+    for name in ("id", *_NUMBERS):
+        if name in frame and frame[name].notna().any() and is_numeric_dtype(frame[name]) != (name != "id"):
+            wanted = "texts" if name == "id" else "numbers"
             raise InputError(f"{path}: the column '{name}' of layer '{layer}' holds no {wanted} any more")
     outlines = flat_and_valid(frame.geometry.to_numpy())
     if emptied := int((~(shapely.area(outlines) > 0)).sum()):
@@ -189,6 +213,10 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
         )
     frame.geometry = outlines
     frame["id"] = distinct_ids(frame["id"])
+    names = {column_of(frame.columns, wanted): wanted for wanted in (REVIEW_COLUMN, COMMENT_COLUMN)}
+    frame = frame.rename(columns=names)
+    if REVIEW_COLUMN in frame:
+        frame[REVIEW_COLUMN] = pd.Series(plain_verdicts(frame[REVIEW_COLUMN]), frame.index, "object")
     return measured(frame)
 
 
@@ -268,6 +296,7 @@ def _write_spatial(path: Path, layer: str, frame: geopandas.GeoDataFrame, descri
         promote_to_multi=True,
         dataset_options=None if path.exists() else GPKG_VERSION,
         layer_options={"GEOMETRY_NAME": GEOMETRY_COLUMN, "DESCRIPTION": description},
+        use_arrow=needs_arrow(frame),
     )
 
 
@@ -332,7 +361,8 @@ _UNREADABLE = (
 def _read(path: Path, layer: str) -> Any:
     """A layer as a frame; pyogrio itself trusts the file."""
     try:
-        return pyogrio.read_dataframe(path, layer=layer)
+        frame = pyogrio.read_dataframe(path, layer=layer)
+        return with_kinds(frame, path, layer, but={*FOOTPRINT_COLUMNS, *COVERAGE_COLUMNS})
     except _UNREADABLE as exc:
         raise InputError(f"{path}: layer '{layer}' cannot be read; the file is damaged: {exc}") from exc
 

@@ -26,13 +26,11 @@ from rtsmap.errors import InputError, OptionsError, why
 from rtsmap.instances.attributes import centroid_lonlat, geodesic_area_m2, geodesic_perimeter_m
 from rtsmap.instances.coverage import MAPPED
 from rtsmap.instances.run_lengths import coco_result
-from rtsmap.vectors.export import EVERYTHING, Selection
+from rtsmap.vectors.export import EVERYTHING, Selection, notes_on_reviews
 from rtsmap.vectors.formats import write_frame
 from rtsmap.vectors.geopackage import (
     COVERAGE_LAYER,
     FOOTPRINT_LAYER,
-    REJECTED,
-    REVIEW_COLUMN,
     model_of,
     read_map,
     read_run_record,
@@ -41,6 +39,7 @@ from rtsmap.vectors.geopackage import (
 from rtsmap.vectors.labels import read_polygons
 from rtsmap.vectors.stac import stac_item
 from rtsmap.vectors.united import standing
+from rtsmap.vectors.verdicts import ACCEPTED, REJECTED, REVIEW_COLUMN
 
 ARTS_REQUIRED = (
     "CentroidLat",
@@ -115,7 +114,9 @@ def export_profile(
     footprints = read_map(gpkg)
     stand = standing(footprints)
     gone = len(footprints) - len(stand)
-    notes = (f"{gone} footprints that gave way to those of other scenes are left out",) if gone else ()
+    notes = notes_on_reviews(stand)
+    if gone:
+        notes = (f"{gone} footprints that gave way to those of other scenes are left out", *notes)
     return notes + write(_Export(gpkg, select.of(stand), read_run_record(gpkg), options, out, overwrite))
 
 
@@ -155,7 +156,9 @@ def _write_arts(job: _Export) -> tuple[str, ...]:
         kept = footprints[footprints[REVIEW_COLUMN] != REJECTED].reset_index(drop=True)
         notes.append(f"ARTS: {len(footprints) - len(kept)} rejected footprints left out")
         footprints = kept
-    unseen = int(footprints[REVIEW_COLUMN].isna().sum()) if REVIEW_COLUMN in footprints else len(footprints)
+    unseen = len(footprints)
+    if REVIEW_COLUMN in footprints:
+        unseen -= int((footprints[REVIEW_COLUMN] == ACCEPTED).sum())
     if unseen:
         notes.append(f"ARTS: {unseen} of {len(footprints)} footprints were accepted by nobody yet")
     given = _arts_given(job, footprints)
@@ -229,7 +232,7 @@ def _arts_row(slump: Mapping[str, Any], given: Mapping[str, Any], job: _Export) 
     row: dict[str, Any] = {
         **dict.fromkeys(ARTS_RELATIONS),
         **given,
-        "BaseMapDate": given["BaseMapDate"] or slump["acquired"][:10],
+        "BaseMapDate": given["BaseMapDate"] or str(slump["acquired"])[:10],
         "BaseMapID": given["BaseMapID"] or slump.get("scene_id"),
         "CentroidLat": round(slump["centroid_lat"], 5),
         "CentroidLon": round(slump["centroid_lon"], 5),
@@ -270,8 +273,8 @@ def _write_pdg(job: _Export) -> tuple[str, ...]:
     if unknown:
         frame[numbers] = frame[numbers].fillna(PDG_UNKNOWN)
         notes.append(f"PDG: {unknown} unknown numbers are {PDG_UNKNOWN:g}; tell the workflow so (nodata)")
-    texts = frame.columns.drop([*numbers, "geometry", *frame.select_dtypes("bool").columns])
-    frame[texts] = frame[texts].fillna("")
+    for name in frame.columns[frame.dtypes != "bool"].drop([*numbers, "geometry"]):
+        frame[name] = ["" if pd.isna(value) else str(value) for value in frame[name]]
     return tuple(notes) + write_frame(job.out, frame, layer=job.out.stem, overwrite=job.overwrite)
 
 

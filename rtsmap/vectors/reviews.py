@@ -6,7 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -18,21 +18,19 @@ import pandas as pd
 from rtsmap.atomic import whole_file
 from rtsmap.errors import InputError, RunError, why
 from rtsmap.vectors.edits import distinct_ids
-from rtsmap.vectors.geopackage import (
+from rtsmap.vectors.geopackage import FOOTPRINT_LAYER, read_map, read_run_record
+from rtsmap.vectors.verdicts import (
     ACCEPTED,
     COMMENT_COLUMN,
-    FOOTPRINT_LAYER,
     REJECTED,
     REVIEW_COLUMN,
-    read_map,
-    read_run_record,
+    notes_on_verdicts,
+    write_verdicts,
 )
 
 FORMAT = "rtsmap-review-1"
 MAX_BYTES = 64 << 20
 MAX_COMMENT = 10_000
-
-_GEOMETRY_FUNCTIONS = ("ST_IsEmpty", "ST_MinX", "ST_MaxX", "ST_MinY", "ST_MaxY")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +117,7 @@ def apply_review(gpkg: Path | str, review: Path | str) -> Applied:
             raise InputError(f"{gpkg}: the review cannot be written: {exc}") from exc
     after = read_map(gpkg)
     counts = Counter(after[REVIEW_COLUMN].dropna())
-    notes = []
+    notes = [f"{gpkg}: {note}" for note in notes_on_verdicts(after[REVIEW_COLUMN])]
     if plan is not None and plan != read_run_record(gpkg).get("plan_sha256"):
         notes.append(
             f"{review}: is of another run over the same ground; footprints were matched by their ids"
@@ -127,7 +125,7 @@ def apply_review(gpkg: Path | str, review: Path | str) -> Applied:
     return Applied(
         counts[ACCEPTED],
         counts[REJECTED],
-        len(after) - counts.total(),
+        len(after) - counts[ACCEPTED] - counts[REJECTED],
         int(after[COMMENT_COLUMN].notna().sum()),
         tuple(notes),
     )
@@ -138,31 +136,15 @@ def _write(source: Path, target: Path, verdicts: Mapping[str, Verdict]) -> None:
     with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
         old.backup(new)
         new.execute("PRAGMA journal_mode = DELETE")
-        for name in _GEOMETRY_FUNCTIONS:
-            # the triggers of the spatial index name them, though no geometry changes here
-            new.create_function(name, 1, _unused(name))
         with new:
-            columns = {row[1] for row in new.execute(f'PRAGMA table_info("{FOOTPRINT_LAYER}")')}
-            for column in (REVIEW_COLUMN, COMMENT_COLUMN):
-                if column not in columns:
-                    new.execute(f'ALTER TABLE "{FOOTPRINT_LAYER}" ADD COLUMN "{column}" TEXT')
             # in the order in which `read_map` reads them, so that copies of an id are told apart as there
             stored = new.execute(f'SELECT id, rowid FROM "{FOOTPRINT_LAYER}" ORDER BY rowid').fetchall()  # noqa: S608
             distinct = distinct_ids(pd.Series([key for key, _ in stored], dtype="object"))
             places = {key: row for key, (_, row) in zip(distinct, stored, strict=True)}
-            rows = [(one.review, one.comment or None, places.get(key)) for key, one in verdicts.items()]
-            columns_set = f'"{REVIEW_COLUMN}" = ?, "{COMMENT_COLUMN}" = ?'
-            update = f'UPDATE "{FOOTPRINT_LAYER}" SET {columns_set} WHERE rowid = ?'  # noqa: S608
-            changed = new.executemany(update, rows).rowcount if rows else 0
+            rows = [(one.review, one.comment or None, places.get(key, -1)) for key, one in verdicts.items()]
+            changed = write_verdicts(new, source, FOOTPRINT_LAYER, rows)
             now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
             stamp = "UPDATE gpkg_contents SET last_change = ? WHERE table_name = ?"
             new.execute(stamp, (now, FOOTPRINT_LAYER))
         if changed != len(rows):
             raise RunError(f"{source}: {changed} footprints would have changed, wanted {len(rows)}")
-
-
-def _unused(name: str) -> Callable[[Any], int]:
-    def fail(_: Any) -> int:
-        raise AssertionError(f"{name} was called, though no geometry changes")
-
-    return fail

@@ -24,8 +24,7 @@ from rtsmap.vectors.export import SHAPEFILE_NAMES
 from rtsmap.vectors.formats import with_short_edges
 from rtsmap.vectors.geopackage import (
     COVERAGE_COLUMNS,
-    REJECTED,
-    REVIEW_COLUMN,
+    SUPERSEDED,
     MapLayers,
     model_of,
     read_layers,
@@ -33,8 +32,8 @@ from rtsmap.vectors.geopackage import (
 )
 from rtsmap.vectors.labels import Polygons, read_polygons
 from rtsmap.vectors.repair import make_polygons_valid
+from rtsmap.vectors.verdicts import REJECTED, REVIEW_COLUMN, column_of, notes_on_verdicts, plain_verdicts
 
-SUPERSEDED = "superseded_by"
 MADE_FROM = "made_from"
 """In the record of a map of many: by name of the scene, a part of the record of its own map."""
 
@@ -55,12 +54,14 @@ class SceneMap:
 class United:
     """How many footprints of a map of many stand, how many give way to them, and how many pairs are `cut`.
 
-    A pair is cut that meets where both its scenes end: likely one slump that counts as two.
+    A pair is cut that meets where both its scenes end: likely one slump that counts as two. `notes` say what
+    became of a map that was replaced.
     """
 
     standing: int
     superseded: int
     cut: int
+    notes: tuple[str, ...] = ()
 
 
 def unite_maps(
@@ -95,17 +96,26 @@ def unite_maps(
     for rows, one in zip(verdict.united, united, strict=True):
         together.loc[rows, SUPERSEDED] = one["id"]
     if united:
-        more = geopandas.GeoDataFrame(united, crs=together.crs).astype(
-            {name: kind for name, kind in together.dtypes.items() if name != "geometry"}
+        # made with its kind, for not all values can be turned into it afterwards
+        more = geopandas.GeoDataFrame(
+            {
+                name: pd.Series([one[name] for one in united], dtype=kind)
+                for name, kind in together.dtypes.items()
+                if name != "geometry"
+            },
+            geometry=[one["geometry"] for one in united],
+            crs=together.crs,
         )
         together = pd.concat([together, more[together.columns]], ignore_index=True)
     made_from = {
         one.scene_id: _made_from(layer.run_record) for one, layer in zip(ordered, layers, strict=True)
     }
     record = {**record, **_in_common([layer.run_record for layer in layers]), MADE_FROM: made_from}
-    write_layers(out, MapLayers(together, _unite_coverage(coverage, crs), record), overwrite=overwrite)
+    notes = write_layers(
+        out, MapLayers(together, _unite_coverage(coverage, crs), record), overwrite=overwrite
+    )
     gone = int(together[SUPERSEDED].notna().sum())
-    return United(len(together) - gone, gone, len(cut_by_joints(seen, verdict)))
+    return United(len(together) - gone, gone, len(cut_by_joints(seen, verdict)), notes)
 
 
 def standing(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
@@ -120,7 +130,9 @@ def read_slumps(path: Path | str) -> Polygons:
     to others are none; notes count them.
     """
     found = read_polygons(path)
-    rejected = np.equal(_column(found, REVIEW_COLUMN), REJECTED)
+    name = column_of(found.columns, REVIEW_COLUMN)
+    reviews = [None] * len(found) if name is None else plain_verdicts(found.columns[name])
+    rejected = np.array([verdict == REJECTED for verdict in reviews], bool)
     gives_way = _column(found, SUPERSEDED, SHAPEFILE_NAMES[SUPERSEDED]) != ""
     keep = np.flatnonzero(~(rejected | gives_way))
     told = {"rejected by a review": rejected.sum(), "that give way to others": (gives_way & ~rejected).sum()}
@@ -130,6 +142,7 @@ def read_slumps(path: Path | str) -> Polygons:
         {name: [values[row] for row in keep] for name, values in found.columns.items()},
         (
             *found.notes,
+            *notes_on_verdicts(reviews),
             *(f"{count} of {len(found)} features {what}, left out" for what, count in told.items() if count),
         ),
     )

@@ -106,3 +106,20 @@ def test_a_share_without_a_shard_does_not_miss_others_that_are_there():
     assert "0 shards computed" in told
     assert "makes the map" in told
     assert "not finished" not in told
+
+
+def test_a_review_outlives_the_map_being_made_again(tmp_path, scene):
+    run("predict", "scene.tif", "-o", "m.gpkg")
+    rows = [{"id": identity, "review": "accepted"} for identity in read_map(tmp_path / "m.gpkg")["id"]]
+    (tmp_path / "r.json").write_text(json.dumps({"format": "rtsmap-review-1", "reviews": rows}))
+    run("review", "apply", "m.gpkg", "r.json")
+    for command in (["merge", "m.rtsrun"], ["predict", "scene.tif"]):
+        told = " ".join(run(*command, "-o", "m.gpkg", "--overwrite").stderr.split())
+        assert f"Note: m.gpkg: {len(rows)} reviews of the map that was replaced went over" in told
+        assert read_map(tmp_path / "m.gpkg")["review"].tolist() == ["accepted"] * len(rows)
+    least = read_map(tmp_path / "m.gpkg")["score"].max()
+    told = " ".join(
+        run("merge", "m.rtsrun", "-o", "m.gpkg", "--overwrite", "--min-score", least).stderr.split()
+    )
+    assert f"had {len(rows) - 1} reviews of footprints that are gone" in told
+    assert len(read_map(tmp_path / "m.replaced.gpkg")) == len(rows)

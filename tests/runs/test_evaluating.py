@@ -103,6 +103,21 @@ def test_lengths_are_true_on_both_sides_of_180_degrees(tmp_path):
     assert sides == pytest.approx([geodesic_perimeter_m(slump_of_200_m, POLAR) / 4] * 4, rel=1e-3)
 
 
+def test_ground_with_edges_of_many_kilometres_keeps_its_outline(tmp_path):
+    ground = shapely.box(-2_000_000, 1_000_000, -1_980_000, 1_100_000)
+    mapped = [CoverageArea(ground, MAPPED, "", geodesic_area_m2(ground, POLAR))]
+    # in the middle of the long edge, where it bends most, and just within and just beyond it
+    near = [shapely.box(x, 1_050_000, x + 40, 1_050_040) for x in (-1_980_050, -1_979_990)]
+    write_map(tmp_path / "map.gpkg", [footprint(near[0])], POLAR, mapped, RECORD)
+    labels = written_labels(tmp_path / "labels.gpkg", near)
+    judged, notes = judged_map(tmp_path / "map.gpkg", labels, 0.0, 5.0)
+    assert (len(judged.truth), len(judged.predicted)) == (1, 1)
+    assert [note for note in notes if "1 of 2 lie beyond the mapped ground" in note]
+    assert shapely.area(judged.truth).sum() == pytest.approx(geodesic_area_m2(near[0], POLAR), rel=1e-3)
+    measured = shapely.area(list(judged.ground_by_group.values())).sum()
+    assert measured == pytest.approx(geodesic_area_m2(shapely.segmentize(ground, 1000), POLAR), rel=1e-6)
+
+
 def test_footprints_below_the_score_are_left_out(tmp_path):
     slumps = [slump(i) for i in range(4)]
     pair = written_map(tmp_path / "map.gpkg", slumps), written_labels(tmp_path / "labels.gpkg", slumps)

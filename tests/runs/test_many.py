@@ -28,7 +28,7 @@ from rtsmap.runs.many import MAP, merge_scenes, predict_scenes
 from rtsmap.runs.mapping import PredictOptions, predict
 from rtsmap.runs.processes import Processes
 from rtsmap.runs.scene_lists import SceneItem, is_one_file, read_scenes
-from rtsmap.vectors.geopackage import read_layers, read_map, read_run_record
+from rtsmap.vectors.geopackage import read_layers, read_map, read_run_record, write_layers
 from rtsmap.vectors.labels import Polygons, write_polygons
 from tests.runs.blob_scenes import GROUND, LEFT, SLUMP, TOP, blob_labels, engine, grid, write_dem, write_scene
 from tests.runs.map_content import rows
@@ -143,6 +143,22 @@ def test_no_rule_computes_anything_again(tmp_path, ground):
     assert all(report.shards_computed == 0 for _, report in merged.scenes)
     fresh = mapped(tmp_path, ground, "newest", run_dir=tmp_path / "fresh")
     assert rows(read_map(merged.out)) == rows(read_map(fresh.out))
+
+
+def test_what_people_put_into_maps_of_many_outlives_their_being_made_again(tmp_path, ground):
+    out = mapped(tmp_path, ground, "best").out
+    own = next((tmp_path / "run").glob(f"*/{MAP}"))
+    for path, added in ((out, "review"), (own, "owner")):
+        layers = read_layers(path)
+        changed = replace(layers, footprints=layers.footprints.assign(**{added: "accepted"}))
+        write_layers(path, changed, overwrite=True)
+    again = merge_scenes(tmp_path / "run", out, overlaps="best", model=engine(), overwrite=True)
+    kept, went_over = again.notes
+    assert kept.startswith(f"{own}: ")
+    assert "the column owner" in kept
+    count = len(read_map(out))
+    assert went_over == f"{out}: {count} reviews of the map that was replaced went over"
+    assert read_map(out)["review"].tolist() == ["accepted"] * count
 
 
 def test_the_map_of_many_is_that_of_each_and_the_same_from_two_processes(tmp_path, ground):

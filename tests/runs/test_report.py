@@ -237,6 +237,7 @@ def test_text_from_outside_stays_text(tmp_path):
     assert not any(name.startswith("on") for _, attrs, _ in reader.elements for name in attrs)
     assert json.loads(reader.find("script", id="facts")[0][1])["plan_sha256"] == HOSTILE
     assert reader.find("article")[0][0]["data-id"] == HOSTILE
+    assert reader.find("article")[0][0]["data-review"] == ""
     assert reader.find("textarea")[0][1] == f"</textarea>{HOSTILE}"
 
 

@@ -130,7 +130,14 @@ def test_figures_whose_columns_were_deleted_or_emptied_are_measured_anew(tmp_pat
 
 @pytest.mark.parametrize(
     ("column", "values", "wanted"),
-    [("id", range(5), "texts"), ("score", list("abcde"), "numbers"), ("area_m2", ["9"] * 5, "numbers")],
+    [
+        ("id", range(5), "texts"),
+        ("score", list("abcde"), "numbers"),
+        ("area_m2", ["9"] * 5, "numbers"),
+        ("perimeter_m", ["wide"] * 5, "numbers"),
+        ("n_parts", ["two"] * 5, "numbers"),
+        ("seam_unconfirmed", ["no"] * 5, "numbers"),
+    ],
 )
 def test_a_map_whose_columns_are_of_another_kind_is_refused(tmp_path, column, values, wanted):
     path = written(tmp_path / "map.gpkg")

@@ -191,10 +191,10 @@ def test_a_shapefile_has_its_names_and_says_what_it_cannot_hold(map_path, tmp_pa
 
 
 def test_columns_of_users_have_names_of_ten_bytes_in_a_shapefile_and_none_is_lost(map_path, tmp_path):
-    added = ["площадь_м2", "площадь_км", "cent_lon", "a_long_remark", "a_long_reply", "ok"]
+    added = ["площадь_м2", "площадь_км", "cent_lon", "a_long_remark", "a_long_reply", "ok", " ", "ends "]
     layers = read_layers(map_path)
     for name in added:
-        layers.footprints[name] = name
+        layers.footprints[name] = f"<{name}>"
     write_layers(tmp_path / "more.gpkg", layers)
     notes = export_map(tmp_path / "more.gpkg", tmp_path / "A.SHP")
     frame = pyogrio.read_dataframe(tmp_path / "A.SHP")
@@ -202,9 +202,10 @@ def test_columns_of_users_have_names_of_ten_bytes_in_a_shapefile_and_none_is_los
     assert max(len(name.encode()) for name in names) <= 10
     told = dict(one.split(" is ") for one in notes[0].partition(": names have ten bytes: ")[2].split(", "))
     for name in added:
-        assert set(frame[told.get(name, name)]) == {name}
+        assert set(frame[told.get(name, name)]) == {f"<{name}>"}
     assert len(set(names)) == len(names) == len(FOOTPRINT_COLUMNS) + len(added)
     assert (told["площадь_м2"], told["площадь_км"]) == ("площа", "площ_1")
+    assert (told[" "], told["ends "]) == ("column", "ends")
     assert "ok" not in told
 
 
@@ -275,6 +276,16 @@ def test_scores_below_the_least_are_left_out(map_path, tmp_path):
     assert sorted(part.footprints["score"]) == sorted(scores[scores >= 0.6])
     assert len(part.coverage) == 3
     assert part.run_record == RECORD
+
+
+def test_nothing_is_left_out_unasked_whatever_people_have_typed_as_score(map_path, tmp_path):
+    layers = read_layers(map_path)
+    layers.footprints.loc[[1, 2], "score"] = [-1.0, 95.0]
+    write_layers(tmp_path / "typed.gpkg", layers)
+    export_map(tmp_path / "typed.gpkg", tmp_path / "a.fgb")
+    assert len(read_any(tmp_path / "a.fgb")) == 12
+    export_map(tmp_path / "typed.gpkg", tmp_path / "b.fgb", select=Selection(min_score=1e-9))
+    assert len(read_any(tmp_path / "b.fgb")) == 11
 
 
 def test_areas_below_the_least_are_left_out(map_path, tmp_path):

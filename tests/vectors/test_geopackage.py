@@ -98,7 +98,7 @@ def test_more_footprints_than_memory_should_hold_are_written_in_portions(tmp_pat
     made = [footprint(pixel_blob(s, 400 * (s % 3), 300 * (s % 2)), number=s) for s in range(7)]
     write_map(tmp_path / "whole.gpkg", made, POLAR, coverage(), RECORD)
     monkeypatch.setattr(geopackage, "PORTION", 3)
-    assert write_map(tmp_path / "map.gpkg", iter(made), POLAR, coverage(), RECORD) == 7
+    assert write_map(tmp_path / "map.gpkg", iter(made), POLAR, coverage(), RECORD).footprints == 7
     found, whole = (read_map(tmp_path / f"{name}.gpkg").set_index("id") for name in ("map", "whole"))
     pd.testing.assert_frame_equal(pd.DataFrame(found.loc[whole.index]), pd.DataFrame(whole))
     in_portions = [sorted(made[i : i + 3], key=geopackage._from_top_left) for i in (0, 3, 6)]
@@ -253,7 +253,7 @@ def test_a_map_that_has_lost_a_geometry_is_refused(map_path, layer):
         for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             database.execute(f'DROP TRIGGER "{name}"')
         database.execute(f"UPDATE {layer} SET geom = NULL WHERE fid = 1")  # noqa: S608
-    with pytest.raises(InputError, match="1 rows without geometry; the file is damaged"):
+    with pytest.raises(InputError, match="1 rows without geometry; delete these rows"):
         read_map(map_path, layer)
 
 

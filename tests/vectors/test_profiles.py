@@ -8,10 +8,12 @@ import re
 import sqlite3
 import uuid
 import warnings
+from dataclasses import replace
 from datetime import date
 
 import geopandas
 import numpy as np
+import pandas as pd
 import pyogrio
 import pytest
 import shapely
@@ -156,6 +158,16 @@ def test_what_was_rejected_is_no_slump_for_arts(map_path, tmp_path):
         "ARTS: 1 rejected footprints left out",
         "ARTS: 1 of 10 footprints were accepted by nobody yet",
     )
+
+
+def test_arts_takes_dates_that_people_made_days_of(map_path, tmp_path):
+    layers = read_layers(map_path)
+    days = pd.Series(pd.to_datetime(["2020-07-05"] * len(layers.footprints)))
+    write_layers(tmp_path / "days.gpkg", replace(layers, footprints=layers.footprints.assign(acquired=days)))
+    fields = {name: value for name, value in GIVEN.items() if name != "BaseMapDate"}
+    arts(tmp_path / "days.gpkg", tmp_path / "arts.geojson", fields)
+    features = json.loads((tmp_path / "arts.geojson").read_text())["features"]
+    assert {feature["properties"]["BaseMapDate"] for feature in features} == {"2020-07-05"}
 
 
 def test_arts_takes_date_and_id_of_the_scene_where_the_map_knows_them(map_path, tmp_path):

@@ -20,6 +20,8 @@ _MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT",
 _CATALOG_ID = "[0-9A-F]{16}"
 _LANDSAT = r"L[A-Z]\d\d"
 _GIVEN = "given"
+FILE_NAME = "file name"
+"""Where a scene's id comes from when nothing but the name of its file tells it."""
 
 _NAMES: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
@@ -100,7 +102,7 @@ def acquisition_of(
     ids = [(scene_id, _GIVEN)] if scene_id else []
     ids += [(tags[key], f"tag {key}") for key in _present(tags, _ID_TAGS)]
     ids += [(match["id"], f"file name, {kind}") for kind, match in _matches(name) if match["id"]]
-    ids.append((Path(name).stem, "file name"))
+    ids.append((Path(name).stem, FILE_NAME))
     acquired, acquired_from = dates[0] if dates else (None, None)
     sure = dates[: len(dates) - len(late)]
     others = tuple(found for found in sure if acquired and _differ(found[0], acquired))

@@ -101,7 +101,7 @@ def probe(path: Path | str) -> RasterInfo:
                 "has no place on Earth, as a numpy archive; chips of eight bands are for predict, tile, pack "
                 "and evaluate chips"
             )
-        if file is not None and file.is_dir():
+        if not missing and file is not None and file.is_dir():
             reason = f"is a folder, and no raster; name its files, by a pattern in quotes: '{file / '*.tif'}'"
         raise InputError(f"{name}: {reason}") from exc
     if isinstance(found, RasterInfo):

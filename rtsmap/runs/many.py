@@ -23,7 +23,10 @@ from rtsmap.atomic import parts_of, refuse_inputs, remove_parts, whole_file
 from rtsmap.errors import ModelError, OptionsError, RtsmapError, RunError
 from rtsmap.instances.overlaps import RULES
 from rtsmap.rasters import inspection
+from rtsmap.rasters.acquisition import FILE_NAME, acquisition_of
 from rtsmap.rasters.bands import parse_bands
+from rtsmap.rasters.opening import GDAL_ERRORS
+from rtsmap.rasters.sources import read_tags
 from rtsmap.runs.ahead import ahead
 from rtsmap.runs.engine import Engine, engine_to_plan, name_of
 from rtsmap.runs.executors import Executor
@@ -83,7 +86,8 @@ def plan_scenes(
 
     @stage("planning")
     def plan(item: SceneItem) -> SceneEntry:
-        own = replace(options, date=item.date or options.date, scene_id=item.scene_id or options.scene_id)
+        scene_id = item.scene_id or options.scene_id or _told_apart(item)
+        own = replace(options, date=item.date or options.date, scene_id=scene_id)
         entry = SceneEntry(item.name, item.scene, own.scene_id or item.name, own.date, None)
         try:
             if item.bands:
@@ -238,6 +242,17 @@ def _scene_merger(
             return entry, str(exc)
 
     return make
+
+
+def _told_apart(item: SceneItem) -> str | None:
+    """What to call a scene of which nothing but the name of its file tells, when another file has it, too."""
+    if not item.is_namesake:
+        return None
+    # what is wrong with the file is told where it is opened
+    with suppress(*GDAL_ERRORS):
+        if acquisition_of(item.scene, read_tags(item.scene)).scene_id_from == FILE_NAME:
+            return item.name
+    return None
 
 
 def check_rule(overlaps: str) -> None:

@@ -141,8 +141,11 @@ def _pictured(
         if len(overviews) < SCENES:
             overviews.append(_overview(part.name, pictures, ranked, gallery, coverage))
         own = own[own["id"].isin(gallery)].to_crs(pictures.crs.proj)
-        rows = own.drop(columns="geometry").to_dict("records")
+        rows, ground = own.drop(columns="geometry").to_dict("records"), pictures.ground
         for row, shape in zip(rows, own.geometry, strict=True):
+            # of scenes with one id, as parts of a delivery have, the one that shows the place
+            if row["id"] in cards and not shape.intersects(ground):
+                continue
             cards[row["id"]] = _card(pictures, row, shape, None if part.scene_id is None else part.name)
             progress("pictures", len(cards), len(shown))
     return tuple(overviews), cards, problems
@@ -287,6 +290,11 @@ class _Pictures:
     def crs(self) -> Any:
         """Where pictures are drawn."""
         return self.grid(0).crs
+
+    @property
+    def ground(self) -> BaseGeometry:
+        """The box that the scene covers, in that CRS."""
+        return shapely.box(*self.grid(0).boundingbox.bbox)
 
     def overview_zoom(self) -> int:
         """The finest zoom at which the whole scene has at most `OVERVIEW_PX` pixels a side."""

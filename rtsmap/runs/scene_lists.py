@@ -40,7 +40,7 @@ class SceneItem:
     """One scene to map: `name` is that of its folder, unlike all others; None is what nobody said.
 
     `bands` are numbers of its bands as users write them, red=3,green=2,blue=1. `dem_may_miss`: its DEM files
-    are those of all scenes, and need not reach this one.
+    are those of all scenes, and need not reach this one. `is_namesake`: its file is called as another's is.
     """
 
     name: str
@@ -50,6 +50,7 @@ class SceneItem:
     scene_id: str | None = None
     bands: str | None = None
     dem_may_miss: bool = False
+    is_namesake: bool = False
 
 
 def is_one_file(given: Sequence[Path | str]) -> bool:
@@ -76,7 +77,7 @@ def read_scenes(given: Sequence[Path | str], dem: Sequence[str] | None = None) -
         # folders that differ by capitals only are one on some disks
         while name.lower() in named:
             name = f"{plain}-{next(numbers.setdefault(plain, count(2)))}"
-        named[name.lower()] = replace(item, name=name)
+        named[name.lower()] = replace(item, name=name, is_namesake=name != plain)
     return with_dems(list(named.values()), dem or ())
 
 

@@ -432,3 +432,23 @@ def test_the_command_maps_a_folder_and_names_what_failed(tmp_path, ground, monke
     merged = CliRunner().invoke(app, ["merge", "run", "-o", "m.gpkg", "--overlaps", "union"])
     assert merged.exit_code == 3, merged.output
     assert rows(read_map("m.gpkg")) == rows(read_map("slumps.gpkg"))
+
+
+def test_scenes_in_folders_whose_files_have_one_name_are_told_apart(tmp_path):
+    labels = blob_labels((100, 100), 3, 6)
+    for number, folder in enumerate(("north", "south")):
+        (tmp_path / folder).mkdir()
+        box = grid(labels.shape, top=TOP - 2000.0 * number)
+        pixels = np.broadcast_to(np.where(labels > 0, SLUMP, GROUND).astype(np.uint8), (3, 100, 100))
+        write_geotiff(tmp_path / folder / "rgb.tif", pixels, box, band_names=("red", "green", "blue"))
+    items = read_scenes([tmp_path / "*" / "rgb.tif"])
+    report = predict_scenes(InProcess(), items, out=tmp_path / "m.gpkg", model=engine(), options=OPTIONS)
+    found = read_map(report.out)
+    assert found["scene_id"].value_counts().to_dict() == {"rgb": labels.max(), "rgb-2": labels.max()}
+    assert found[found["scene_id"] == "rgb"].geometry.bounds["miny"].min() > TOP - 1000
+    recorded = {entry["scene_id"]: entry["scene"] for entry in read_run_record(report.out)["scenes"]}
+    assert {name: Path(scene).parent.name for name, scene in recorded.items()} == {
+        "rgb": "north",
+        "rgb-2": "south",
+    }
+    assert many._told_apart(replace(items[1], scene=str(tmp_path / "absent.tif"))) is None

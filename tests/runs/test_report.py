@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -306,13 +307,13 @@ def test_a_map_of_many_scenes_has_a_picture_of_each(many, tmp_path):
     assert away.is_monotonic_increasing
 
 
-def test_slumps_of_many_scenes_lie_under_their_outlines(many, tmp_path):
-    write_report(many / "many.gpkg", tmp_path / "page.html", limit=20)
+def red_under_outlines(page, identities):
+    """How many of the slumps, which are red, were seen under their outlines; all of them must be."""
     seen = 0
-    for identity in read_map(many / "many.gpkg")["id"]:
-        if f'id="c-{identity}"' not in (tmp_path / "page.html").read_text(encoding="utf-8"):
+    for identity in identities:
+        if f'id="c-{identity}"' not in page.read_text(encoding="utf-8"):
             continue
-        picture, _, path = first_picture(tmp_path / "page.html", identity)
+        picture, _, path = first_picture(page, identity)
         ring = np.array(re.findall(r"(-?[\d.]+) (-?[\d.]+)", path.split("Z")[0]), float)
         inside = shapely.Polygon(ring).buffer(-2)
         rows, cols = np.mgrid[: picture.shape[0], : picture.shape[1]]
@@ -321,7 +322,26 @@ def test_slumps_of_many_scenes_lie_under_their_outlines(many, tmp_path):
             red = picture[..., 0].astype(int) - picture[..., 1]
             assert np.median(red[mask]) > 50
             seen += 1
-    assert seen > 5
+    return seen
+
+
+def test_slumps_of_many_scenes_lie_under_their_outlines(many, tmp_path):
+    write_report(many / "many.gpkg", tmp_path / "page.html", limit=20)
+    assert red_under_outlines(tmp_path / "page.html", read_map(many / "many.gpkg")["id"]) > 5
+
+
+def test_slumps_of_scenes_with_one_id_lie_under_their_outlines(many, tmp_path):
+    items = [replace(one, scene_id="P1") for one in read_scenes([many / "west.tif", many / "far.tif"])]
+    options = PredictOptions(second_look=False)
+    predict_scenes(InProcess(), items, out=tmp_path / "parts.gpkg", model=engine(), options=options)
+    write_report(tmp_path / "parts.gpkg", tmp_path / "page.html")
+    slumps = read_map(tmp_path / "parts.gpkg")
+    assert set(slumps["scene_id"]) == {"P1"}
+    for part in (
+        slumps["centroid_lon"] < slumps["centroid_lon"].mean(),
+        slumps["centroid_lon"] > slumps["centroid_lon"].mean(),
+    ):
+        assert red_under_outlines(tmp_path / "page.html", slumps["id"][part]) > 2
 
 
 def test_a_scene_that_is_gone_takes_only_its_own_footprints_from_the_page(many, tmp_path, monkeypatch):

@@ -50,6 +50,8 @@ def _losses(axis: Any, rows: Rows) -> None:
 
 
 def _rate(axis: Any, rows: Rows) -> None:
+    from matplotlib.ticker import LogFormatter
+
     steps = [row["step"] for row in rows]
     axis.plot(steps, [row["lr"] for row in rows], color="tab:blue", marker="." if len(rows) < 30 else "")
     axis.set_title("learning rate (blue), gradient (grey, log)")
@@ -58,6 +60,9 @@ def _rate(axis: Any, rows: Rows) -> None:
     other = axis.twinx()
     other.plot(steps, [row["norm"] for row in rows], color="grey", lw=0.8)
     other.set_yscale("log")
+    # 4 and 0.05 are read at once, 4 x 10^0 is not
+    other.yaxis.set_major_formatter("{x:g}")
+    other.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
 
 
 def _scores(axis: Any, rows: Rows) -> None:

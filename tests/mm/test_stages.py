@@ -360,12 +360,16 @@ def test_imagery_with_infrared_in_it_is_never_taken_away(tmp_path, bands):
         assert sum(not layer.valid.any() for layer in layers.values()) == (stage == "fused")
 
 
-def test_terrain_alone_is_never_older_than_its_slumps(tmp_path):
+def training_with(tmp_path, **augment):
     data = recipe_data(tmp_path)
     write_pack(tmp_path / "train.pack", [labelled_image(3)])
-    data["chips"] |= {"augment": {"dem_older_share": 1.0, "dem_missing_share": 0.0}}
+    data["chips"] |= {"augment": augment}
     one = Recipe.from_dict(data)
-    training = _Training(one, Packs.find(one), tmp_path, "cpu", Ranks(), Teller(), tensorboard=False)
+    return _Training(one, Packs.find(one), tmp_path, "cpu", Ranks(), Teller(), tensorboard=False)
+
+
+def test_terrain_alone_is_never_older_than_its_slumps(tmp_path):
+    training = training_with(tmp_path, dem_older_share=1.0, dem_missing_share=0.0)
     # the hollows of these slumps are 3 m deep
     for stage, is_deep in (("terrain", True), ("fused", False)):
         draws = [training._source(stage).draw(number) for number in range(6)]
@@ -374,11 +378,7 @@ def test_terrain_alone_is_never_older_than_its_slumps(tmp_path):
 
 
 def test_imagery_goes_missing_where_a_stage_has_terrain_beside_it(tmp_path):
-    data = recipe_data(tmp_path)
-    write_pack(tmp_path / "train.pack", [labelled_image(3)])
-    data["chips"] |= {"augment": {"optical_missing_share": 1.0, "dem_missing_share": 0.0}}
-    one = Recipe.from_dict(data)
-    training = _Training(one, Packs.find(one), tmp_path, "cpu", Ranks(), Teller(), tensorboard=False)
+    training = training_with(tmp_path, optical_missing_share=1.0, dem_missing_share=0.0)
     for stage, seen in (("optical", "optical"), ("terrain", "terrain"), ("fused", "terrain")):
         layers = training._source(stage).draw(0).layers
         assert [name for name, layer in layers.items() if layer.valid.any()] == [seen]

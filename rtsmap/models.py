@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickletools
 import re
 import shutil
 import sys
@@ -46,6 +47,8 @@ _MAX_WEIGHTS_BYTES = 8 << 30
 _MAX_HEADER_BYTES = 16 << 20
 """A thousand times that of a large network; JSON takes up to thirty times its bytes in memory."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_CALLED = re.compile(r"[\w.]*\w \w[\w.]*")
+"""The module and the name that a pickle calls, as pickletools gives them."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -226,20 +229,35 @@ def verify_contents(card: ModelCard) -> None:
         # the weights are known by their own check, and the length at their start may look like anything
         if path == card.weights or not path.is_file():
             continue
-        if path.suffix.lower() in _UNSAFE_SUFFIXES or _starts_as_pickle(path):
+        if path.suffix.lower() in _UNSAFE_SUFFIXES or _is_pickle(path):
             raise CardError(
                 f"{path}: a pickle or code is no part of a model, which is a card, numbers and weights "
                 f"({CARD}, {NETWORK}, {WEIGHTS}); remove it, and ask who put it there"
             )
 
 
-def _starts_as_pickle(path: Path) -> bool:
-    """Whether a file begins as pickles of the protocols 2 to 5 do, or is an archive, as torch's are."""
+def _is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle, of any protocol, or an archive, as torch's are.
+
+    Nothing is unpickled: the operations that a pickle would be are only read.
+    """
     with path.open("rb") as stream:
         start = stream.read(4)
-    return start == b"PK\x03\x04" or (
-        start[:1] == b"\x80" and start[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}
-    )
+        if start == b"PK\x03\x04" or (
+            start[:1] == b"\x80" and start[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}
+        ):
+            return True
+        stream.seek(0)
+        try:
+            named = [
+                (operation.name, str(value))
+                for operation, value, _ in pickletools.genops(stream)
+                if operation.name in {"GLOBAL", "INST", "STACK_GLOBAL"}
+            ]
+        except (ValueError, OverflowError):
+            return False
+    # "Notes." happens to be operations, and so may be lines of a text; what they call is then no name
+    return any(name == "STACK_GLOBAL" or _CALLED.fullmatch(value) for name, value in named)
 
 
 def load_bundle(name_or_path: str | Path | None = None) -> ModelCard:

@@ -59,6 +59,8 @@ def torch_archive(path):
     [
         ("extra.pkl", lambda path: path.write_bytes(pickle.dumps(Trap()))),
         ("notes.txt", lambda path: path.write_bytes(pickle.dumps(Trap()))),
+        ("old.txt", lambda path: path.write_bytes(pickle.dumps(Trap(), protocol=0))),
+        ("old.md", lambda path: path.write_bytes(pickle.dumps(Trap(), protocol=1))),
         ("weights.pth", torch_archive),
         ("picture.png", torch_archive),
         ("model.py", lambda path: path.write_text("raise SystemExit")),
@@ -74,6 +76,15 @@ def test_verify_refuses_pickles_and_code_and_opens_none(tiny, name, write):
     assert str(stray) in refused.stderr.replace("\n", "")
     assert not Trap.sprung
     stray.unlink()
+    assert CliRunner().invoke(app, ["models", "verify", "tiny"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ".", "I measured it.\n", "# Model\n", "Notes.", "(none)", "\n.\n", "Notice. All\nof it\nsee.\n"],
+)
+def test_verify_takes_no_text_for_a_pickle(tiny, text):
+    (tiny.folder / "notes.txt").write_text(text)
     assert CliRunner().invoke(app, ["models", "verify", "tiny"]).exit_code == 0
 
 

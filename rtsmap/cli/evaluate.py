@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rtsmap.cli.inputs import ViewsOption
+
 if TYPE_CHECKING:
     from rtsmap.instances.calibration import PrecisionClaim
     from rtsmap.instances.map_scores import Figure
@@ -114,6 +116,7 @@ def evaluate_chips(
         Path | None, typer.Option(help="JSON lists of file names that show common ground, for the intervals.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="A shipped model or the folder of a bundle.")] = None,
+    views: ViewsOption = None,
     results: Annotated[
         Path | None, typer.Option(help="Score this file of COCO results instead of a model.")
     ] = None,
@@ -163,7 +166,7 @@ def evaluate_chips(
     check_outputs(figures=out, picture=sheet, others=(submission,), inputs=read, overwrite=overwrite)
     chips = LabelledChips.read(labels, images, groups)
     if results is None:
-        engine = engine_of(model)
+        engine = engine_of(model, views=views)
         threshold = engine.min_score if min_score is None else min_score
         with progress_bars() as progress:
             found = find_on_chips(chips, engine, progress)

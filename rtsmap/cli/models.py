@@ -59,6 +59,7 @@ def show(model: Model = None) -> None:
         "resolution": f"{card.spec.resolution_m:g} m per pixel",
         **{f"input {m.name}": ", ".join(m.band_names) for m in card.spec.modalities},
         "chips": f"{card.chip_px} px, overlap {card.overlap_px} px",
+        "views": f"{card.network.get('views', 1)} of each chip (--views of predict)",
         "thresholds": f"score {card.score_threshold:g}, mask {card.mask_threshold}/255",
         **({} if card.temperature == 1 else {"temperature of scores": f"{card.temperature:g}"}),
         "parameters": f"{card.parameters / 1e6:.1f} M, {card.weights_bytes / 2**20:.1f} MiB",

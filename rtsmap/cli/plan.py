@@ -33,6 +33,7 @@ from rtsmap.cli.inputs import (
     SecondLookOption,
     ShardTilesOption,
     SimplifyOption,
+    ViewsOption,
 )
 
 
@@ -62,6 +63,7 @@ def command(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     compiled: CompileOption = False,
+    views: ViewsOption = None,
     read_threads: ReadThreadsOption = None,
 ) -> None:
     """Make the run directory of a scene, or of many, without computing anything.
@@ -99,6 +101,7 @@ def command(
         device=device,
         precision=precision,
         compiled=compiled,
+        views=views,
         read_threads=read_threads,
         bands=None if bands is None else parse_bands(bands),
         date=date,

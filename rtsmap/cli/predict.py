@@ -37,6 +37,7 @@ from rtsmap.cli.inputs import (
     ShardTilesOption,
     SimplifyOption,
     TimingsOption,
+    ViewsOption,
     WorkersOption,
 )
 
@@ -83,6 +84,7 @@ def command(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     compiled: CompileOption = False,
+    views: ViewsOption = None,
     timings: TimingsOption = False,
     read_threads: ReadThreadsOption = None,
     image_ids: Annotated[
@@ -161,6 +163,7 @@ def command(
                 device=device,
                 precision=precision,
                 batch_size=batch_size,
+                views=views,
                 overwrite=overwrite,
                 progress=progress,
             )
@@ -182,6 +185,7 @@ def command(
         device=device,
         precision=precision,
         compiled=compiled,
+        views=views,
         read_threads=read_threads,
         bands=None if bands is None else parse_bands(bands),
         date=date,

@@ -24,8 +24,9 @@ from rtsmap.errors import EngineError, GridMismatchError, OptionsError
 from rtsmap.instances.detections import Detection, crop_mask, touched_sides
 from rtsmap.mm.batches import normalise
 from rtsmap.mm.checkpoints import load_weights
+from rtsmap.mm.found import Found
 from rtsmap.mm.limits import check_size
-from rtsmap.mm.register import Found, SlumpNetwork, build_network
+from rtsmap.mm.register import SlumpNetwork, build_network
 from rtsmap.models import ModelCard
 from rtsmap.nets.fusion import Inputs
 from rtsmap.rasters.bands import InputSpec

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rtsmap.errors import CardError
+from rtsmap.mm.found import Found, agreed
 from rtsmap.mm.limits import check_numbers
 from rtsmap.mm.ops import load_mmdet
-from rtsmap.mm.views import VIEWS, View, ViewedFeatures, can_turn, viewed
+from rtsmap.mm.views import VIEWS, View, hindrance, viewed
 from rtsmap.nets.fusion import FUSIONS, Inputs, fusion_options
 from rtsmap.nets.mvit import GUIDES, STEMS, MViT
 from rtsmap.nets.roi_align import RoIAlign
 from rtsmap.nets.vision import torchvision
-from rtsmap.rasters.bands import GRADIENT_BANDS, InputSpec
+from rtsmap.rasters.bands import InputSpec
 
 DEFAULT_FUSION = "residual_cross_attention"
 BRANCH_KEYS = ("embed_dim", "num_heads", "stage_blocks", "window", "drop_path", "mlp_ratio", "stem", "guide")
@@ -38,7 +39,7 @@ class NetworkConfig:
 
     `enlarge` is the factor by which chips are resized before the network; `anchor_px` are the sides of
     the anchors in chip pixels, one for each level. `views` (1, 2 or 4) is how many views of a chip are
-    averaged when slumps are sought. Backbone numbers of one modality are overridden by
+    looked at when slumps are sought. Backbone numbers of one modality are overridden by
     keys like "terrain.embed_dim", which end up in `branches`; keys like "fusion.window" are options of
     the fusion, `fusion_options`.
     """
@@ -81,8 +82,6 @@ class NetworkConfig:
             raise CardError(
                 f"model.json: unknown fusion '{self.fusion}'; known: {', '.join(sorted(FUSIONS))}"
             )
-        if self.views not in {1, 2, 4}:
-            raise CardError(f"model.json: views must be 1, 2 or 4, got {self.views}")
         self._check_words()
         blocks = [self.stage_blocks, *(part.get("stage_blocks", (1,) * 4) for part in self.branches.values())]
         if any(len(one) != 4 or min(one) < 1 for one in blocks) or len(self.anchor_px) != 5:
@@ -167,18 +166,6 @@ class Target:
     ignore_boxes: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What the network finds on one chip, best score first; box-local masks, never pasted.
-
-    boxes (n, 4) x1 y1 x2 y2 in chip pixels, scores (n,) 0..1, masks (n, m, m) probabilities over the box.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    masks: Tensor
-
-
 class SlumpNetwork(nn.Module):
     """Cascade Mask R-CNN over several modalities.
 
@@ -213,33 +200,22 @@ class SlumpNetwork(nn.Module):
         shape = self._shape(inputs)
         count = len(next(iter(inputs.values()))[0])
         large = enlarged(inputs, self.config.enlarge)
-        looked = [self._look(large, view, shape, count) for view in VIEWS[: self.config.views]]
-        views, features, proposals = zip(*looked, strict=True)
-        joint = [self._joint_proposals(of_chip) for of_chip in zip(*proposals, strict=True)]
-        samples = [_sample(shape, None, self.config.enlarge) for _ in range(count)]
-        seen = ViewedFeatures(views, features, shape)
-        results = self.detector.roi_head.predict(seen, joint, samples, rescale=False)
-        return [_found(instances, self.config.enlarge) for instances in results]
+        looks = [self._look(large, view, shape, count) for view in VIEWS[: self.config.views]]
+        return [
+            agreed(of_chip, self.config.min_score, self.config.max_per_chip)
+            for of_chip in zip(*looks, strict=True)
+        ]
 
-    def _look(
-        self, inputs: Inputs, view: View, shape: tuple[int, int], count: int
-    ) -> tuple[View, Sequence[Tensor], list[Any]]:
-        """A view, its feature maps, and what it proposes, on the chips themselves."""
-        features = self.detector.extract_feat(viewed(inputs, view, self.spec))
-        samples = [_sample(view.shape(shape), None, self.config.enlarge) for _ in range(count)]
-        proposals = self.detector.rpn_head.predict(features, samples, rescale=False)
-        for proposal in proposals:
-            proposal.bboxes = view.boxes(proposal.bboxes, view.shape(shape))
-        return view, features, proposals
-
-    def _joint_proposals(self, proposals: Sequence[Any]) -> Any:
-        """The best proposals of all views of a chip."""
-        if len(proposals) == 1:
-            return proposals[0]
-        joint = type(proposals[0]).cat(list(proposals))
-        plan = self.detector.rpn_head.test_cfg
-        kept = torchvision.ops.nms(joint.bboxes.float(), joint.scores.float(), plan.nms.iou_threshold)
-        return joint[kept[: plan.max_per_img]]
+    def _look(self, inputs: Inputs, view: View, shape: tuple[int, int], count: int) -> list[Found]:
+        """What each chip shows in one view, on the chip itself."""
+        shown = view.shape(shape)
+        samples = [_sample(shown, None, self.config.enlarge) for _ in range(count)]
+        results = self.detector.predict(viewed(inputs, view, self.spec), samples, rescale=False)
+        looks = [_found(one.pred_instances) for one in results]
+        return [
+            Found(view.boxes(one.boxes, shown) / self.config.enlarge, one.scores, view.maps(one.masks))
+            for one in looks
+        ]
 
     def _shape(self, inputs: Inputs) -> tuple[int, int]:
         """(H, W) of the chips after enlarging."""
@@ -294,9 +270,9 @@ def _sample(shape: tuple[int, int], target: Target | None, factor: float) -> Any
     return sample
 
 
-def _found(instances: Any, factor: float) -> Found:
+def _found(instances: Any) -> Found:
     masks = instances.masks.float() if len(instances) else instances.scores.new_zeros(0, 1, 1)
-    return Found(instances.bboxes / factor, instances.scores, masks)
+    return Found(instances.bboxes, instances.scores, masks)
 
 
 def build_network(config: Mapping[str, Any], spec: InputSpec) -> SlumpNetwork:
@@ -310,14 +286,8 @@ def build_network(config: Mapping[str, Any], spec: InputSpec) -> SlumpNetwork:
         raise CardError(
             f"model.json: keys for modality {', '.join(unknown)}, but the card has {', '.join(spec.names)}"
         )
-    if settings.views > 2 and not can_turn(spec):
-        raise CardError(
-            "model.json: views of 4 turn the chip, and shaded_relief without slope cannot be turned"
-        )
-    if settings.views > 1 and any(set(m.band_names) & set(GRADIENT_BANDS) for m in spec.modalities):
-        raise CardError(
-            "model.json: views turn the chip, and the bands rise_right and rise_up do not turn along"
-        )
+    if reason := hindrance(settings.views, spec):
+        raise CardError(f"model.json: views {settings.views}: {reason}")
     register_parts()
     from mmdet.registry import MODELS
     from mmengine.config import ConfigDict
@@ -361,7 +331,6 @@ def make_fusion(config: NetworkConfig, bands: Mapping[str, int]) -> Any:
 def register_parts() -> None:
     """Make our parts known to mmdet's registry, once."""
     load_mmdet()
-    _register_roi_head()
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
     from mmdet.models.task_modules import MaxIoUAssigner
     from mmdet.registry import MODELS, TASK_UTILS
@@ -425,38 +394,6 @@ def register_parts() -> None:
                 ignored = shares.max(dim=1).values > self.ignore_iof_thr
                 result.gt_inds[ignored & (result.gt_inds == 0)] = -1
             return result
-
-
-def _register_roi_head() -> None:
-    from mmdet.models.roi_heads import CascadeRoIHead
-    from mmdet.registry import MODELS
-
-    @MODELS.register_module(name="RtsmapRoIHead")
-    class ViewedRoIHead(CascadeRoIHead):
-        """mmdet's cascade, which takes means over the views of a chip."""
-
-        def _bbox_forward(self, stage: int, x: Any, rois: Tensor) -> dict[str, Tensor]:
-            if not isinstance(x, ViewedFeatures):
-                return dict(super()._bbox_forward(stage, x, rois))
-            results = [super(ViewedRoIHead, self)._bbox_forward(stage, *seen) for seen in _by_view(x, rois)]
-            deltas = [view.deltas(one["bbox_pred"]) for view, one in zip(x.views, results, strict=True)]
-            return {
-                "cls_score": torch.stack([one["cls_score"] for one in results]).mean(0),
-                "bbox_pred": torch.stack(deltas).mean(0),
-            }
-
-        def _mask_forward(self, stage: int, x: Any, rois: Tensor) -> dict[str, Tensor]:
-            if not isinstance(x, ViewedFeatures):
-                return dict(super()._mask_forward(stage, x, rois))
-            results = [super(ViewedRoIHead, self)._mask_forward(stage, *seen) for seen in _by_view(x, rois)]
-            masks = [view.maps(one["mask_preds"]) for view, one in zip(x.views, results, strict=True)]
-            return {"mask_preds": torch.stack(masks).mean(0)}
-
-
-def _by_view(seen: ViewedFeatures, rois: Tensor) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
-    """Feature maps and regions (n, 5), chip number x0 y0 x1 y1, of each view."""
-    for view, features in zip(seen.views, seen.features, strict=True):
-        yield features, torch.cat([rois[:, :1], view.boxes(rois[:, 1:], seen.shape)], dim=1)
 
 
 def mask_targets(masks: Tensor, indexes: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -527,7 +464,7 @@ def _coder_plan(sds: Sequence[float]) -> dict[str, Any]:
 def _roi_plan(config: NetworkConfig) -> dict[str, Any]:
     stages = range(len(config.cascade_iou))
     return {
-        "type": "RtsmapRoIHead",
+        "type": "CascadeRoIHead",
         "num_stages": len(stages),
         "stage_loss_weights": list(config.cascade_weights),
         "bbox_roi_extractor": _extractor_plan(config, 7),

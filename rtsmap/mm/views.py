@@ -1,4 +1,4 @@
-"""Views of one chip: the network looks at it several times, transposed or turned, and means are taken.
+"""Views of one chip: the network looks at it several times, transposed or turned.
 
 Only views that leave the light where it is: a transposed chip is still lit from the upper left, and a
 chip turned by 180 degrees is after its shaded relief was recomputed from shade and slope, which tell
@@ -9,14 +9,13 @@ own inverse.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rtsmap.nets.branches import Inputs
-from rtsmap.rasters.bands import InputSpec, Modality
+from rtsmap.rasters.bands import GRADIENT_BANDS, InputSpec, Modality
 
 SUN_ALTITUDE_DEGREES = 45.0
 
@@ -44,30 +43,21 @@ class View:
             boxes = boxes.new_tensor([width, height, width, height]) - boxes[:, [2, 3, 0, 1]]
         return boxes[:, [1, 0, 3, 2]] if self.transposed else boxes
 
-    def deltas(self, deltas: Tensor) -> Tensor:
-        """Shifts and growths of boxes (n, 4) dx dy dw dh, as the view shows them."""
-        if self.turned:
-            deltas = deltas * deltas.new_tensor([-1, -1, 1, 1])
-        return deltas[:, [1, 0, 3, 2]] if self.transposed else deltas
-
 
 VIEWS = (View(), View(transposed=True), View(turned=True), View(turned=True, transposed=True))
 """In the order in which they are taken."""
 
 
-@dataclass(frozen=True, slots=True)
-class ViewedFeatures:
-    """Feature maps of a batch in each of several views; `shape` (H, W) is that of the chips themselves."""
-
-    views: tuple[View, ...]
-    features: tuple[Sequence[Tensor], ...]
-    shape: tuple[int, int]
-
-
-def can_turn(spec: InputSpec) -> bool:
-    """True when chips may be turned by 180 degrees: shaded relief needs the slope beside it for that."""
+def hindrance(views: int, spec: InputSpec) -> str | None:
+    """Why a network that wants this cannot look at so many views, in a sentence; None where it can."""
+    if views not in {1, 2, 4}:
+        return "wanted 1, 2 or 4"
     terrain = [set(modality.band_names) for modality in spec.modalities if modality.is_terrain]
-    return all("slope" in names for names in terrain if "shaded_relief" in names)
+    if views > 1 and any(names.intersection(GRADIENT_BANDS) for names in terrain):
+        return "the bands rise_right and rise_up of this model do not turn along with a chip"
+    if views > 2 and any("shaded_relief" in names and "slope" not in names for names in terrain):
+        return "this model has shaded_relief without slope, which cannot be turned"
+    return None
 
 
 def viewed(inputs: Inputs, view: View, spec: InputSpec) -> Inputs:

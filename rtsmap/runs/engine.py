@@ -54,11 +54,15 @@ def engine_of(
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
-    compiled: bool = False,  # noqa: FBT001, FBT002 - stands in a row of four others
+    *,
+    compiled: bool = False,
+    views: int | None = None,
 ) -> Engine:
     """The engine of a model bundle: shipped (by name), elsewhere (by path), or the default one.
 
-    For `batch_size` and `compiled` see `rtsmap.mm.detector.MmDetector`.
+    For `batch_size` and `compiled` see `rtsmap.mm.detector.MmDetector`. `views` (1, 2 or 4; None: the model's
+    own number) is how many views of each chip are looked at (`rtsmap.mm.views`); OptionsError for a number
+    that the model cannot be shown.
     """
     if isinstance(model, Engine):
         return model
@@ -67,7 +71,8 @@ def engine_of(
 
     card = model if isinstance(model, ModelCard) else load_bundle(model)
     where = resolve_device(device)
-    return _engine_on(card, where, resolve_precision(precision, where), batch_size, compiled=compiled)
+    exactly = resolve_precision(precision, where)
+    return _engine_on(card, where, exactly, batch_size, compiled=compiled, views=views)
 
 
 def engine_to_plan(
@@ -75,7 +80,9 @@ def engine_to_plan(
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
-    compiled: bool = False,  # noqa: FBT001, FBT002 - as above
+    *,
+    compiled: bool = False,
+    views: int | None = None,
 ) -> Engine:
     """The engine of a run that other machines may compute: GPUs that they have and this one lacks will do.
 
@@ -84,20 +91,27 @@ def engine_to_plan(
     from rtsmap.mm.detector import count_gpus, resolve_precision
 
     if isinstance(model, Engine) or not device.startswith("cuda") or count_gpus():
-        return engine_of(model, device, precision, batch_size, compiled)
+        return engine_of(model, device, precision, batch_size, compiled=compiled, views=views)
     if precision == "auto":
         raise OptionsError(
             f"device '{device}': this machine has no GPU that could tell its precision; add --precision bf16 "
             "for the GPUs of the workers, or fp16 where they are older than NVIDIA's Ampere"
         )
     card = model if isinstance(model, ModelCard) else load_bundle(model)
-    return _engine_on(card, device, resolve_precision(precision, device), batch_size, compiled=compiled)
+    exactly = resolve_precision(precision, device)
+    return _engine_on(card, device, exactly, batch_size, compiled=compiled, views=views)
 
 
 def _engine_on(
-    card: ModelCard, where: str, exactly: str, batch_size: int | None, *, compiled: bool
+    card: ModelCard, where: str, exactly: str, batch_size: int | None, *, compiled: bool, views: int | None
 ) -> Engine:
     from rtsmap.mm.detector import load_detector
+    from rtsmap.mm.views import hindrance
+
+    own_views = card.network.get("views", 1)
+    if views is not None and (reason := hindrance(views, card.spec)):
+        raise OptionsError(f"views {views}: {reason}")
+    shown = card if views is None else replace(card, network={**card.network, "views": views})
 
     return Engine(
         spec=card.spec,
@@ -108,8 +122,9 @@ def _engine_on(
             "device": where.partition(":")[0],
             "precision": exactly,
             **({"compiled": True} if compiled else {}),
+            **({} if views in {None, own_views} else {"views": views}),
         },
-        load=partial(load_detector, card, where, exactly, batch_size, compiled=compiled),
+        load=partial(load_detector, shown, where, exactly, batch_size, compiled=compiled),
         min_score=card.score_threshold,
         mask_threshold=card.mask_threshold,
         temperature=card.temperature,
@@ -141,7 +156,7 @@ def engine_at_rest(model: str | Path | None, identity: Mapping[str, Any]) -> Eng
     `identity` is that of the run, whose device and precision are taken over.
     """
     card = load_bundle(model)
-    seen_on = {key: identity[key] for key in ("device", "precision", "compiled") if key in identity}
+    seen_on = {key: identity[key] for key in ("device", "precision", "compiled", "views") if key in identity}
     return Engine(
         spec=card.spec,
         chip_px=card.chip_px,

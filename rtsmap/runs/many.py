@@ -79,9 +79,7 @@ def plan_scenes(
     options = options or PredictOptions()
     inspection.get_ready()
     with stage("loading"):
-        engine = engine_to_plan(
-            model, options.device, options.precision, options.batch_size, options.compiled
-        )
+        engine = engine_to_plan(model, **options.of_network)
     directory.mkdir(parents=True, exist_ok=True)
 
     @stage("planning")

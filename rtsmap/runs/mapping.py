@@ -58,6 +58,9 @@ from rtsmap.vectors.geopackage import write_map
 logger = logging.getLogger(__name__)
 
 
+_OF_NETWORK = ("device", "precision", "batch_size", "compiled", "views")
+
+
 @dataclass(frozen=True, slots=True)
 class PredictOptions:
     """The numbers of a mapping run; None means what the model's card says.
@@ -66,9 +69,12 @@ class PredictOptions:
     `min_valid_share` of their pixels are not mapped. `read_threads` (default: half the cores, 2 to 8) read
     ahead of the network. `device` is auto, cpu, cuda or cuda:N; `precision`
     auto, fp32, bf16 or fp16. Without `batch_size` the network finds its own; `compiled` has torch compile it
-    first, which takes minutes (`rtsmap.mm.detector.MmDetector`). `bands` gives numbers of the scene's bands
-    by name, from 1, where the file does not tell: {"red": 5, "green": 3, "blue": 2}. `date` (ISO 8601) and
-    `scene_id` say when the scene was taken and what it is called, before what its tags and its name tell.
+    first, which takes minutes (`rtsmap.mm.detector.MmDetector`). With `views` 4 each chip is looked at in
+    four ways, for four times as long, and what they agree on is found (`rtsmap.mm.found.agreed`).
+
+    `bands` gives numbers of the scene's bands by name, from 1, where the file does not tell:
+    {"red": 5, "green": 3, "blue": 2}. `date` (ISO 8601) and `scene_id` say when the scene was taken and what
+    it is called, before what its tags and its name tell.
 
     With `second_look`, slumps that tiles found are seen again on chips centred on them, which decide score
     and outline (`rtsmap.instances.looks`); without, the joined parts of tiles are the map.
@@ -92,6 +98,7 @@ class PredictOptions:
     device: str = "auto"
     precision: str = "auto"
     compiled: bool = False
+    views: int | None = None
     read_threads: int | None = None
     bands: Mapping[str, int] | None = None
     date: str | None = None
@@ -114,6 +121,11 @@ class PredictOptions:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise OptionsError(f"{name} must be within {low:g}..{high:g}, got {value}")
+
+    @property
+    def of_network(self) -> dict[str, Any]:
+        """Those that `rtsmap.runs.engine.engine_of` takes, by its names."""
+        return {name: getattr(self, name) for name in _OF_NETWORK}
 
     @classmethod
     def of(cls, **values: Any) -> PredictOptions:
@@ -279,9 +291,7 @@ def predict(
     with measuring(timings):
         inspection.get_ready()
         with stage("loading"):
-            engine = engine_of(
-                model, options.device, options.precision, options.batch_size, options.compiled
-            ).loaded_once()
+            engine = engine_of(model, **options.of_network).loaded_once()
         directory = Path(run_dir) if run_dir else out.parent / f"{out.stem}.rtsrun"
         with stage("planning"):
             scene_run = open_scene(

@@ -77,6 +77,7 @@ def predict_chips(
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
+    views: int | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> NpzReport:
@@ -85,8 +86,8 @@ def predict_chips(
     Image ids are those that the COCO file `image_ids` gives to files of the same stem; without it the stems,
     where they are whole numbers, else numbers from 1 in the order of names, and a file beside the results
     says which. The model gets its bands by name; where one is missing, BandError says which, unless its
-    modality stands in `without`. Detections that score less than `min_score` (default: the model's
-    threshold) are left out.
+    modality stands in `without`. `device` to `views` are those of `rtsmap.runs.engine.engine_of`. Detections
+    that score less than `min_score` (default: the model's threshold) are left out.
     """
     out = Path(out)
     if out.suffix.lower() != ".json":
@@ -105,7 +106,7 @@ def predict_chips(
         refuse_inputs(path, [image_ids])
     ids, notes = _ids_of(files) if image_ids is None else _ids_from(image_ids, files)
     document = _document(files, ids)
-    engine = engine_of(model, device, precision, batch_size)
+    engine = engine_of(model, device, precision, batch_size, views=views)
     check_chip_bands(engine.spec, without)
     lowest = engine.min_score if min_score is None else min_score
     images = [(ids[file], file) for file in files]

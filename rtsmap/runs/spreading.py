@@ -43,9 +43,7 @@ def plan_run(
     options = options or PredictOptions()
     inspection.get_ready()
     with stage("loading"):
-        engine = engine_to_plan(
-            model, options.device, options.precision, options.batch_size, options.compiled
-        )
+        engine = engine_to_plan(model, **options.of_network)
     with stage("planning"):
         return open_scene(
             scene,

@@ -222,13 +222,13 @@ class Worker:
 
     def _engine(self, asked: Asked) -> Engine:
         options = asked.options
-        key = repr((self._job.model, asked.model, options.precision, options.batch_size, options.compiled))
+        key = repr((self._job.model, asked.model, options.of_network))
         if key not in self._engines:
             # one network at a time: the next model's scenes come after those of this one
             self._engines.clear()
             device = device_of_slot(options.device, self._slot)
             model = self._job.model or asked.model
-            engine = engine_of(model, device, options.precision, options.batch_size, options.compiled)
+            engine = engine_of(model, **{**options.of_network, "device": device})
             self._engines[key] = engine.loaded_once()
         return self._engines[key]
 

@@ -13,7 +13,7 @@ from tests.runs.test_mapping import CountingDetector
 @pytest.fixture
 def scene(tmp_path, monkeypatch) -> BlobScene:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mapping, "engine_of", lambda *_: engine())
+    monkeypatch.setattr(mapping, "engine_of", lambda *_, **__: engine())
     return write_scene(tmp_path / "scene.tif", blob_labels((150, 150), 3, 12))
 
 
@@ -40,7 +40,7 @@ def test_it_is_not_replaced_unless_asked(tmp_path, scene):
 
 def test_failed_tiles_are_listed_and_the_code_is_3(tmp_path, scene, monkeypatch):
     broken = engine(64, 0, CountingDetector(fails=frozenset({4})))
-    monkeypatch.setattr(mapping, "engine_of", lambda *_: broken)
+    monkeypatch.setattr(mapping, "engine_of", lambda *_, **__: broken)
     done = CliRunner().invoke(app, ["predict", "scene.tif", "-o", "m.gpkg"])
     assert done.exit_code == 3
     assert "tile 4: detecting failed: the network fell over" in done.stderr

@@ -17,8 +17,8 @@ from tests.runs.test_mapping import CountingDetector
 def scene(tmp_path, monkeypatch) -> BlobScene:
     monkeypatch.chdir(tmp_path)
     for module in (mapping, workers):
-        monkeypatch.setattr(module, "engine_of", lambda *_: engine())
-    monkeypatch.setattr(spreading, "engine_to_plan", lambda *_: engine())
+        monkeypatch.setattr(module, "engine_of", lambda *_, **__: engine())
+    monkeypatch.setattr(spreading, "engine_to_plan", lambda *_, **__: engine())
     monkeypatch.setattr(spreading, "engine_at_rest", lambda *_: engine())
     return write_scene(tmp_path / "scene.tif", blob_labels((150, 150), 3, 12))
 
@@ -69,7 +69,7 @@ def test_runs_show_tells_how_far_a_run_is(scene, monkeypatch):
     run("plan", "scene.tif", "--out", "run", "--shard-tiles", "1")
     assert "shards    0 of 9 computed" in run("runs", "show", "run").stdout
     broken = engine(detector=CountingDetector(fails=frozenset({4})))
-    monkeypatch.setattr(workers, "engine_of", lambda *_: broken)
+    monkeypatch.setattr(workers, "engine_of", lambda *_, **__: broken)
     told = run("work", "run", "--shard", "1/2", code=3).stderr
     assert "run: tiles or second looks that failed: 1 `rtsmap work run` tries them again" in " ".join(
         told.split()

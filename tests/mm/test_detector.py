@@ -16,8 +16,8 @@ from rtsmap.instances.detections import Side
 from rtsmap.mm import detector as detector_module
 from rtsmap.mm.checkpoints import save_weights
 from rtsmap.mm.detector import MmDetector, load_detector, place_mask, resolve_device, stack
+from rtsmap.mm.found import Found
 from rtsmap.mm.ops import load_mmdet
-from rtsmap.mm.register import Found
 from rtsmap.models import write_bundle
 from rtsmap.rasters.chips import Chip, Layer
 from rtsmap.rasters.tiling import Tile, Window

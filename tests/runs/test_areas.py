@@ -189,7 +189,7 @@ def test_chips_are_those_that_touch_the_area(scene, tmp_path):
 
 
 def test_the_command_takes_several_files(scene, tmp_path, monkeypatch):
-    monkeypatch.setattr(mapping, "engine_of", lambda *_: engine())
+    monkeypatch.setattr(mapping, "engine_of", lambda *_, **__: engine())
     files = [write(tmp_path / f"{i}.gpkg", [shapely.box(i * 200, 0, i * 200 + 100, 100)]) for i in (0, 1)]
     lake = write(tmp_path / "lake.kml", [shapely.Point(50, 50).buffer(30)])
     command = ["predict", str(scene.path), "-o", str(tmp_path / "m.gpkg"), "--exclude", str(lake)]

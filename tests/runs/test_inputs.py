@@ -76,7 +76,7 @@ def test_order_and_place_of_tiles_do_not_count_but_their_pixels_do(tmp_path, sce
 
 def test_python_and_the_commands_take_several_files_and_patterns(tmp_path, scene, monkeypatch, capsys):
     whole, tiles = write_dems(tmp_path)
-    monkeypatch.setattr(mapping, "engine_of", lambda *_: engine())
+    monkeypatch.setattr(mapping, "engine_of", lambda *_, **__: engine())
     wanted = rtsmap.predict(scene.path, dem=whole, model=engine())
     from_list = rtsmap.predict(scene.path, dem=tiles, model=engine())
     assert rows(from_list) == rows(wanted)
@@ -147,7 +147,7 @@ def test_deliveries_of_one_ground_give_one_map(tmp_path, scene):
 
 def test_bands_and_scale_are_recorded_and_another_choice_is_refused(tmp_path, scene, monkeypatch):
     path = deliver(tmp_path / "wv.tif", scene, {"red": 5, "green": 3, "blue": 2}, 8, 7.0)
-    monkeypatch.setattr(mapping, "engine_of", lambda *_: engine())
+    monkeypatch.setattr(mapping, "engine_of", lambda *_, **__: engine())
     command = ["predict", str(path), "-o", str(tmp_path / "m.gpkg"), "--overwrite"]
     for _ in range(2):
         done = CliRunner().invoke(app, [*command, "--bands", "red=5,green=3,blue=2"])
@@ -163,7 +163,7 @@ def test_bands_and_scale_are_recorded_and_another_choice_is_refused(tmp_path, sc
 
 
 def test_ambiguous_and_panchromatic_deliveries_are_refused_with_the_way_out(tmp_path, scene, monkeypatch):
-    monkeypatch.setattr(mapping, "engine_of", lambda *_: engine())
+    monkeypatch.setattr(mapping, "engine_of", lambda *_, **__: engine())
     for count, words in ((1, "panchromatic"), (4, "--bands red=3,green=2,blue=1"), (8, "red=5,green=3")):
         path = deliver(tmp_path / f"{count}.tif", scene, {}, count, 1.0)
         for command in (["predict", "-o", str(tmp_path / "m.gpkg")], ["tile", "-o", str(tmp_path / "c")]):
@@ -190,7 +190,7 @@ def test_chips_of_any_depth_are_8_bit(tmp_path, scene):
 
 
 def test_timings_name_the_stages(tmp_path, scene, monkeypatch):
-    monkeypatch.setattr(mapping, "engine_of", lambda *_: engine())
+    monkeypatch.setattr(mapping, "engine_of", lambda *_, **__: engine())
     whole, _ = write_dems(tmp_path)
     command = ["predict", str(scene.path), "--dem", str(whole), "-o", str(tmp_path / "m.gpkg"), "--timings"]
     done = CliRunner().invoke(app, command)
@@ -202,7 +202,7 @@ def test_timings_name_the_stages(tmp_path, scene, monkeypatch):
 
 
 def test_footprints_say_which_scene_and_when_and_that_computes_nothing_again(tmp_path, scene, monkeypatch):
-    monkeypatch.setattr(mapping, "engine_of", lambda *_: engine())
+    monkeypatch.setattr(mapping, "engine_of", lambda *_, **__: engine())
     path = tmp_path / "WV02_20130426224306_1030010020A45200_13APR26224306-M1BS-500069507110_01_P004.tif"
     path.write_bytes(scene.path.read_bytes())
     out = tmp_path / "m.gpkg"

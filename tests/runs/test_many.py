@@ -413,9 +413,9 @@ def test_tables_tell_each_scene_its_bands(tmp_path, ground):
 def test_the_command_maps_a_folder_and_names_what_failed(tmp_path, ground, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for module in (mapping, workers):
-        monkeypatch.setattr(module, "engine_of", lambda *_: engine())
+        monkeypatch.setattr(module, "engine_of", lambda *_, **__: engine())
     for module in (spreading, many):
-        monkeypatch.setattr(module, "engine_to_plan", lambda *_: engine())
+        monkeypatch.setattr(module, "engine_to_plan", lambda *_, **__: engine())
     monkeypatch.setattr(spreading, "engine_at_rest", lambda *_: engine())
     (tmp_path / "scenes" / "bad.tif").write_text("no raster")
     done = CliRunner().invoke(app, ["predict", "scenes", "--overlaps", "union", "--shard-tiles", "2"])

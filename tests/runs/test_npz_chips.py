@@ -138,7 +138,7 @@ def test_chips_are_never_a_map_and_never_mixed_with_scenes(folder):
 
 
 def test_the_command_says_what_it_found_and_what_chips_have_no_use_for(folder, monkeypatch):
-    monkeypatch.setattr(npz_chips, "engine_of", lambda *_: SEES)
+    monkeypatch.setattr(npz_chips, "engine_of", lambda *_, **__: SEES)
     chips = str(folder / "chips")
     refused = CliRunner().invoke(app, ["predict", chips, "-o", str(folder / "r.json"), "--dem", "a.tif"])
     assert refused.exit_code == 1

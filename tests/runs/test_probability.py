@@ -179,7 +179,7 @@ def test_nothing_is_replaced_or_computed_for_an_output_that_cannot_be(scene, tmp
 
 
 def test_of_many_scenes_it_is_refused_with_the_way_to_get_it(scene, monkeypatch):
-    monkeypatch.setattr(mapping, "engine_of", lambda *_: engine(64, 16, spec=OPTICAL))
+    monkeypatch.setattr(mapping, "engine_of", lambda *_, **__: engine(64, 16, spec=OPTICAL))
     folder = str(scene.path.parent)
     done = CliRunner().invoke(app, ["predict", folder, "-o", f"{folder}/m.gpkg", "--probability", "p.tif"])
     assert done.exit_code == 1

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -169,7 +169,7 @@ def evaluate_chips(
         engine = engine_of(model, views=views)
         threshold = engine.min_score if min_score is None else min_score
         with progress_bars() as progress:
-            found = find_on_chips(chips, engine, progress)
+            found: Sequence[Mapping[str, Any]] = find_on_chips(chips, engine, progress)
     else:
         found = read_results(results, chips)
         threshold = 0.5 if min_score is None else min_score

@@ -42,6 +42,7 @@ from rtsmap.rasters.eight_bands import (
 )
 from rtsmap.rasters.radiometry import Stretch
 from rtsmap.rasters.tiling import Tile, Window
+from rtsmap.runs.chip_journal import ChipJournal
 from rtsmap.runs.engine import Engine
 from rtsmap.runs.progress import Progress, silent
 
@@ -97,7 +98,9 @@ def read_groups(path: Path) -> dict[str, str]:
     return groups
 
 
-def find_on_chips(chips: LabelledChips, engine: Engine, progress: Progress = silent) -> list[dict[str, Any]]:
+def find_on_chips(
+    chips: LabelledChips, engine: Engine, progress: Progress = silent
+) -> list[Mapping[str, Any]]:
     """What a model finds on every chip, as COCO results. Modalities that chips do not hold are missing.
 
     A chip is a picture or eight bands (.npz). Raises InputError for one that is not there, not RGB, or of
@@ -118,30 +121,38 @@ def find_on_files(
     category_id: int = 1,
     shapes: Mapping[int, tuple[int, int]] | None = None,
     without: Collection[str] = (),
+    journal: ChipJournal | None = None,
     progress: Progress = silent,
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """What a model finds on files of chips, given with their ids; modalities of `without` it is not shown.
 
-    Raises InputError for a file that is not of the shape (rows, columns) of its id in `shapes`.
+    What stands in a `journal` is not sought again, and what is found is kept there. Raises InputError for a
+    file that is not of the shape (rows, columns) of its id in `shapes`.
     """
     detector = engine.load()
-    results: list[dict[str, Any]] = []
+    found = dict(journal.found) if journal else {}
+    pending = [(image_id, file) for image_id, file in images if image_id not in found]
     scale = infrared_scale(read_eight_bands(file) for _, file in images if file.suffix == NPZ)
-    for start in range(0, len(images), _BATCH):
-        batch = images[start : start + _BATCH]
+    for start in range(0, len(pending), _BATCH):
+        batch = pending[start : start + _BATCH]
         chips = [_shown(chip_of_file(file, engine.spec, scale), without) for _, file in batch]
         for (image_id, file), chip in zip(batch, chips, strict=True):
             _check_shape(file, chip.tile.read.shape, shapes[image_id] if shapes else None)
-        for (image_id, _), found, chip in zip(batch, detector.detect(chips), chips, strict=True):
-            results += coco_results(
+        new = {
+            image_id: coco_results(
                 image_id,
-                [replace(one, score=engine.told_score(one.score)) for one in found],
+                [replace(one, score=engine.told_score(one.score)) for one in slumps],
                 chip.tile.read.shape,
                 category_id=category_id,
                 mask_threshold=engine.mask_threshold,
             )
-        progress("chips", start + len(batch), len(images))
-    return results
+            for (image_id, _), slumps, chip in zip(batch, detector.detect(chips), chips, strict=True)
+        }
+        found.update(new)
+        if journal:
+            journal.add(new)
+        progress("chips", len(found), len(images))
+    return [result for image_id, _ in images for result in found[image_id]]
 
 
 def _check_shape(file: Path, shape: tuple[int, int], told: tuple[int, int] | None) -> None:

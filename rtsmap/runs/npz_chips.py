@@ -16,6 +16,7 @@ from rtsmap.instances.chip_labels import coco_document
 from rtsmap.models import ModelCard
 from rtsmap.rasters.bands import InputSpec
 from rtsmap.rasters.eight_bands import EIGHT_BANDS, NPZ, read_eight_bands
+from rtsmap.runs.chip_journal import ChipJournal
 from rtsmap.runs.chip_scores import find_on_files, write_results
 from rtsmap.runs.engine import Engine, engine_of
 from rtsmap.runs.progress import Progress, silent
@@ -88,6 +89,8 @@ def predict_chips(
     says which. The model gets its bands by name; where one is missing, BandError says which, unless its
     modality stands in `without`. `device` to `views` are those of `rtsmap.runs.engine.engine_of`. Detections
     that score less than `min_score` (default: the model's threshold) are left out.
+
+    What was found before the command was stopped stands in a file beside `out`, and is not sought again.
     """
     out = Path(out)
     if out.suffix.lower() != ".json":
@@ -110,16 +113,38 @@ def predict_chips(
     check_chip_bands(engine.spec, without)
     lowest = engine.min_score if min_score is None else min_score
     images = [(ids[file], file) for file in files]
-    found = find_on_files(images, engine, without=without, progress=progress)
+    journal = ChipJournal(out, _asked(engine, images, without))
+    notes = (*notes, *_resumed(journal))
+    found = find_on_files(images, engine, without=without, journal=journal, progress=progress)
     kept = [result for result in found if result["score"] >= lowest]
     if listing:
         with whole_file(listing, overwrite=overwrite) as temporary:
             temporary.write_text(json.dumps(document), encoding="utf-8")
     write_results(out, kept, overwrite=overwrite)
+    journal.remove()
     metres = engine.spec.resolution_m
     scale = f"chips do not say how many metres a pixel shows; the model takes it for {metres:g}"
     hidden = [f"without {name}, as asked" for name in without]
     return NpzReport(out, listing, len(files), len(kept), lowest, (*notes, scale, *hidden))
+
+
+def _asked(engine: Engine, images: Sequence[tuple[int, Path]], without: Collection[str]) -> dict[str, Any]:
+    """All that decides what is found; files are told apart by size and time of change."""
+    states = {image_id: file.stat() for image_id, file in images}
+    return {
+        "model": dict(engine.identity),
+        "temperature": engine.temperature,
+        "mask_threshold": engine.mask_threshold,
+        "without": sorted(without),
+        "chips": {image_id: [state.st_size, state.st_mtime_ns] for image_id, state in states.items()},
+    }
+
+
+def _resumed(journal: ChipJournal) -> tuple[str, ...]:
+    if journal.was_of_another:
+        return (f"{journal.path}: was of other chips or another model; begun anew",)
+    count = len(journal.found)
+    return (f"{journal.path}: goes on after {count} chips",) if count else ()
 
 
 def check_chip_bands(spec: InputSpec, without: Collection[str] = ()) -> None:

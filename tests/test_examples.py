@@ -139,9 +139,9 @@ import sys
 from rtsmap.runs import many, mapping, spreading, workers
 from tests.runs.blob_scenes import engine
 for module in (mapping, workers):
-    module.engine_of = lambda *_: engine()
+    module.engine_of = lambda *_, **__: engine()
 for module in (many, spreading):
-    module.engine_to_plan = lambda *_: engine()
+    module.engine_to_plan = lambda *_, **__: engine()
 spreading.engine_at_rest = lambda *_: engine()
 from rtsmap.cli.main import run
 run()

@@ -30,7 +30,7 @@ PROGRAM = """
 import sys
 from rtsmap.runs import mapping
 from tests.runs.blob_scenes import engine
-mapping.engine_of = lambda *_: engine()
+mapping.engine_of = lambda *_, **__: engine()
 from rtsmap.cli.main import run
 run()
 """

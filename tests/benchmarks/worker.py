@@ -159,7 +159,7 @@ def _use_thresholding_detector() -> None:
     from rtsmap.vectors import export  # noqa: F401
     from tests.runs.blob_scenes import engine
 
-    mapping.engine_of = lambda *_: engine(256, 64)
+    mapping.engine_of = lambda *_, **__: engine(256, 64)
 
 
 def _run(arguments: list[str]) -> Told:

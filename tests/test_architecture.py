@@ -15,6 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # What each part of the package may import of the others (besides itself and `rtsmap` itself).
 MAY_IMPORT = {
     "errors": set(),
+    "wording": set(),
     "timing": set(),
     "garbage": set(),
     "atomic": {"errors"},
@@ -22,11 +23,12 @@ MAY_IMPORT = {
     "rasters": {"errors", "atomic", "sandbox", "timing"},
     "models": {"errors", "rasters"},
     "instances": {"errors", "rasters"},
-    "vectors": {"errors", "atomic", "sandbox", "rasters", "instances"},
+    "vectors": {"wording", "errors", "atomic", "sandbox", "rasters", "instances"},
     "simulate": {"errors", "rasters", "instances", "vectors"},
     "nets": {"errors"},
     "mm": {"errors", "timing", "rasters", "instances", "models", "nets"},
     "runs": {
+        "wording",
         "errors",
         "atomic",
         "sandbox",
@@ -38,6 +40,7 @@ MAY_IMPORT = {
         "models",
     },
     "cli": {
+        "wording",
         "errors",
         "sandbox",
         "timing",

@@ -26,11 +26,6 @@ def tell(message: str) -> None:
     Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
 
 
-def count_of(number: int, thing: str) -> str:
-    """A number of things: '1 slump', '1,200 slumps'."""
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
-
-
 class _Lines(logging.Handler):
     """Prints the library's log records as plain lines, above a progress bar where one is running."""
 

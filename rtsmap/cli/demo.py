@@ -25,7 +25,7 @@ def command(
       rtsmap demo
       rtsmap demo --out somewhere --seed 12 --overwrite
     """
-    from rtsmap.cli.console import count_of, progress_bars, tell
+    from rtsmap.cli.console import progress_bars, tell
     from rtsmap.instances.evaluate import evaluate
     from rtsmap.rasters.sources import probe
     from rtsmap.runs.mapping import predict
@@ -34,6 +34,7 @@ def command(
     from rtsmap.vectors.export import export_map
     from rtsmap.vectors.geopackage import read_map
     from rtsmap.vectors.labels import read_polygons
+    from rtsmap.wording import count_of
 
     tell(f"1/4 Simulating a scene with its elevation model (seed {seed})")
     simulated = write_scene("demo", seed, out, size_px=size_px, overwrite=overwrite)

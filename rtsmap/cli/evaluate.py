@@ -69,11 +69,12 @@ def evaluate_map(
       rtsmap evaluate map a.gpkg a_labels.gpkg b.gpkg b_labels.gpkg --min-score 0.6 --out figures.json
       rtsmap evaluate map slumps.gpkg labels.shp --curve precision_recall.png
     """
-    from rtsmap.cli.console import count_of, tell
+    from rtsmap.cli.console import tell
     from rtsmap.errors import OptionsError
     from rtsmap.runs.diagrams import draw_precision_recall
     from rtsmap.runs.evaluating import evaluate_maps, write_curves
     from rtsmap.runs.figures import check_outputs, write_figures
+    from rtsmap.wording import count_of
 
     if len(files) % 2:
         raise OptionsError(
@@ -101,7 +102,7 @@ def evaluate_map(
         facts = {key: getattr(evaluation, key) for key in told}
         write_figures(out, evaluation.figures, facts, overwrite=overwrite)
     if curve is not None and points is not None:
-        title = f"{evaluation.slumps} slumps, {evaluation.footprints} footprints"
+        title = f"{count_of(evaluation.slumps, 'slump')}, {count_of(evaluation.footprints, 'footprint')}"
         draw_precision_recall(curve, evaluation.curves, title=title, overwrite=overwrite)
         write_curves(points, evaluation.curves, overwrite=overwrite)
 
@@ -148,7 +149,7 @@ def evaluate_chips(
       rtsmap evaluate chips coco_val.json --results other.json
       rtsmap evaluate chips coco_val.json --sheet sheet.png
     """
-    from rtsmap.cli.console import count_of, progress_bars
+    from rtsmap.cli.console import progress_bars
     from rtsmap.runs.chip_scores import (
         LabelledChips,
         find_on_chips,
@@ -160,6 +161,7 @@ def evaluate_chips(
     from rtsmap.runs.chip_sheet import draw_sheet
     from rtsmap.runs.engine import engine_of
     from rtsmap.runs.figures import check_outputs, write_figures
+    from rtsmap.wording import count_of
 
     settings_named(settings)
     read = (labels, groups, results)

@@ -57,10 +57,11 @@ def command(
       rtsmap pack --simulate 50 --out simulated.pack
       rtsmap pack chips/one --reviewed map.gpkg --out train.pack
     """
-    from rtsmap.cli.console import count_of, progress_bars, tell
+    from rtsmap.cli.console import progress_bars, tell
     from rtsmap.runs.chip_packs import MadeScene, PackOptions, pack
     from rtsmap.simulate.presets import find_preset
     from rtsmap.simulate.scenes import write_scene
+    from rtsmap.wording import count_of
 
     find_preset(preset)
     options = PackOptions(group, groups, images, hold_out, resolution_m, reviewed)

@@ -76,7 +76,7 @@ def command(
       rtsmap work shared/run
       rtsmap merge shared/run --out map.gpkg
     """
-    from rtsmap.cli.console import count_of, progress_bars, tell
+    from rtsmap.cli.console import progress_bars, tell
     from rtsmap.mm.detector import count_gpus
     from rtsmap.rasters.bands import parse_bands
     from rtsmap.rasters.spectral import parse_band_files
@@ -85,6 +85,7 @@ def command(
     from rtsmap.runs.run_folders import standing
     from rtsmap.runs.scene_lists import is_one_file, read_scenes
     from rtsmap.runs.spreading import plan_run
+    from rtsmap.wording import count_of
 
     options = PredictOptions(
         chip_px=chip_px,

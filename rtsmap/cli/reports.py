@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rtsmap.cli.console import count_of, tell
+from rtsmap.cli.console import tell
 from rtsmap.cli.exits import PARTIAL
 from rtsmap.errors import OptionsError
+from rtsmap.wording import count_of
 
 if TYPE_CHECKING:
     from rtsmap.runs.executors import Executor

@@ -55,13 +55,14 @@ def command(
       rtsmap tile scene.tif --out chips --labels slumps.gpkg --chip-px 512
       rtsmap tile chips/*.npz --labels coco.json --out chips
     """
-    from rtsmap.cli.console import count_of, progress_bars, tell
+    from rtsmap.cli.console import progress_bars, tell
     from rtsmap.cli.reports import refuse_options
     from rtsmap.errors import InputError
     from rtsmap.rasters.bands import parse_bands
     from rtsmap.runs.chipping import ChipOptions, cut_scene
     from rtsmap.runs.npz_chips import npz_files
     from rtsmap.runs.npz_tiles import cut_chips
+    from rtsmap.wording import count_of
 
     with progress_bars() as progress:
         if npz_files(scene):

@@ -37,13 +37,14 @@ def command(
       rtsmap work shared/run --workers 4
       rtsmap work shared/run --shard $SLURM_ARRAY_TASK_ID/64
     """
-    from rtsmap.cli.console import count_of, progress_bars, tell
+    from rtsmap.cli.console import progress_bars, tell
     from rtsmap.cli.reports import executor_of
     from rtsmap.errors import OptionsError
     from rtsmap.runs.in_process import InProcess
     from rtsmap.runs.progress import over_scenes
     from rtsmap.runs.run_folders import scene_directories
     from rtsmap.runs.workers import Job, Share
+    from rtsmap.wording import count_of
 
     share = None if shard is None else Share.parse(shard)
     executor = executor_of(workers, scheduler)

@@ -26,6 +26,7 @@ from rtsmap.vectors.formats import with_short_edges
 from rtsmap.vectors.geopackage import COVERAGE_LAYER, read_map
 from rtsmap.vectors.repair import Shapes, make_polygons_valid
 from rtsmap.vectors.united import read_slumps, standing
+from rtsmap.wording import count_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,9 @@ def judged_map(
     found = standing(read_map(map_path))
     notes = [f"{labels_path}: {note}" for note in labels.notes]
     if by_hand := int(found["score"].isna().sum()):
-        notes.append(f"{map_path}: {by_hand} footprints without a score, added by hand, are not judged")
+        notes.append(
+            f"{map_path}: not judged: {count_of(by_hand, 'footprint')} without a score, added by hand"
+        )
     found = found[found["score"] >= min_score].to_crs(plane.proj)
     outlines = np.array(labels.to_crs(plane).geometries, dtype=object)
     visible = _cut_to(ground, outlines)
@@ -144,8 +147,8 @@ def judged_map(
     told = ~_mostly_within(predicted, visible[~judged]) & (shapely.area(predicted) > 0)
     if left_out := int((~told).sum()):
         notes.append(
-            f"{map_path}: {left_out} footprints beyond the mapped ground, or on slumps mostly beyond "
-            "it, are not judged"
+            f"{map_path}: not judged: {count_of(left_out, 'footprint')} beyond the mapped ground, "
+            "or on slumps mostly beyond it"
         )
     scores = found["score"].to_numpy()[told]
     return JudgedMap(list(predicted[told]), list(scores), list(visible[judged]), blocks, group_of), notes

@@ -16,6 +16,7 @@ from rtsmap.rasters.chips import ChipReader
 from rtsmap.rasters.tiling import Window
 from rtsmap.vectors.geopackage import read_map
 from rtsmap.vectors.labels import read_polygons
+from rtsmap.wording import count_of
 
 _SIDE_PX = 1000
 _FOUND, _TRUE = "#ffd23f", "#00e5ff"
@@ -53,7 +54,7 @@ def draw_preview(
         axis.set_title(name)
         axis.set_axis_off()
         axis.legend(loc="lower right", framealpha=0.8)
-    figure.suptitle(title or f"{len(found)} slumps")
+    figure.suptitle(title or count_of(len(found), "slump"))
     figure.savefig(png, dpi=110)
 
 

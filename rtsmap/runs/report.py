@@ -36,6 +36,7 @@ from rtsmap.runs.report_page import Card, Outline, Overview, Page, page_html
 from rtsmap.vectors.export import notes_on_reviews
 from rtsmap.vectors.geopackage import COVERAGE_COLUMNS, is_of_many, read_layers
 from rtsmap.vectors.united import MADE_FROM, standing
+from rtsmap.wording import count_of
 
 OVERVIEW_PX = 1000
 CROP_PX = 256
@@ -242,12 +243,12 @@ def _reviewable(footprints: Any, parts: Sequence[_Part]) -> tuple[Any, list[str]
     notes = []
     named = footprints["id"].notna() & footprints["score"].notna()
     if by_hand := int((~named).sum()):
-        notes.append(f"{by_hand} footprints without id or score, added by hand, are left out")
+        notes.append(f"left out: {count_of(by_hand, 'footprint')} without id or score, added by hand")
     footprints = footprints[named]
     if parts[0].scene_id is not None:
         there = footprints["scene_id"].isin([part.scene_id for part in parts])
         if gone := int((~there).sum()):
-            notes.append(f"{gone} footprints of scenes that are not there are left out")
+            notes.append(f"left out: {count_of(gone, 'footprint')} of scenes that are not there")
         footprints = footprints[there]
     return footprints, notes
 

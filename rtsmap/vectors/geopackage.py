@@ -32,6 +32,7 @@ from rtsmap.vectors.kinds import needs_arrow, with_kinds
 from rtsmap.vectors.labels import MAP_LAYER, look_first
 from rtsmap.vectors.qgis_style import coverage_qml, footprint_qml, style_rows
 from rtsmap.vectors.verdicts import COMMENT_COLUMN, REVIEW_COLUMN, column_of, plain_verdicts
+from rtsmap.wording import count_of
 
 FOOTPRINT_LAYER = MAP_LAYER
 COVERAGE_LAYER = "coverage"
@@ -198,7 +199,8 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
         raise InputError(f"{path}: layer '{layer}' has {what}, so this is not a whole map of rtsmap")
     if nowhere := int(frame.geometry.isna().sum()):
         raise InputError(
-            f"{path}: layer '{layer}' has {nowhere} rows without geometry; delete these rows in a GIS"
+            f"{path}: layer '{layer}' has {count_of(nowhere, 'row')} without geometry; "
+            "delete what is empty in a GIS"
         )
     if layer != FOOTPRINT_LAYER:
         return frame
@@ -209,7 +211,8 @@ def read_map(path: Path | str, layer: str = FOOTPRINT_LAYER) -> geopandas.GeoDat
     outlines = flat_and_valid(frame.geometry.to_numpy())
     if emptied := int((~(shapely.area(outlines) > 0)).sum()):
         raise InputError(
-            f"{path}: {emptied} footprints have an outline without area; delete these rows in a GIS"
+            f"{path}: {count_of(emptied, 'footprint')} with an outline without area; "
+            "delete what is empty in a GIS"
         )
     frame.geometry = outlines
     frame["id"] = distinct_ids(frame["id"])

@@ -22,6 +22,7 @@ from rtsmap.errors import InputError
 from rtsmap.vectors.edits import flat_and_valid, made_by_people
 from rtsmap.vectors.labels import MAP_LAYER, look_first
 from rtsmap.vectors.verdicts import COMMENT_COLUMN, REVIEW_COLUMN, Row, write_verdicts
+from rtsmap.wording import count_of
 
 _GEOPACKAGE = b"SQLite format 3\0"
 _OF_SQLITE = ("sqlite_", "rtree_")
@@ -55,7 +56,7 @@ def keep_handiwork(old: Path, new: Path, *, carry: bool, columns_of_maps: Collec
     try:
         went_over, lost = _carry_reviews(old, new, carry=carry)
         if went_over:
-            notes.append(f"{old}: {_counted(went_over, 'review')} of the map that was replaced went over")
+            notes.append(f"{old}: {count_of(went_over, 'review')} of the map that was replaced went over")
         lost += [*_lost_outlines(old, new), *_lost_tables(old, new, columns_of_maps)]
     except _UNREADABLE as exc:
         lost = [f"something that cannot be read ({exc})"]
@@ -66,10 +67,6 @@ def keep_handiwork(old: Path, new: Path, *, carry: bool, columns_of_maps: Collec
             f"{kept.name}"
         )
     return tuple(notes)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _is_geopackage(path: Path) -> bool:
@@ -95,9 +92,9 @@ def _carry_reviews(old: Path, new: Path, *, carry: bool) -> tuple[int, list[str]
             write_verdicts(database, old, MAP_LAYER, rows)
     lost = []
     if gone:
-        lost.append(f"{_counted(gone, 'review')} of footprints that are gone")
+        lost.append(f"{count_of(gone, 'review')} of footprints that are gone")
     if others:
-        lost.append(f"{_counted(others, 'review')} with another verdict or comment")
+        lost.append(f"{count_of(others, 'review')} with another verdict or comment")
     return len(rows), lost
 
 
@@ -138,9 +135,9 @@ def _lost_outlines(old: Path, new: Path) -> list[str]:
         there = set(shapely.to_wkb(_outlines(_footprints(new).geometry)).tolist())
         drawn = sum(wkb not in there for wkb in shapely.to_wkb(people).tolist())
         if drawn:
-            lost.append(f"{_counted(drawn, 'outline')} drawn or changed by hand")
+            lost.append(f"{count_of(drawn, 'outline')} drawn or changed by hand")
     if ever > stored:
-        lost.append(f"{_counted(ever - stored, 'row')} deleted by hand")
+        lost.append(f"{count_of(ever - stored, 'row')} deleted by hand")
     return lost
 
 

@@ -40,6 +40,7 @@ from rtsmap.vectors.labels import read_polygons
 from rtsmap.vectors.stac import stac_item
 from rtsmap.vectors.united import standing
 from rtsmap.vectors.verdicts import ACCEPTED, REJECTED, REVIEW_COLUMN
+from rtsmap.wording import count_of
 
 ARTS_REQUIRED = (
     "CentroidLat",
@@ -116,7 +117,7 @@ def export_profile(
     gone = len(footprints) - len(stand)
     notes = notes_on_reviews(stand)
     if gone:
-        notes = (f"{gone} footprints that gave way to those of other scenes are left out", *notes)
+        notes = (f"left out: {count_of(gone, 'footprint')} that gave way to those of other scenes", *notes)
     return notes + write(_Export(gpkg, select.of(stand), read_run_record(gpkg), options, out, overwrite))
 
 
@@ -160,7 +161,7 @@ def _write_arts(job: _Export) -> tuple[str, ...]:
     if REVIEW_COLUMN in footprints:
         unseen -= int((footprints[REVIEW_COLUMN] == ACCEPTED).sum())
     if unseen:
-        notes.append(f"ARTS: {unseen} of {len(footprints)} footprints were accepted by nobody yet")
+        notes.append(f"ARTS: accepted by nobody yet: {unseen} of {count_of(len(footprints), 'footprint')}")
     given = _arts_given(job, footprints)
     rows = [_arts_row(slump, given, job) for slump in footprints.drop(columns="geometry").to_dict("records")]
     frame = geopandas.GeoDataFrame(
@@ -170,7 +171,9 @@ def _write_arts(job: _Export) -> tuple[str, ...]:
     )
     doubled = int(frame["UID"].duplicated().sum())
     if doubled:
-        notes.append(f"ARTS: {doubled} footprints share UID and centroid (to a metre) with another one")
+        notes.append(
+            f"ARTS: {count_of(doubled, 'footprint')} with UID and centroid (to a metre) of another one"
+        )
     return tuple(notes) + write_frame(job.out, frame, layer="ARTS", overwrite=job.overwrite)
 
 
@@ -266,7 +269,8 @@ def _write_pdg(job: _Export) -> tuple[str, ...]:
             sizes = geodesic_area_m2(piece, crs), geodesic_perimeter_m(piece, crs)
             frame.loc[number, columns] = [*sizes, lon, lat]
         notes.append(
-            f"PDG: slumps of several pieces are {extra} rows more, each with its own area and centroid"
+            f"PDG: slumps of several pieces are {count_of(extra, 'row')} more, "
+            "each with its own area and centroid"
         )
     numbers = frame.select_dtypes("number").columns
     unknown = int(frame[numbers].isna().sum().sum())
@@ -307,7 +311,7 @@ def _write_challenge(job: _Export) -> tuple[str, ...]:
         temporary.write_text(json.dumps(results), encoding="utf-8")
     notes = [f"challenge: {len(results)} results on {len(images)} images"]
     if by_hand := len(job.footprints) - len(ranked):
-        notes.append(f"challenge: {by_hand} footprints without a score are left out")
+        notes.append(f"challenge: left out: {count_of(by_hand, 'footprint')} without a score")
     return tuple(notes)
 
 

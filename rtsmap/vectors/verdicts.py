@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from rtsmap.errors import InputError
+from rtsmap.wording import count_of
 
 REVIEW_COLUMN, COMMENT_COLUMN = "review", "review_comment"
 """Columns of a footprint that a review adds."""
@@ -42,7 +43,8 @@ def notes_on_verdicts(values: Iterable[Any]) -> tuple[str, ...]:
         return ()
     named = ", ".join(f"'{str(one)[:40]}'" for one, _ in strange.most_common(_NAMED))
     more = ", ..." if len(strange) > _NAMED else ""
-    which = f"'{REVIEW_COLUMN}' of {strange.total()} footprints is neither '{ACCEPTED}' nor '{REJECTED}'"
+    count = count_of(strange.total(), "footprint")
+    which = f"'{REVIEW_COLUMN}' of {count} is neither '{ACCEPTED}' nor '{REJECTED}'"
     return (f"{which} ({named}{more}); they count as undecided",)
 
 

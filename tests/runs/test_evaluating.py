@@ -76,7 +76,7 @@ def test_at_the_edge_of_mapped_ground_only_what_was_seen_is_judged(tmp_path, bey
     assert (result.footprints, result.slumps) == (counted, counted)
     for name in ("precision_30", "recall_30", "pixel_iou", "area_ratio"):
         assert result.figures[name].value == pytest.approx(1, abs=2e-3), name
-    assert any("1 footprints beyond the mapped ground" in note for note in result.notes) == (counted == 1)
+    assert any("1 footprint beyond the mapped ground" in note for note in result.notes) == (counted == 1)
 
 
 def test_ground_of_many_parts_is_cut_into_blocks_of_the_same_area():
@@ -135,7 +135,7 @@ def test_slumps_added_by_hand_are_not_the_maps(tmp_path):
     add_by_hand(pair[0], slump(1))
     result = evaluate_maps([pair])
     assert (result.footprints, result.figures["recall_30"].value) == (1, 0)
-    assert any("1 footprints without a score" in note for note in result.notes)
+    assert any("1 footprint without a score" in note for note in result.notes)
 
 
 def test_footprints_that_a_review_has_rejected_are_no_truth(tmp_path):

@@ -353,7 +353,7 @@ def test_a_scene_that_is_gone_takes_only_its_own_footprints_from_the_page(many, 
     gone = int((standing(read_map(many / "many.gpkg"))["scene_id"] == "far").sum())
     assert gone > 0
     assert facts.notes == (
-        f"{gone} footprints of scenes that are not there are left out",
+        f"left out: {gone} footprints of scenes that are not there",
         "far has no pictures: it is not where it was",
     )
     monkeypatch.setattr("rtsmap.runs.report.SCENES", 1)
@@ -381,7 +381,7 @@ def test_columns_and_slumps_that_people_added_do_no_harm(inputs, tmp_path):
     add_by_hand(tmp_path / "map.gpkg", layers.footprints.geometry[0])
     facts = write_report(tmp_path / "map.gpkg", tmp_path / "page.html")
     assert facts.footprints == len(layers.footprints)
-    assert facts.notes == ("1 footprints without id or score, added by hand, are left out",)
+    assert facts.notes == ("left out: 1 footprint without id or score, added by hand",)
 
 
 def test_uncertainty_is_greatest_in_the_middle():

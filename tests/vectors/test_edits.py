@@ -170,7 +170,7 @@ def test_outlines_drawn_across_themselves_or_with_heights_are_exported(tmp_path,
 def test_a_map_with_an_outline_without_area_is_refused_with_what_to_do(tmp_path, outline):
     path = written(tmp_path / "map.gpkg")
     edited(path, {1: outline})
-    with pytest.raises(InputError, match="1 footprints have an outline without area; delete"):
+    with pytest.raises(InputError, match="1 footprint with an outline without area; delete"):
         read_map(path)
 
 

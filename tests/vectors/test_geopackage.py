@@ -253,7 +253,7 @@ def test_a_map_that_has_lost_a_geometry_is_refused(map_path, layer):
         for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             database.execute(f'DROP TRIGGER "{name}"')
         database.execute(f"UPDATE {layer} SET geom = NULL WHERE fid = 1")  # noqa: S608
-    with pytest.raises(InputError, match="1 rows without geometry; delete these rows"):
+    with pytest.raises(InputError, match="1 row without geometry; delete what is empty"):
         read_map(map_path, layer)
 
 

@@ -113,7 +113,7 @@ def test_arts_passes_the_data_sets_checks(map_path, tmp_path):
 
 def test_arts_says_the_truth_about_the_slumps(map_path, tmp_path):
     notes = arts(map_path, tmp_path / "arts.geojson")
-    assert notes == ("ARTS: 11 of 11 footprints were accepted by nobody yet",)
+    assert notes == ("ARTS: accepted by nobody yet: 11 of 11 footprints",)
     frame, before = geopandas.read_file(tmp_path / "arts.geojson"), read_map(map_path)
     assert frame["Area"].to_numpy() == pytest.approx(before["area_m2"].to_numpy(), abs=0.05)
     assert set(frame["BaseMapID"]) == {"WV02 20230801"}
@@ -156,7 +156,7 @@ def test_what_was_rejected_is_no_slump_for_arts(map_path, tmp_path):
     assert not frame["Notes"].str.contains(footprints["id"][1]).any()
     assert notes == (
         "ARTS: 1 rejected footprints left out",
-        "ARTS: 1 of 10 footprints were accepted by nobody yet",
+        "ARTS: accepted by nobody yet: 1 of 10 footprints",
     )
 
 
@@ -339,7 +339,9 @@ def test_slumps_added_by_hand_are_in_profiles_that_want_no_score(map_path, tmp_p
     row = geopandas.read_file(tmp_path / "a.geojson", engine="pyogrio").iloc[-1]
     assert row["Area"] == pytest.approx(geodesic_area_m2(drawn, POLAR), abs=0.1)
     assert row["Notes"].endswith("added by hand")
-    assert export_profile(map_path, tmp_path / "a.json", "challenge")[1].startswith("challenge: 1 footprints")
+    assert export_profile(map_path, tmp_path / "a.json", "challenge")[1].startswith(
+        "challenge: left out: 1 footprint "
+    )
     assert "NaN" not in (tmp_path / "a.json").read_text()
 
 
@@ -373,7 +375,7 @@ def many(tmp_path):
 def test_what_gave_way_is_in_no_profile(many, tmp_path):
     fields = {name: text for name, text in GIVEN.items() if name != "BaseMapDate"}
     notes = arts(many, tmp_path / "a.geojson", fields)
-    assert notes[0] == "1 footprints that gave way to those of other scenes are left out"
+    assert notes[0] == "left out: 1 footprint that gave way to those of other scenes"
     rows = geopandas.read_file(tmp_path / "a.geojson", engine="pyogrio")
     assert sorted(str(date)[:10] for date in rows["BaseMapDate"]) == [
         "2021-08-01",

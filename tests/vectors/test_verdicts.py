@@ -61,7 +61,7 @@ def test_what_was_rejected_in_any_letters_is_rejected_everywhere(tmp_path, colum
     notes = export_profile(path, tmp_path / "arts.geojson", "arts", options=fields)
     assert notes[:2] == (
         "ARTS: 3 rejected footprints left out",
-        "ARTS: 2 of 3 footprints were accepted by nobody yet",
+        "ARTS: accepted by nobody yet: 2 of 3 footprints",
     )
     review = {"format": FORMAT, "reviews": [{"id": ids[5], "review": "accepted", "comment": "ж"}]}
     (tmp_path / "r.json").write_text(json.dumps(review))
